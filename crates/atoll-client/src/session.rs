@@ -1,0 +1,423 @@
+//! A session: requests in flight, numbered mutations, reconnection.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use atoll_types::{Caller, Errno, InodeId, Operation, OperationSeq, Outcome};
+use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, Request, Response, Resume};
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::connection::{self, Connection};
+use crate::{ClientConfig, ClientError};
+
+/// Requests with at least this payload, or reads as long, take the bulk lane. In bytes.
+const BULK_BYTES_MIN: usize = 64 * 1024;
+/// Pause between attempts to reconnect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+pub type Results = Vec<Result<Outcome, Errno>>;
+type Done = Box<dyn FnOnce(Results) + Send>;
+
+struct Pending {
+    execute: Execute,
+    lane: Lane,
+    done: Done,
+}
+
+struct State {
+    pending: BTreeMap<u64, Pending>,
+    /// Numbers of mutations without an answer.
+    unanswered: BTreeSet<u64>,
+    next_sequence: u64,
+    control: Option<mpsc::UnboundedSender<BytesMut>>,
+    bulk: Option<mpsc::UnboundedSender<BytesMut>>,
+    resume: Option<Resume>,
+    /// Without a connection since then.
+    away_since: Option<Instant>,
+    opens: HashMap<InodeId, u32>,
+    closed: bool,
+}
+
+/// A session with one volume. All methods may be called from any thread.
+pub struct Session {
+    config: ClientConfig,
+    volume: String,
+    state: Mutex<State>,
+    next_id: AtomicU64,
+    read_only: AtomicBool,
+    /// The session is to end.
+    ending: Notify,
+}
+
+fn encode(id: u64, request: &Request) -> Option<BytesMut> {
+    let mut bytes = BytesMut::new();
+    match atoll_wire::encode(id, request, &mut bytes) {
+        Ok(()) => Some(bytes),
+        Err(error) => {
+            tracing::error!(%error, "request does not fit a frame");
+            None
+        }
+    }
+}
+
+fn lane(operation: &Operation) -> Lane {
+    let bulk = match operation {
+        Operation::Read { range, .. } => range.len() as usize >= BULK_BYTES_MIN,
+        Operation::Write { data, .. } => data.len() >= BULK_BYTES_MIN,
+        _ => false,
+    };
+    if bulk { Lane::Bulk } else { Lane::Control }
+}
+
+impl Session {
+    /// Connect to a volume. The session reconnects by itself afterwards.
+    pub async fn open(config: ClientConfig, volume: &str) -> Result<Arc<Session>, ClientError> {
+        let session = Arc::new(Session {
+            config,
+            volume: volume.to_owned(),
+            state: Mutex::new(State {
+                pending: BTreeMap::new(),
+                unanswered: BTreeSet::new(),
+                next_sequence: 1,
+                control: None,
+                bulk: None,
+                resume: None,
+                away_since: None,
+                opens: HashMap::new(),
+                closed: false,
+            }),
+            next_id: AtomicU64::new(2),
+            read_only: AtomicBool::new(false),
+            ending: Notify::new(),
+        });
+        let first = session.connect(Lane::Control).await?;
+        tokio::spawn(session.clone().keep(first));
+        Ok(session)
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
+    }
+
+    /// Send one operation; `done` gets its result on a runtime thread and must not block.
+    /// The answer is a number for [`Session::cancel`].
+    pub fn submit(
+        &self,
+        caller: Caller,
+        operation: Operation,
+        done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
+    ) -> u64 {
+        let one = |results: Results| done(results.into_iter().next().unwrap_or(Err(Errno::EIO)));
+        self.send(caller, vec![operation], Box::new(one))
+    }
+
+    pub async fn call(&self, caller: Caller, operation: Operation) -> Result<Outcome, Errno> {
+        let (sender, receiver) = oneshot::channel();
+        let done = move |result| {
+            let _ = sender.send(result);
+        };
+        self.submit(caller, operation, Box::new(done));
+        receiver.await.unwrap_or(Err(Errno::EIO))
+    }
+
+    /// Operations in order up to the first that fails, in one round trip.
+    pub async fn compound(&self, caller: Caller, operations: Vec<Operation>) -> Results {
+        let (sender, receiver) = oneshot::channel();
+        let done = move |results| {
+            let _ = sender.send(results);
+        };
+        self.send(caller, operations, Box::new(done));
+        receiver.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
+    }
+
+    /// Give up a waiting request: it answers `EINTR` unless it is done already.
+    pub fn cancel(&self, id: u64) {
+        if let Some(bytes) = encode(0, &Request::Cancel(id)) {
+            let state = self.state.lock();
+            if state.pending.contains_key(&id)
+                && let Some(control) = &state.control
+            {
+                let _ = control.send(bytes);
+            }
+        }
+    }
+
+    /// End the session; what was sent before is answered first or fails.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.ending.notify_one();
+    }
+
+    fn send(&self, caller: Caller, operations: Vec<Operation>, done: Done) -> u64 {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let lane = operations.first().map_or(Lane::Control, lane);
+        let mutates = operations.iter().any(Operation::mutates);
+        let mut state = self.state.lock();
+        let too_long = |since: Instant| since.elapsed() >= self.config.reply_timeout;
+        if state.closed || state.away_since.is_some_and(too_long) {
+            drop(state);
+            done(vec![Err(Errno::EIO)]);
+            return id;
+        }
+        let mut sequence = 0;
+        if mutates {
+            sequence = state.next_sequence;
+            state.next_sequence += 1;
+            state.unanswered.insert(sequence);
+        }
+        let acknowledged = state.unanswered.first().copied().unwrap_or(state.next_sequence);
+        let execute =
+            Execute { caller, sequence: OperationSeq(sequence), acknowledged: OperationSeq(acknowledged), operations };
+        let request = Request::Execute(execute);
+        let bytes = encode(id, &request);
+        let Request::Execute(execute) = request else { return id };
+        match bytes {
+            Some(bytes) => {
+                state.deliver(lane, bytes);
+                state.pending.insert(id, Pending { execute, lane, done });
+            }
+            None => {
+                state.unanswered.remove(&sequence);
+                drop(state);
+                done(vec![Err(Errno::EINVAL)]);
+            }
+        }
+        id
+    }
+
+    fn answer(&self, id: u64, results: Results) {
+        let pending = {
+            let mut state = self.state.lock();
+            let Some(pending) = state.pending.remove(&id) else { return };
+            state.unanswered.remove(&pending.execute.sequence.0);
+            for (operation, result) in pending.execute.operations.iter().zip(&results) {
+                state.track(operation, result);
+            }
+            pending
+        };
+        (pending.done)(results);
+    }
+
+    // ---- connections
+
+    async fn connect(&self, lane: Lane) -> Result<Connection, ClientError> {
+        let hello = Hello {
+            version: atoll_wire::VERSION,
+            features: 0,
+            token: self.config.token.clone(),
+            volume: Some(self.volume.clone()),
+            resume: self.state.lock().resume.clone(),
+            lane,
+        };
+        let connection = connection::connect(&self.config, hello).await?;
+        self.read_only.store(connection.welcome.read_only, Ordering::Relaxed);
+        if lane == Lane::Control {
+            self.state.lock().resume = connection.welcome.resume.clone();
+        }
+        Ok(connection)
+    }
+
+    /// Keep the session connected until it is closed.
+    async fn keep(self: Arc<Self>, first: Connection) {
+        let mut next = Some(first);
+        loop {
+            if let Some(control) = next.take() {
+                let bulk = self.connect(Lane::Bulk).await.ok();
+                self.run(control, bulk).await;
+            }
+            if self.state.lock().closed {
+                self.fail_all();
+                return;
+            }
+            match self.connect(Lane::Control).await {
+                Ok(connection) => {
+                    tracing::info!(resumed = connection.welcome.resumed, "reconnected");
+                    next = Some(connection);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot reconnect");
+                    let away = self.state.lock().away_since.map(|since| since.elapsed());
+                    if away.is_some_and(|away| away >= self.config.reply_timeout) {
+                        self.fail_all();
+                    }
+                    tokio::select! {
+                        _ = tokio::time::sleep(RECONNECT_PAUSE) => {}
+                        _ = self.ending.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serve on these connections until one breaks.
+    async fn run(&self, control: Connection, bulk: Option<Connection>) {
+        let (control_sender, control_queue) = mpsc::unbounded_channel();
+        let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
+        let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
+        {
+            let mut state = self.state.lock();
+            state.control = Some(control_sender);
+            state.bulk = bulk.is_some().then_some(bulk_sender);
+            state.away_since = None;
+            if !welcome.resumed {
+                state.open_again();
+            }
+            state.send_again();
+        }
+        let receive_control = async {
+            while let Some((id, response)) = control_reader.next().await {
+                self.take(id, response);
+            }
+        };
+        let bulk_lane = async {
+            match bulk {
+                None => std::future::pending().await,
+                Some(Connection { mut reader, writer, .. }) => {
+                    let receive = async {
+                        while let Some((id, response)) = reader.next().await {
+                            self.take(id, response);
+                        }
+                    };
+                    tokio::select! { _ = receive => {}, _ = pump(writer, bulk_queue) => {} }
+                }
+            }
+        };
+        tokio::select! {
+            _ = receive_control => {}
+            _ = pump(control_writer, control_queue) => {}
+            _ = bulk_lane => {}
+            _ = self.ending.notified() => {}
+        }
+        let mut state = self.state.lock();
+        state.control = None;
+        state.bulk = None;
+        state.away_since = Some(Instant::now());
+    }
+
+    fn take(&self, id: u64, response: Response) {
+        match response {
+            Response::Results(results) => self.answer(id, results),
+            Response::Refused { message } => {
+                tracing::warn!(%message, "request refused");
+                self.answer(id, vec![Err(Errno::EIO)]);
+            }
+            _ => {}
+        }
+    }
+
+    fn fail_all(&self) {
+        let (pending, _) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.pending), std::mem::take(&mut state.unanswered))
+        };
+        for pending in pending.into_values() {
+            (pending.done)(vec![Err(Errno::EIO)]);
+        }
+    }
+}
+
+impl State {
+    fn deliver(&self, lane: Lane, bytes: BytesMut) {
+        let sender = match lane {
+            Lane::Bulk => self.bulk.as_ref().or(self.control.as_ref()),
+            Lane::Control => self.control.as_ref(),
+        };
+        if let Some(sender) = sender {
+            // A broken connection is replaced; the request is sent again then.
+            let _ = sender.send(bytes);
+        }
+    }
+
+    fn send_again(&self) {
+        for (id, pending) in &self.pending {
+            if let Some(bytes) = encode(*id, &Request::Execute(pending.execute.clone())) {
+                self.deliver(pending.lane, bytes);
+            }
+        }
+    }
+
+    /// The server knows nothing of this session any more: count its opens anew.
+    fn open_again(&self) {
+        for (&inode, &count) in &self.opens {
+            for _ in 0..count {
+                let open = Operation::Open { inode, flags: Default::default() };
+                let execute = Execute {
+                    caller: Caller::default(),
+                    sequence: OperationSeq(0),
+                    acknowledged: OperationSeq(0),
+                    operations: vec![open],
+                };
+                if let Some(bytes) = encode(0, &Request::Execute(execute)) {
+                    self.deliver(Lane::Control, bytes);
+                }
+            }
+        }
+    }
+
+    fn track(&mut self, operation: &Operation, result: &Result<Outcome, Errno>) {
+        let opened = match (operation, result) {
+            (Operation::Open { inode, .. }, Ok(_)) => *inode,
+            (Operation::Create { .. }, Ok(Outcome::Created { attributes, .. })) => attributes.inode,
+            (Operation::CreateUnnamed { .. }, Ok(Outcome::Entry(attributes))) => attributes.inode,
+            (Operation::Release { inode }, Ok(_)) => {
+                if let Some(count) = self.opens.get_mut(inode) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.opens.remove(inode);
+                    }
+                }
+                return;
+            }
+            _ => return,
+        };
+        *self.opens.entry(opened).or_default() += 1;
+    }
+}
+
+async fn pump(mut writer: connection::Writing, mut queue: mpsc::UnboundedReceiver<BytesMut>) {
+    while let Some(mut bytes) = queue.recv().await {
+        while bytes.len() < BULK_BYTES_MIN
+            && let Ok(more) = queue.try_recv()
+        {
+            bytes.extend_from_slice(&more);
+        }
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// An administrative connection.
+pub struct Admin {
+    connection: tokio::sync::Mutex<Connection>,
+}
+
+impl Admin {
+    pub async fn connect(config: &ClientConfig) -> Result<Admin, ClientError> {
+        let hello = Hello {
+            version: atoll_wire::VERSION,
+            features: 0,
+            token: config.token.clone(),
+            volume: None,
+            resume: None,
+            lane: Lane::Control,
+        };
+        Ok(Admin { connection: tokio::sync::Mutex::new(connection::connect(config, hello).await?) })
+    }
+
+    pub async fn call(&self, request: AdminRequest) -> Result<AdminReply, ClientError> {
+        let mut connection = self.connection.lock().await;
+        let bytes = encode(2, &Request::Admin(request)).ok_or(ClientError::Protocol)?;
+        connection.writer.write_all(&bytes).await.map_err(|_| ClientError::Protocol)?;
+        match connection.reader.next().await {
+            Some((_, Response::Admin(reply))) => Ok(reply),
+            Some((_, Response::Refused { message })) => Err(ClientError::Refused(message)),
+            _ => Err(ClientError::Protocol),
+        }
+    }
+}

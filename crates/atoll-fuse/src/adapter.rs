@@ -1,0 +1,584 @@
+//! From kernel requests to operations, and from outcomes to replies.
+//!
+//! Lifetimes are zero: the kernel asks again each time. Data is revalidated at
+//! every open, and at every read by size and modification time.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use atoll_types::locks::{Lock, LockKind, LockSpace};
+use atoll_types::operation::{
+    AllocateMode, AttributeChanges, NewTime, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode,
+};
+use atoll_types::{
+    Attributes, ByteRange, Caller, Errno, FileKind, InodeId, LockOwner, Mode, Name, Operation, Outcome, Timestamp,
+};
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::abi::{self, Body, Fields, Header};
+use crate::session::Reply;
+
+type Done = Box<dyn FnOnce(Result<Outcome, Errno>) + Send>;
+
+/// Who executes operations.
+pub trait Remote: Send + Sync + 'static {
+    /// `done` is called once, from any thread. The answer is a number for `cancel`.
+    fn submit(&self, caller: Caller, operation: Operation, done: Done) -> u64;
+    fn cancel(&self, id: u64);
+}
+
+impl Remote for Arc<atoll_client::Session> {
+    fn submit(&self, caller: Caller, operation: Operation, done: Done) -> u64 {
+        atoll_client::Session::submit(self, caller, operation, done)
+    }
+
+    fn cancel(&self, id: u64) {
+        atoll_client::Session::cancel(self, id);
+    }
+}
+
+/// Most interrupts remembered for requests that are not known yet.
+const EARLY_MAX: usize = 1024;
+/// Bytes of a listing asked for at a time, in entries.
+const LISTING_ENTRIES: u32 = 512;
+
+#[derive(Default)]
+struct Waits {
+    /// Waiting lock requests: the kernel's number to ours.
+    ids: HashMap<u64, u64>,
+    /// Interrupts that came before their request.
+    early: HashSet<u64>,
+}
+
+#[derive(Default)]
+struct Locked {
+    /// Inodes on which this mount ever took a range lock.
+    inodes: HashSet<InodeId>,
+    /// Owners that locked through an open file; what is left at its release was an OFD lock.
+    handles: HashMap<u64, HashSet<LockOwner>>,
+}
+
+/// A mounted volume.
+pub struct VolumeFs {
+    remote: Box<dyn Remote>,
+    waits: Arc<Mutex<Waits>>,
+    locked: Mutex<Locked>,
+    next_handle: AtomicU64,
+}
+
+fn name(bytes: &[u8]) -> Result<Name, Errno> {
+    Name::new(Bytes::copy_from_slice(bytes))
+}
+
+fn attributes(outcome: Outcome) -> Result<Attributes, Errno> {
+    match outcome {
+        Outcome::Entry(a) | Outcome::Created { attributes: a, .. } | Outcome::Written { attributes: a, .. } => Ok(a),
+        _ => Err(Errno::EPROTO),
+    }
+}
+
+const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
+
+impl VolumeFs {
+    pub fn new(remote: impl Remote) -> Self {
+        VolumeFs {
+            remote: Box::new(remote),
+            waits: Arc::default(),
+            locked: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    fn submit(
+        &self,
+        caller: Caller,
+        operation: Operation,
+        reply: Reply,
+        answer: impl FnOnce(Outcome) -> Result<Body, Errno> + Send + 'static,
+    ) {
+        let done = move |result: Result<Outcome, Errno>| match result.and_then(answer) {
+            Ok(body) => reply.ok(body),
+            Err(errno) => reply.error(errno),
+        };
+        self.remote.submit(caller, operation, Box::new(done));
+    }
+
+    fn entry(&self, caller: Caller, operation: Operation, reply: Reply) {
+        self.submit(caller, operation, reply, |o| Ok(Body::default().entry(&attributes(o)?)));
+    }
+
+    fn attr(&self, caller: Caller, operation: Operation, reply: Reply) {
+        self.submit(caller, operation, reply, |o| Ok(Body::default().attr(&attributes(o)?)));
+    }
+
+    fn done(&self, caller: Caller, operation: Operation, reply: Reply) {
+        self.submit(caller, operation, reply, |_| Ok(Body::default()));
+    }
+
+    fn data(&self, caller: Caller, operation: Operation, reply: Reply) {
+        let done = move |result| match result {
+            Ok(Outcome::Data(bytes)) => reply.bytes(&bytes),
+            Ok(_) => reply.error(Errno::EPROTO),
+            Err(errno) => reply.error(errno),
+        };
+        self.remote.submit(caller, operation, Box::new(done));
+    }
+
+    /// Extended attributes: size 0 asks for the length.
+    fn sized(&self, caller: Caller, operation: Operation, size: u32, reply: Reply) {
+        let done = move |result| match result {
+            Ok(Outcome::Data(bytes)) if size == 0 => reply.ok(Body::default().u32(bytes.len() as u32).u32(0)),
+            Ok(Outcome::Data(bytes)) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(Outcome::Data(bytes)) => reply.bytes(&bytes),
+            Ok(_) => reply.error(Errno::EPROTO),
+            Err(errno) => reply.error(errno),
+        };
+        self.remote.submit(caller, operation, Box::new(done));
+    }
+
+    /// Fire and forget.
+    fn tell(&self, operation: Operation) {
+        self.remote.submit(Caller::default(), operation, Box::new(|_| ()));
+    }
+
+    pub(crate) fn interrupt(&self, unique: u64) {
+        let id = {
+            let mut waits = self.waits.lock();
+            let id = waits.ids.get(&unique).copied();
+            if id.is_none() {
+                if waits.early.len() >= EARLY_MAX {
+                    waits.early.clear();
+                }
+                waits.early.insert(unique);
+            }
+            id
+        };
+        if let Some(id) = id {
+            self.remote.cancel(id);
+        }
+    }
+
+    pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
+        let mut f = Fields::new(body);
+        if let Err((reply, errno)) = self.try_dispatch(header, &mut f, reply) {
+            reply.error(errno);
+        }
+    }
+
+    fn try_dispatch(&self, header: Header, f: &mut Fields<'_>, reply: Reply) -> Result<(), (Reply, Errno)> {
+        let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
+        let inode = InodeId(header.node);
+        let operation = match self.parse(header, f) {
+            Ok(operation) => operation,
+            Err(errno) => return Err((reply, errno)),
+        };
+        if f.bad {
+            return Err((reply, Errno::EINVAL));
+        }
+        match operation {
+            Parsed::Entry(operation) => self.entry(caller, operation, reply),
+            Parsed::Attr(operation) => self.attr(caller, operation, reply),
+            Parsed::Done(operation) => self.done(caller, operation, reply),
+            Parsed::Data(operation) => self.data(caller, operation, reply),
+            Parsed::Sized(operation, size) => self.sized(caller, operation, size, reply),
+            Parsed::Open(operation, flags) => {
+                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+                self.submit(caller, operation, reply, move |_| Ok(Body::default().open(handle, flags)));
+            }
+            Parsed::Create(operation, flags) => {
+                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+                self.submit(caller, operation, reply, move |outcome| {
+                    Ok(Body::default().entry(&attributes(outcome)?).open(handle, flags))
+                });
+            }
+            Parsed::Written(operation) => self.submit(caller, operation, reply, |outcome| match outcome {
+                Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
+                _ => Err(Errno::EPROTO),
+            }),
+            Parsed::Offset(operation) => self.submit(caller, operation, reply, |outcome| match outcome {
+                Outcome::Offset(offset) => Ok(Body::default().u64(offset)),
+                _ => Err(Errno::EPROTO),
+            }),
+            Parsed::Statistics => self.submit(caller, Operation::Statistics, reply, |outcome| match outcome {
+                Outcome::Space(s) => {
+                    const BLOCK: u64 = 4096;
+                    let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;
+                    let files_free = s.inodes_total.saturating_sub(s.inodes_used);
+                    let mut body = Body::default()
+                        .u64(s.bytes_total / BLOCK)
+                        .u64(free)
+                        .u64(free)
+                        .u64(s.inodes_total)
+                        .u64(files_free)
+                        .u32(BLOCK as u32)
+                        .u32(255)
+                        .u32(BLOCK as u32);
+                    body.0.resize(80, 0);
+                    Ok(body)
+                }
+                _ => Err(Errno::EPROTO),
+            }),
+            Parsed::List { offset, size } => self.list(caller, inode, offset, size as usize, reply),
+            Parsed::OpenDirectory => reply.ok(Body::default().open(0, 0)),
+            Parsed::Nothing => reply.ok(Body::default()),
+            Parsed::Release { handle, owner } => {
+                if let Some(owner) = owner {
+                    self.tell(Operation::Unlock { inode, space: LockSpace::Whole, owner, range: EVERYTHING });
+                }
+                let left = self.locked.lock().handles.remove(&handle);
+                for owner in left.into_iter().flatten() {
+                    self.tell(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
+                }
+                self.tell(Operation::Release { inode });
+                reply.ok(Body::default());
+            }
+            Parsed::Flush { handle, owner } => {
+                let unlock = {
+                    let mut locked = self.locked.lock();
+                    if let Some(owners) = locked.handles.get_mut(&handle) {
+                        owners.remove(&owner);
+                    }
+                    locked.inodes.contains(&inode)
+                };
+                if unlock {
+                    let unlock = Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING };
+                    self.done(caller, unlock, reply);
+                } else {
+                    reply.ok(Body::default());
+                }
+            }
+            Parsed::TestLock(lock) => {
+                self.submit(caller, Operation::TestLock { inode, lock }, reply, |outcome| match outcome {
+                    Outcome::Conflict(conflict) => Ok(lock_reply(conflict)),
+                    _ => Err(Errno::EPROTO),
+                });
+            }
+            Parsed::Unlock(lock) => {
+                let Lock { space, owner, range, .. } = lock;
+                self.done(caller, Operation::Unlock { inode, space, owner, range }, reply);
+            }
+            Parsed::SetLock { lock, wait, handle } => {
+                if lock.space == LockSpace::Range {
+                    let mut locked = self.locked.lock();
+                    locked.inodes.insert(inode);
+                    locked.handles.entry(handle).or_default().insert(lock.owner);
+                }
+                let operation = Operation::SetLock { inode, lock, wait };
+                if wait {
+                    self.wait_for_lock(header.unique, caller, operation, reply)
+                } else {
+                    self.done(caller, operation, reply)
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_lock(&self, unique: u64, caller: Caller, operation: Operation, reply: Reply) {
+        let waits = self.waits.clone();
+        let done = move |result: Result<Outcome, Errno>| {
+            waits.lock().ids.remove(&unique);
+            match result {
+                Ok(_) => reply.ok(Body::default()),
+                Err(errno) => reply.error(errno),
+            }
+        };
+        // Held across the submission, so that an interrupt finds the number.
+        self.waits.lock().ids.insert(unique, 0);
+        let id = self.remote.submit(caller, operation, Box::new(done));
+        let early = {
+            let mut waits = self.waits.lock();
+            if let Some(known) = waits.ids.get_mut(&unique) {
+                *known = id;
+            }
+            waits.early.remove(&unique)
+        };
+        if early {
+            self.remote.cancel(id);
+        }
+    }
+
+    fn list(&self, caller: Caller, inode: InodeId, offset: u64, size: usize, reply: Reply) {
+        let operation = Operation::ReadDirectory {
+            inode,
+            after: offset.saturating_sub(2),
+            entries_max: LISTING_ENTRIES,
+            with_attributes: false,
+        };
+        self.submit(caller, operation, reply, move |outcome| {
+            let Outcome::Listing { entries, .. } = outcome else { return Err(Errno::EPROTO) };
+            let mut body = Vec::with_capacity(size);
+            let dots = [(1, &b"."[..]), (2, b"..")].into_iter().filter(|(at, _)| *at > offset);
+            for (at, dot) in dots {
+                push_entry(&mut body, size, inode.0, at, FileKind::Directory, dot);
+            }
+            for entry in entries {
+                if !push_entry(&mut body, size, entry.inode.0, entry.cookie + 2, entry.kind, entry.name.as_bytes()) {
+                    break;
+                }
+            }
+            Ok(Body(body))
+        });
+    }
+
+    fn parse(&self, header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
+        use Operation as O;
+        let inode = InodeId(header.node);
+        let parent = inode;
+        Ok(match header.opcode {
+            abi::LOOKUP => match f.string() {
+                b"." => Parsed::Entry(O::GetAttributes { inode }),
+                b".." => Parsed::Entry(O::Parent { inode }),
+                bytes => Parsed::Entry(O::Lookup { parent, name: name(bytes)? }),
+            },
+            abi::GETATTR => Parsed::Attr(O::GetAttributes { inode }),
+            abi::SETATTR => Parsed::Attr(O::SetAttributes { inode, changes: changes(f) }),
+            abi::READLINK => Parsed::Data(O::ReadSymlink { inode }),
+            abi::SYMLINK => {
+                let name = name(f.string())?;
+                Parsed::Entry(O::MakeSymlink { parent, name, target: Bytes::copy_from_slice(f.string()) })
+            }
+            abi::MKNOD => {
+                let (mode, device, umask, _) = (f.u32(), f.u32(), f.u32(), f.u32());
+                Parsed::Entry(O::MakeNode { parent, name: name(f.string())?, mode: Mode(mode), umask, device })
+            }
+            abi::MKDIR => {
+                let (mode, umask) = (f.u32(), f.u32());
+                let permissions = Mode(mode).permissions();
+                Parsed::Entry(O::MakeDirectory { parent, name: name(f.string())?, permissions, umask })
+            }
+            abi::UNLINK => Parsed::Done(O::Unlink { parent, name: name(f.string())? }),
+            abi::RMDIR => Parsed::Done(O::RemoveDirectory { parent, name: name(f.string())? }),
+            abi::RENAME | abi::RENAME2 => {
+                let new_parent = InodeId(f.u64());
+                let flags = if header.opcode == abi::RENAME2 {
+                    let flags = f.u32();
+                    f.u32();
+                    flags
+                } else {
+                    0
+                };
+                let mode = match flags {
+                    0 => RenameMode::Replace,
+                    1 => RenameMode::NoReplace,
+                    2 => RenameMode::Exchange,
+                    4 => RenameMode::Whiteout,
+                    _ => return Err(Errno::EINVAL),
+                };
+                let (name, new_name) = (name(f.string())?, name(f.string())?);
+                Parsed::Done(O::Rename { parent, name, new_parent, new_name, mode })
+            }
+            abi::LINK => {
+                let target = InodeId(f.u64());
+                Parsed::Entry(O::Link { inode: target, parent, name: name(f.string())? })
+            }
+            abi::OPEN => {
+                let (flags, open_flags) = (f.u32(), f.u32());
+                let open = OpenFlags {
+                    truncate: flags & libc::O_TRUNC as u32 != 0,
+                    exclusive: false,
+                    drop_privileges: open_flags & abi::OPEN_KILL_SUIDGID != 0,
+                };
+                Parsed::Open(O::Open { inode, flags: open }, reply_flags(flags))
+            }
+            abi::CREATE => {
+                let (flags, mode, umask, open_flags) = (f.u32(), f.u32(), f.u32(), f.u32());
+                let open = OpenFlags {
+                    truncate: flags & libc::O_TRUNC as u32 != 0,
+                    exclusive: flags & libc::O_EXCL as u32 != 0,
+                    drop_privileges: open_flags & abi::OPEN_KILL_SUIDGID != 0,
+                };
+                let permissions = Mode(mode).permissions();
+                let create = O::Create { parent, name: name(f.string())?, permissions, umask, flags: open };
+                Parsed::Create(create, reply_flags(flags))
+            }
+            abi::TMPFILE => {
+                let (flags, mode, umask, _) = (f.u32(), f.u32(), f.u32(), f.u32());
+                let permissions = Mode(mode).permissions();
+                Parsed::Create(O::CreateUnnamed { parent, permissions, umask }, reply_flags(flags))
+            }
+            abi::READ => {
+                let (_, offset, size) = (f.u64(), f.u64(), f.u32());
+                Parsed::Data(O::Read { inode, range: ByteRange::at(offset, u64::from(size)) })
+            }
+            abi::WRITE => {
+                let (_, offset, size, write_flags) = (f.u64(), f.u64(), f.u32(), f.u32());
+                let (_, flags, _) = (f.u64(), f.u32(), f.u32());
+                let append = flags & libc::O_APPEND as u32 != 0;
+                let at = if append { WriteAt::End } else { WriteAt::Offset(offset) };
+                let data = Bytes::copy_from_slice(f.bytes(size as usize));
+                let drop_privileges = write_flags & abi::WRITE_KILL_SUIDGID != 0;
+                Parsed::Written(O::Write { inode, at, data, drop_privileges })
+            }
+            abi::STATFS => Parsed::Statistics,
+            abi::RELEASE => {
+                let (handle, _, flags, owner) = (f.u64(), f.u32(), f.u32(), f.u64());
+                let owner = (flags & abi::RELEASE_FLOCK_UNLOCK != 0).then_some(LockOwner(owner));
+                Parsed::Release { handle, owner }
+            }
+            abi::FLUSH => {
+                let (handle, _, owner) = (f.u64(), f.u64(), f.u64());
+                Parsed::Flush { handle, owner: LockOwner(owner) }
+            }
+            abi::FSYNC | abi::FSYNCDIR | abi::SYNCFS => Parsed::Done(O::Sync),
+            abi::SETXATTR => {
+                let (size, flags) = (f.u32(), f.u32());
+                let name = Bytes::copy_from_slice(f.string());
+                let value = Bytes::copy_from_slice(f.bytes(size as usize));
+                let mode = match flags {
+                    0 => XattrMode::Set,
+                    1 => XattrMode::Create,
+                    2 => XattrMode::Replace,
+                    _ => return Err(Errno::EINVAL),
+                };
+                Parsed::Done(O::SetXattr { inode, name, value, mode, drop_privileges: false })
+            }
+            abi::GETXATTR => {
+                let (size, _) = (f.u32(), f.u32());
+                Parsed::Sized(O::GetXattr { inode, name: Bytes::copy_from_slice(f.string()) }, size)
+            }
+            abi::LISTXATTR => Parsed::Sized(O::ListXattrs { inode }, f.u32()),
+            abi::REMOVEXATTR => Parsed::Done(O::RemoveXattr { inode, name: Bytes::copy_from_slice(f.string()) }),
+            abi::OPENDIR => Parsed::OpenDirectory,
+            abi::RELEASEDIR => Parsed::Nothing,
+            abi::READDIR => {
+                let (_, offset, size) = (f.u64(), f.u64(), f.u32());
+                Parsed::List { offset, size }
+            }
+            abi::GETLK | abi::SETLK | abi::SETLKW => return lock(header, f),
+            abi::FALLOCATE => {
+                let (_, offset, length, mode) = (f.u64(), f.u64(), f.u64(), f.u32() as i32);
+                const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+                let keep_size = mode & KEEP != 0;
+                let mode = match mode & !KEEP {
+                    0 => AllocateMode::Allocate { keep_size },
+                    libc::FALLOC_FL_PUNCH_HOLE if keep_size => AllocateMode::PunchHole,
+                    libc::FALLOC_FL_ZERO_RANGE => AllocateMode::Zero { keep_size },
+                    libc::FALLOC_FL_COLLAPSE_RANGE if !keep_size => AllocateMode::CollapseRange,
+                    libc::FALLOC_FL_INSERT_RANGE if !keep_size => AllocateMode::InsertRange,
+                    _ => return Err(Errno::EOPNOTSUPP),
+                };
+                let range = ByteRange::at(offset, length);
+                Parsed::Done(O::Allocate { inode, mode, range, drop_privileges: false })
+            }
+            abi::LSEEK => {
+                let (_, offset, whence) = (f.u64(), f.u64(), f.u32() as i32);
+                let to = match whence {
+                    libc::SEEK_DATA => SeekTo::Data,
+                    libc::SEEK_HOLE => SeekTo::Hole,
+                    _ => return Err(Errno::EINVAL),
+                };
+                Parsed::Offset(O::Seek { inode, offset, to })
+            }
+            abi::COPY_FILE_RANGE => {
+                let (_, source_offset, target, _, target_offset, length) =
+                    (f.u64(), f.u64(), InodeId(f.u64()), f.u64(), f.u64(), f.u64());
+                // The reply counts in 32 bits.
+                let length = length.min(1 << 30);
+                Parsed::Written(O::CloneRange { source: inode, source_offset, target, target_offset, length })
+            }
+            abi::IOCTL => return Err(Errno::ENOTTY),
+            _ => return Err(Errno::ENOSYS),
+        })
+    }
+}
+
+/// A request, by how its outcome is answered.
+enum Parsed {
+    Entry(Operation),
+    Attr(Operation),
+    Done(Operation),
+    Data(Operation),
+    Sized(Operation, u32),
+    Open(Operation, u32),
+    Create(Operation, u32),
+    Written(Operation),
+    Offset(Operation),
+    Statistics,
+    List { offset: u64, size: u32 },
+    OpenDirectory,
+    Nothing,
+    Release { handle: u64, owner: Option<LockOwner> },
+    Flush { handle: u64, owner: LockOwner },
+    TestLock(Lock),
+    SetLock { lock: Lock, wait: bool, handle: u64 },
+    Unlock(Lock),
+}
+
+/// Appends go past the page cache: only the authority knows where the end is.
+fn reply_flags(open_flags: u32) -> u32 {
+    if open_flags & libc::O_APPEND as u32 != 0 { abi::FOPEN_DIRECT_IO } else { 0 }
+}
+
+fn changes(f: &mut Fields<'_>) -> AttributeChanges {
+    let (valid, _, _, size, _) = (f.u32(), f.u32(), f.u64(), f.u64(), f.u64());
+    let (atime, mtime, _) = (f.u64(), f.u64(), f.u64());
+    let (atime_nanos, mtime_nanos, _) = (f.u32(), f.u32(), f.u32());
+    let (mode, _, uid, gid, _) = (f.u32(), f.u32(), f.u32(), f.u32(), f.u32());
+    let has = |bit: u32| valid & bit != 0;
+    let time = |set: bool, now: bool, seconds: u64, nanos: u32| match (set, now) {
+        (_, true) => Some(NewTime::Now),
+        (true, false) => Some(NewTime::At(Timestamp { seconds: seconds as i64, nanos })),
+        (false, false) => None,
+    };
+    AttributeChanges {
+        permissions: has(1).then_some(Mode(mode).permissions()),
+        uid: has(2).then_some(uid),
+        gid: has(4).then_some(gid),
+        size: has(8).then_some(size),
+        accessed: time(has(16), has(128), atime, atime_nanos),
+        modified: time(has(32), has(256), mtime, mtime_nanos),
+        drop_privileges: has(2048),
+    }
+}
+
+fn lock(header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
+    let (handle, owner, start, last, kind, pid, flags) =
+        (f.u64(), f.u64(), f.u64(), f.u64(), f.u32() as i32, f.u32(), f.u32());
+    let end = if last >= i64::MAX as u64 { u64::MAX } else { last + 1 };
+    let space = if flags & abi::LK_FLOCK != 0 { LockSpace::Whole } else { LockSpace::Range };
+    let range = if space == LockSpace::Whole { EVERYTHING } else { ByteRange::new(start, end) };
+    let exclusive = kind == libc::F_WRLCK;
+    let lock = Lock {
+        space,
+        owner: LockOwner(owner),
+        pid,
+        kind: if exclusive { LockKind::Exclusive } else { LockKind::Shared },
+        range,
+    };
+    Ok(match (header.opcode, kind) {
+        (abi::GETLK, _) => Parsed::TestLock(lock),
+        (_, libc::F_UNLCK) => Parsed::Unlock(lock),
+        (opcode, libc::F_RDLCK | libc::F_WRLCK) => Parsed::SetLock { lock, wait: opcode == abi::SETLKW, handle },
+        _ => return Err(Errno::EINVAL),
+    })
+}
+
+fn lock_reply(conflict: Option<Lock>) -> Body {
+    match conflict {
+        None => Body::default().u64(0).u64(0).u32(libc::F_UNLCK as u32).u32(0),
+        Some(lock) => {
+            let kind = if lock.kind == LockKind::Exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+            let last = if lock.range.end == u64::MAX { i64::MAX as u64 } else { lock.range.end - 1 };
+            Body::default().u64(lock.range.start).u64(last).u32(kind as u32).u32(lock.pid)
+        }
+    }
+}
+
+/// Append a directory entry if it fits.
+fn push_entry(body: &mut Vec<u8>, size: usize, inode: u64, offset: u64, kind: FileKind, name: &[u8]) -> bool {
+    let length = (24 + name.len()).next_multiple_of(8);
+    if body.len() + length > size {
+        return false;
+    }
+    let end = body.len() + length;
+    body.extend_from_slice(&inode.to_ne_bytes());
+    body.extend_from_slice(&offset.to_ne_bytes());
+    body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+    body.extend_from_slice(&u32::from(kind.dirent_type()).to_ne_bytes());
+    body.extend_from_slice(name);
+    body.resize(end, 0);
+    true
+}

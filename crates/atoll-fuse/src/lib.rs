@@ -1,0 +1,14 @@
+//! The FUSE mount: the kernel's protocol, the session loop, and the adapter that
+//! turns the kernel's requests into operations of a volume.
+//!
+//! Invariant: every request of the kernel is answered exactly once; a reply that
+//! is dropped answers `EIO`. No file-system rule lives here. Read [`session`] for
+//! the loop and [`adapter`] for the meaning of each request. This is the only
+//! crate with `unsafe`: one system call that has no safe wrapper.
+
+mod abi;
+mod adapter;
+mod session;
+
+pub use adapter::{Remote, VolumeFs};
+pub use session::{FuseError, MountOptions, Mounted, mount, unmount};

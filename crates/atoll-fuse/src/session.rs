@@ -1,0 +1,240 @@
+//! Mounting, the session loop, replies.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{IoSlice, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_types::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::abi::{self, Body, Fields, Header};
+use crate::adapter::VolumeFs;
+
+/// Largest write, in bytes.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Room for a write and its headers.
+const REQUEST_BYTES_MAX: usize = WRITE_BYTES_MAX as usize + 64 * 1024;
+/// Oldest minor version of the protocol that is spoken (Linux 5.4).
+const MINOR_MIN: u32 = 31;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    pub directory: PathBuf,
+    /// What `mount` shows as the source.
+    pub source: String,
+    pub allow_other: bool,
+    pub read_only: bool,
+    /// Threads that read requests, at least 1.
+    pub threads: usize,
+}
+
+/// Why a mount failed; every message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FuseError {
+    #[error("cannot open /dev/fuse: {0}: load the fuse module, or give the container the device")]
+    Device(std::io::Error),
+    #[error("cannot mount on {directory}: {reason}")]
+    Mount { directory: String, reason: String },
+    #[error("the kernel's FUSE protocol 7.{0} is too old: Linux 5.4 or later is needed")]
+    Old(u32),
+    #[error("session: {0}")]
+    Session(std::io::Error),
+}
+
+/// A served mount.
+pub struct Mounted {
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Mounted {
+    /// Wait until it is unmounted.
+    pub fn join(self) {
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Detach a mount; open files stay usable until they are closed.
+pub fn unmount(directory: &Path) -> Result<(), FuseError> {
+    rustix::mount::unmount(directory, UnmountFlags::empty()).map_err(|error| FuseError::Mount {
+        directory: directory.display().to_string(),
+        reason: match error {
+            rustix::io::Errno::BUSY => "it is in use: close what is open in it (`fuser -m` shows it)".into(),
+            error => error.to_string(),
+        },
+    })
+}
+
+/// The answer to one request. Dropped without one, it answers `EIO`.
+pub(crate) struct Reply {
+    device: Arc<File>,
+    unique: u64,
+    answered: bool,
+}
+
+impl Reply {
+    fn write(&mut self, error: i32, parts: &[&[u8]]) {
+        self.answered = true;
+        let length = 16 + parts.iter().map(|p| p.len()).sum::<usize>();
+        let header = Body::default().u32(length as u32).u32(error as u32).u64(self.unique);
+        let mut slices = vec![IoSlice::new(&header.0)];
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        if let Err(error) = rustix::io::writev(&*self.device, &slices)
+            // The request was interrupted, or the mount is gone.
+            && error != rustix::io::Errno::NOENT
+            && error != rustix::io::Errno::NODEV
+        {
+            tracing::warn!(%error, "cannot answer the kernel");
+        }
+    }
+
+    pub fn ok(mut self, body: Body) {
+        self.write(0, &[&body.0]);
+    }
+
+    pub fn bytes(mut self, bytes: &[u8]) {
+        self.write(0, &[bytes]);
+    }
+
+    pub fn error(mut self, errno: Errno) {
+        self.write(-i32::from(errno.0), &[]);
+    }
+
+    /// A request that has no answer.
+    pub fn nothing(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.write(-i32::from(Errno::EIO.0), &[]);
+        }
+    }
+}
+
+/// Mount and serve in threads of its own.
+pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounted, FuseError> {
+    let device = File::options().read(true).write(true).open("/dev/fuse").map_err(FuseError::Device)?;
+    let refuse = |reason: String| FuseError::Mount { directory: options.directory.display().to_string(), reason };
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={}",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+        WRITE_BYTES_MAX
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).map_err(|error| refuse(error.to_string()))?;
+    let flags = if options.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    rustix::mount::mount(options.source.as_str(), &options.directory, "fuse.atoll", flags, Some(data.as_c_str()))
+        .map_err(|error| match error {
+            rustix::io::Errno::PERM => refuse("mounting needs root".into()),
+            error => refuse(error.to_string()),
+        })?;
+    let serve = || -> Result<Mounted, FuseError> {
+        let mut device = device;
+        initialise(&mut device)?;
+        let mut threads = Vec::new();
+        for _ in 1..options.threads.max(1) {
+            let clone = Arc::new(clone_device(&device)?);
+            let filesystem = filesystem.clone();
+            threads.push(std::thread::spawn(move || run(&clone, &filesystem)));
+        }
+        let device = Arc::new(device);
+        threads.push(std::thread::spawn(move || run(&device, &filesystem)));
+        Ok(Mounted { threads })
+    };
+    serve().inspect_err(|_| {
+        let _ = rustix::mount::unmount(&options.directory, UnmountFlags::DETACH);
+    })
+}
+
+/// A further descriptor of the same connection, with a queue of its own.
+fn clone_device(device: &File) -> Result<File, FuseError> {
+    const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
+    let clone = File::options().read(true).write(true).open("/dev/fuse").map_err(FuseError::Device)?;
+    let source = device.as_raw_fd() as u32;
+    // SAFETY: the kernel reads one u32 behind the pointer, which lives across the call.
+    let done = unsafe { libc::ioctl(clone.as_raw_fd(), FUSE_DEV_IOC_CLONE as _, &source) };
+    if done != 0 {
+        return Err(FuseError::Session(std::io::Error::last_os_error()));
+    }
+    let owned: OwnedFd = clone.into();
+    Ok(owned.into())
+}
+
+/// Agree on the protocol.
+fn initialise(device: &mut File) -> Result<(), FuseError> {
+    let mut buffer = vec![0; REQUEST_BYTES_MAX];
+    let length = device.read(&mut buffer).map_err(FuseError::Session)?;
+    let malformed = || FuseError::Session(std::io::Error::other("the kernel did not introduce itself"));
+    let (header, body) = abi::parse(&buffer[..length]).ok_or_else(malformed)?;
+    let mut f = Fields::new(body);
+    let (major, minor, readahead, low, high) = (f.u32(), f.u32(), f.u32(), f.u32(), f.u32());
+    if header.opcode != abi::INIT || major != 7 {
+        return Err(malformed());
+    }
+    if minor < MINOR_MIN {
+        return Err(FuseError::Old(minor));
+    }
+    let offered = u64::from(low) | u64::from(high) << 32;
+    let flags = offered & abi::FLAGS;
+    let pages = (WRITE_BYTES_MAX / 4096) as u16;
+    let mut reply = Body::default()
+        .u32(7)
+        .u32(minor.min(40))
+        .u32(readahead.min(WRITE_BYTES_MAX))
+        .u32(flags as u32)
+        .u16(64)
+        .u16(48)
+        .u32(WRITE_BYTES_MAX)
+        .u32(1)
+        .u16(pages)
+        .u16(0)
+        .u32((flags >> 32) as u32);
+    reply.0.resize(64, 0);
+    let header = Body::default().u32(16 + 64).u32(0).u64(header.unique);
+    rustix::io::writev(&*device, &[IoSlice::new(&header.0), IoSlice::new(&reply.0)])
+        .map_err(|error| FuseError::Session(error.into()))?;
+    Ok(())
+}
+
+/// Read requests until the mount is gone.
+fn run(device: &Arc<File>, filesystem: &VolumeFs) {
+    let mut buffer = vec![0; REQUEST_BYTES_MAX];
+    loop {
+        let length = match rustix::io::read(&**device, &mut buffer) {
+            Ok(length) => length,
+            Err(rustix::io::Errno::NODEV) => return,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN | rustix::io::Errno::NOENT) => continue,
+            Err(error) => {
+                tracing::error!(%error, "cannot read from the kernel");
+                return;
+            }
+        };
+        let Some((header, body)) = abi::parse(&buffer[..length]) else {
+            tracing::error!("malformed request from the kernel");
+            continue;
+        };
+        let Header { opcode, unique, .. } = header;
+        let reply = Reply { device: device.clone(), unique, answered: false };
+        match opcode {
+            abi::FORGET | abi::BATCH_FORGET => reply.nothing(),
+            abi::INTERRUPT => {
+                reply.nothing();
+                filesystem.interrupt(Fields::new(body).u64());
+            }
+            abi::DESTROY => reply.ok(Body::default()),
+            _ => filesystem.dispatch(header, body, reply),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The volumes of a server: made, opened on first use, closed on stop.
+//!
+//! Under the data folder each volume has `volumes/NAME/` with `volume.json`,
+//! its log and its staging; under the store `volumes/NAME/` with an owner
+//! record, `meta` and `segments`. The owner record is written under the
+//! condition that none is there, so one name is made once.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_object::{ObjectRoot, probe};
+use atoll_store::{SlateConfig, SlateStore};
+use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
+use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+/// Metadata of one volume in memory before it is written out, in bytes.
+const MEMTABLE_BYTES: usize = 32 << 20;
+
+pub(crate) struct Registry {
+    folder: PathBuf,
+    root: ObjectRoot,
+    cache_bytes_max: u64,
+    open: Mutex<HashMap<String, Volume>>,
+}
+
+/// What both the data folder and the store know of a volume.
+#[derive(Clone, Serialize, Deserialize)]
+struct Record {
+    id: String,
+    durability: String,
+}
+
+type Result<T> = std::result::Result<T, String>;
+
+fn check_name(name: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || !name.chars().all(good) || name.starts_with('.') {
+        return Err(format!(
+            "`{name}` is no name for a volume: use 1 to {VOLUME_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`"
+        ));
+    }
+    Ok(())
+}
+
+impl Registry {
+    pub fn new(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64) -> Self {
+        Registry { folder, root, cache_bytes_max, open: Mutex::default() }
+    }
+
+    pub fn store_url(&self) -> &str {
+        &self.root.url
+    }
+
+    fn local(&self, name: &str) -> PathBuf {
+        self.folder.join("volumes").join(name)
+    }
+
+    fn remote(&self, name: &str) -> ObjectRoot {
+        self.root.child(&format!("volumes/{name}"))
+    }
+
+    fn record(&self, name: &str) -> Result<Record> {
+        check_name(name)?;
+        let missing = |_| format!("no volume `{name}` here: `atoll volume list` shows what there is");
+        let bytes = std::fs::read(self.local(name).join("volume.json")).map_err(missing)?;
+        serde_json::from_slice(&bytes).map_err(|error| format!("volume `{name}`: damaged volume.json: {error}"))
+    }
+
+    pub async fn create(&self, name: &str, durability: &str) -> Result<()> {
+        check_name(name)?;
+        let durability = match durability {
+            "local" => Durability::Local,
+            "object" => Durability::Object,
+            "quorum" => return Err("durability `quorum` is reserved and not there yet: use `local` or `object`".into()),
+            other => return Err(format!("no durability mode `{other}`: use `local` or `object`")),
+        };
+        let mut open = self.open.lock().await;
+        if self.record(name).is_ok() {
+            return Err(format!("volume `{name}` exists already"));
+        }
+        probe(&self.root).await.map_err(|error| error.to_string())?;
+        let mut id = [0u8; 16];
+        getrandom::fill(&mut id).map_err(|error| error.to_string())?;
+        let settings = VolumeSettings { durability, id: u128::from_be_bytes(id) };
+        let record = Record { id: format!("{:032x}", settings.id), durability: durability.name().into() };
+        let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
+        let remote = self.remote(name);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let path = ObjectPath::from("volume.json");
+        match remote.store.put_opts(&path, PutPayload::from(json.clone()), options).await {
+            Ok(_) => {}
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                return Err(format!("volume `{name}` exists already in {}, made by another server", self.root.url));
+            }
+            Err(error) => return Err(format!("cannot write to {}: {error}", self.root.url)),
+        }
+        let store = self.open_store(name, durability).await?;
+        atoll_volume::format(&*store, &settings).await.map_err(|error| error.to_string())?;
+        let volume = self.open_volume(name, durability, store).await?;
+        // Last: a volume without this file was never made.
+        write_durably(&self.local(name).join("volume.json"), &json).map_err(|error| error.to_string())?;
+        open.insert(name.to_owned(), volume);
+        Ok(())
+    }
+
+    async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
+        let local = self.local(name);
+        std::fs::create_dir_all(&local).map_err(|error| format!("cannot write {}: {error}", local.display()))?;
+        let log = match durability {
+            Durability::Local => Some(local.join("log")),
+            Durability::Object => None,
+        };
+        let config = SlateConfig { root: self.remote(name).child("meta"), log, memtable_bytes: MEMTABLE_BYTES };
+        let store = SlateStore::open(config).await.map_err(|error| format!("volume `{name}`: {error}"))?;
+        Ok(Arc::new(store))
+    }
+
+    async fn open_volume(&self, name: &str, durability: Durability, store: Arc<SlateStore>) -> Result<Volume> {
+        let segments = self.remote(name).child("segments");
+        let staging = match (&segments.folder, durability) {
+            (Some(folder), _) => Staging::Objects(folder.clone()),
+            (None, Durability::Local) => Staging::Folder(self.local(name).join("staging")),
+            (None, Durability::Object) => Staging::Memory,
+        };
+        let mut config = BlobConfig::new(segments.store, ObjectPath::default(), staging);
+        config.cache_bytes_max = self.cache_bytes_max;
+        let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+            Box::pin(Blob::open(config, epoch, recovered))
+        };
+        let volume = Volume::open(store, opening, VolumeConfig::default()).await;
+        volume.map_err(|error| format!("volume `{name}`: {error}"))
+    }
+
+    /// The open volume, opened now if need be.
+    pub async fn get(&self, name: &str) -> Result<Volume> {
+        let mut open = self.open.lock().await;
+        if let Some(volume) = open.get(name) {
+            return Ok(volume.clone());
+        }
+        let record = self.record(name)?;
+        let durability = if record.durability == "object" { Durability::Object } else { Durability::Local };
+        let store = self.open_store(name, durability).await?;
+        let volume = self.open_volume(name, durability, store).await?;
+        open.insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.folder.join("volumes")) else { return Vec::new() };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| self.record(name).is_ok()).collect();
+        names.sort();
+        names
+    }
+
+    pub async fn info(&self, name: &str, sessions: u64) -> Result<atoll_wire::VolumeInfo> {
+        let record = self.record(name)?;
+        let report = self.open.lock().await.get(name).map(Volume::report);
+        Ok(atoll_wire::VolumeInfo {
+            name: name.to_owned(),
+            durability: record.durability,
+            store: self.remote(name).url,
+            open: report.is_some(),
+            inodes: report.map_or(0, |r| r.inodes),
+            bytes: report.map_or(0, |r| r.bytes_live),
+            sessions,
+        })
+    }
+
+    /// Remove a volume that nobody uses, with everything it holds.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        use futures_util::StreamExt;
+        self.record(name)?;
+        let mut open = self.open.lock().await;
+        if let Some(volume) = open.remove(name) {
+            volume.close().await.map_err(|error| error.to_string())?;
+        }
+        let remote = self.remote(name);
+        let mut objects = remote.store.list(None);
+        while let Some(object) = objects.next().await {
+            let object = object.map_err(|error| error.to_string())?;
+            remote.store.delete(&object.location).await.map_err(|error| error.to_string())?;
+        }
+        std::fs::remove_dir_all(self.local(name)).map_err(|error| error.to_string())
+    }
+
+    /// Close all volumes; everything is durable afterwards.
+    pub async fn close(&self) -> Result<()> {
+        let mut failed = Vec::new();
+        for (name, volume) in self.open.lock().await.drain() {
+            if let Err(error) = volume.close().await {
+                failed.push(format!("volume `{name}`: {error}"));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    }
+}
+
+fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = std::fs::File::create(&new)?;
+    std::io::Write::write_all(&mut file, content)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent() {
+        Some(folder) => std::fs::File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,333 @@
+//! Starting, listening, stopping.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use atoll_object::ObjectOptions;
+use axum::extract::State;
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig as TlsConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::connection;
+use crate::registry::Registry;
+use crate::sessions::{Results, Sessions};
+use crate::tokens::Tokens;
+
+/// Most client connections at a time.
+const CONNECTIONS_MAX: usize = 4096;
+/// How long a stopping server waits for its connections.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to start a server.
+#[derive(Clone, Debug, Default)]
+pub struct ServerConfig {
+    /// Log, staging, tokens, registry; made if missing.
+    pub data: PathBuf,
+    /// Where the objects go; default: `objects` in the data folder.
+    pub store: Option<String>,
+    pub listen: Option<SocketAddr>,
+    /// Default: `atoll.sock` in the data folder.
+    pub socket: Option<PathBuf>,
+    /// For `/healthz` and `/metrics`.
+    pub http: Option<SocketAddr>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// Allow plain TCP off loopback.
+    pub insecure: bool,
+    /// Read cache of each volume, in bytes.
+    pub cache_bytes_max: u64,
+}
+
+/// Why a server does not start or stop; every message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot use the data folder {folder}: {reason}")]
+    Data { folder: String, reason: String },
+    #[error("another server uses the data folder {0}: stop it, or choose another --data")]
+    Locked(String),
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: String, reason: String },
+    #[error("{0} is not a loopback address: give --tls-cert and --tls-key, or --insecure if the network is safe")]
+    Insecure(SocketAddr),
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error(transparent)]
+    Object(#[from] atoll_object::ObjectError),
+    #[error("{0}")]
+    Volume(String),
+}
+
+/// Where a started server listens.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// With its scheme: `tcp://` or `tls://`.
+    pub tcp: Option<String>,
+    pub socket: PathBuf,
+    pub http: Option<SocketAddr>,
+}
+
+/// What all connections share.
+pub(crate) struct Context {
+    pub registry: Registry,
+    pub sessions: Sessions,
+    pub tokens: Tokens,
+    started: Instant,
+    stop: watch::Receiver<bool>,
+    operations: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Context {
+    /// Ready when the server stops.
+    pub async fn stopping(&self) {
+        let mut stop = self.stop.clone();
+        let _ = stop.wait_for(|stopping| *stopping).await;
+    }
+
+    pub fn count(&self, results: &Results) {
+        self.operations.fetch_add(results.len() as u64, Ordering::Relaxed);
+        if results.last().is_some_and(Result::is_err) {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub async fn status(&self) -> Result<atoll_wire::Status, String> {
+        let mut volumes = Vec::new();
+        for name in self.registry.names() {
+            volumes.push(self.registry.info(&name, self.sessions.count(Some(&name))).await?);
+        }
+        Ok(atoll_wire::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            store: self.registry.store_url().to_owned(),
+            sessions: self.sessions.count(None),
+            volumes,
+        })
+    }
+}
+
+/// A running server. Stop it with [`Server::stop`]; dropping it loses what is not durable.
+pub struct Server {
+    context: Arc<Context>,
+    addresses: Addresses,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    _lock: File,
+}
+
+fn lock_data(folder: &Path) -> Result<File, ServerError> {
+    let refuse =
+        |error: std::io::Error| ServerError::Data { folder: folder.display().to_string(), reason: error.to_string() };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refuse)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(refuse)?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| ServerError::Locked(folder.display().to_string()))?;
+    Ok(lock)
+}
+
+fn tls(config: &ServerConfig) -> Result<Option<TlsAcceptor>, ServerError> {
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return match (&config.tls_cert, &config.tls_key) {
+            (None, None) => Ok(None),
+            _ => Err(ServerError::Tls("--tls-cert and --tls-key go together".into())),
+        };
+    };
+    let fail = |what: &Path, error: String| ServerError::Tls(format!("{}: {error}", what.display()));
+    let chain = CertificateDer::pem_file_iter(cert).map_err(|e| fail(cert, e.to_string()))?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|e| fail(cert, e.to_string()))?;
+    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|e| fail(key, e.to_string()))?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = TlsConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| ServerError::Tls(e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key_der)
+        .map_err(|e| ServerError::Tls(e.to_string()))?;
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+impl Server {
+    pub async fn start(config: ServerConfig) -> Result<Server, ServerError> {
+        let tls = tls(&config)?;
+        if let Some(address) = config.listen
+            && !address.ip().is_loopback()
+            && tls.is_none()
+            && !config.insecure
+        {
+            return Err(ServerError::Insecure(address));
+        }
+        let lock = lock_data(&config.data)?;
+        let data = config.data.canonicalize().map_err(|error| ServerError::Data {
+            folder: config.data.display().to_string(),
+            reason: error.to_string(),
+        })?;
+        let url = config.store.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
+        let root = atoll_object::open(&url, &ObjectOptions::from_env())?;
+        let tokens = Tokens::load(data.join("tokens.json")).map_err(|error| ServerError::Data {
+            folder: data.display().to_string(),
+            reason: format!("tokens.json: {error}"),
+        })?;
+        let (stop, stopped) = watch::channel(false);
+        let context = Arc::new(Context {
+            registry: Registry::new(data.clone(), root, config.cache_bytes_max),
+            sessions: Sessions::default(),
+            tokens,
+            started: Instant::now(),
+            stop: stopped,
+            operations: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        });
+        let mut tasks = JoinSet::new();
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+
+        let socket = config.socket.clone().unwrap_or_else(|| data.join("atoll.sock"));
+        let unix = listen_unix(&socket)?;
+        tasks.spawn(accept_unix(context.clone(), unix, connections.clone()));
+
+        let mut tcp = None;
+        if let Some(address) = config.listen {
+            let refuse =
+                |error: std::io::Error| ServerError::Listen { address: address.to_string(), reason: error.to_string() };
+            let listener = TcpListener::bind(address).await.map_err(refuse)?;
+            let bound = listener.local_addr().map_err(refuse)?;
+            tcp = Some(format!("{}://{bound}", if tls.is_some() { "tls" } else { "tcp" }));
+            tasks.spawn(accept_tcp(context.clone(), listener, tls, connections));
+        }
+        let mut http = None;
+        if let Some(address) = config.http {
+            let refuse =
+                |error: std::io::Error| ServerError::Listen { address: address.to_string(), reason: error.to_string() };
+            let listener = TcpListener::bind(address).await.map_err(refuse)?;
+            http = Some(listener.local_addr().map_err(refuse)?);
+            let routes = axum::Router::new()
+                .route("/healthz", get(|| async { "ok\n" }))
+                .route("/metrics", get(metrics))
+                .with_state(context.clone());
+            let stopping = context.clone();
+            tasks.spawn(async move {
+                let served = axum::serve(listener, routes);
+                let _ = served.with_graceful_shutdown(async move { stopping.stopping().await }).await;
+            });
+        }
+        let expiring = context.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = tokio::time::sleep(Duration::from_secs(1)) => expiring.sessions.expire().await,
+                    _ = expiring.stopping() => return,
+                }
+            }
+        });
+        Ok(Server { context, addresses: Addresses { tcp, socket, http }, stop, tasks, _lock: lock })
+    }
+
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Stop accepting, let requests end, make everything durable, close.
+    pub async fn stop(mut self) -> Result<(), ServerError> {
+        self.stop.send_replace(true);
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("connections did not end in time");
+            self.tasks.abort_all();
+        }
+        let _ = std::fs::remove_file(&self.addresses.socket);
+        self.context.registry.close().await.map_err(ServerError::Volume)
+    }
+}
+
+fn listen_unix(path: &Path) -> Result<UnixListener, ServerError> {
+    let refuse =
+        |error: std::io::Error| ServerError::Listen { address: path.display().to_string(), reason: error.to_string() };
+    // A socket that nobody listens on is left from a crash; the data folder's lock is ours.
+    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(refuse(std::io::Error::other("another server listens there")));
+        }
+        std::fs::remove_file(path).map_err(refuse)?;
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(refuse)?;
+    }
+    let listener = UnixListener::bind(path).map_err(refuse)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(refuse)?;
+    Ok(listener)
+}
+
+async fn accept_unix(context: Arc<Context>, listener: UnixListener, connections: Arc<Semaphore>) {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
+                let context = context.clone();
+                open.spawn(async move {
+                    // Only root and the owner get through the socket's permissions.
+                    connection::serve(context, stream, true).await;
+                    drop(permit);
+                });
+            }
+            Some(_) = open.join_next() => {}
+            _ = context.stopping() => break,
+        }
+    }
+    while open.join_next().await.is_some() {}
+}
+
+async fn accept_tcp(
+    context: Arc<Context>,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    connections: Arc<Semaphore>,
+) {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, peer)) = accepted else { continue };
+                let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
+                let (context, tls) = (context.clone(), tls.clone());
+                let _ = stream.set_nodelay(true);
+                open.spawn(async move {
+                    match tls {
+                        None => connection::serve(context, stream, false).await,
+                        Some(tls) => match tokio::time::timeout(Duration::from_secs(10), tls.accept(stream)).await {
+                            Ok(Ok(stream)) => connection::serve(context, stream, false).await,
+                            _ => tracing::info!(%peer, "TLS handshake failed"),
+                        },
+                    }
+                    drop(permit);
+                });
+            }
+            Some(_) = open.join_next() => {}
+            _ = context.stopping() => break,
+        }
+    }
+    while open.join_next().await.is_some() {}
+}
+
+async fn metrics(State(context): State<Arc<Context>>) -> String {
+    let mut text = String::new();
+    let mut gauge = |name: &str, labels: &str, help: &str, value: u64| {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}\n"));
+    };
+    gauge("atoll_sessions", "", "Sessions, connected or not.", context.sessions.count(None));
+    gauge("atoll_operations", "", "Operations executed since the start.", context.operations.load(Ordering::Relaxed));
+    gauge("atoll_errors", "", "Requests that ended in an error.", context.errors.load(Ordering::Relaxed));
+    gauge("atoll_uptime_seconds", "", "Time since the start.", context.started.elapsed().as_secs());
+    text
+}

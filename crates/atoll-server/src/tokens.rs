@@ -1,0 +1,154 @@
+//! Tokens that let clients in over the network. Only their hashes are kept.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use atoll_wire::TokenInfo;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// What a client may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rights {
+    /// `None`: all volumes, and administration.
+    pub volume: Option<String>,
+    pub read_only: bool,
+}
+
+impl Rights {
+    pub fn everything() -> Self {
+        Rights { volume: None, read_only: false }
+    }
+
+    pub fn administers(&self) -> bool {
+        self.volume.is_none() && !self.read_only
+    }
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Token {
+    id: String,
+    label: String,
+    volume: Option<String>,
+    read_only: bool,
+    /// Seconds since 1970.
+    expires: Option<u64>,
+    /// SHA-256 of the secret, hexadecimal.
+    hash: String,
+}
+
+pub(crate) struct Tokens {
+    path: PathBuf,
+    list: Mutex<Vec<Token>>,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn hash(secret: &str) -> String {
+    hex(&Sha256::digest(secret.as_bytes()))
+}
+
+impl Tokens {
+    pub fn load(path: PathBuf) -> std::io::Result<Tokens> {
+        let list = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Tokens { path, list: Mutex::new(list) })
+    }
+
+    fn save(&self, list: &[Token]) -> std::io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(list)?)?;
+        file.sync_all()?;
+        fs::rename(new, &self.path)
+    }
+
+    /// The rights of a secret; `None` when it is unknown or has expired.
+    pub fn check(&self, secret: &str) -> Option<Rights> {
+        let hash = hash(secret);
+        let list = self.list.lock();
+        let found = list.iter().find(|t| bool::from(t.hash.as_bytes().ct_eq(hash.as_bytes())))?;
+        if found.expires.is_some_and(|expires| expires <= now()) {
+            return None;
+        }
+        Some(Rights { volume: found.volume.clone(), read_only: found.read_only })
+    }
+
+    pub fn create(
+        &self,
+        volume: Option<String>,
+        read_only: bool,
+        expires_seconds: Option<u64>,
+        label: String,
+    ) -> std::io::Result<TokenInfo> {
+        let mut random = [0u8; 40];
+        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
+        let (id, secret) = (hex(&random[..8]), format!("atoll_{}", hex(&random[8..])));
+        let expires = expires_seconds.map(|seconds| now().saturating_add(seconds));
+        let token = Token { id, label, volume, read_only, expires, hash: hash(&secret) };
+        let mut list = self.list.lock();
+        list.push(token.clone());
+        self.save(&list)?;
+        Ok(TokenInfo { secret: Some(secret), ..info(&token) })
+    }
+
+    pub fn list(&self) -> Vec<TokenInfo> {
+        self.list.lock().iter().map(info).collect()
+    }
+
+    /// False when there is no such token.
+    pub fn revoke(&self, id: &str) -> std::io::Result<bool> {
+        let mut list = self.list.lock();
+        let before = list.len();
+        list.retain(|token| token.id != id);
+        self.save(&list)?;
+        Ok(list.len() < before)
+    }
+}
+
+fn info(token: &Token) -> TokenInfo {
+    TokenInfo {
+        id: token.id.clone(),
+        label: token.label.clone(),
+        volume: token.volume.clone(),
+        read_only: token.read_only,
+        expires: token.expires,
+        secret: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_lets_in_until_it_is_revoked_and_its_secret_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.json");
+        let tokens = Tokens::load(path.clone()).unwrap();
+        let made = tokens.create(Some("v".into()), true, None, "l".into()).unwrap();
+        let secret = made.secret.unwrap();
+        let again = Tokens::load(path.clone()).unwrap();
+        assert_eq!(again.check(&secret), Some(Rights { volume: Some("v".into()), read_only: true }));
+        assert!(!fs::read_to_string(&path).unwrap().contains(&secret));
+        assert_eq!(again.check("wrong"), None);
+        assert!(again.revoke(&made.id).unwrap());
+        assert_eq!(again.check(&secret), None);
+        let expired = again.create(None, false, Some(0), String::new()).unwrap();
+        assert_eq!(again.check(&expired.secret.unwrap()), None);
+    }
+}

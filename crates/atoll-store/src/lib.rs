@@ -1,0 +1,148 @@
+//! An ordered key-value store that holds one volume's metadata.
+//!
+//! Invariant: commits are totally ordered and a crash leaves a prefix of them;
+//! a commit of an authority whose epoch was overtaken fails and nothing of it
+//! is ever visible. Read [`Store`] first.
+
+mod log;
+mod memory;
+mod slate;
+
+pub use memory::{MemoryMedium, MemoryStore};
+pub use slate::{SlateConfig, SlateStore};
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use atoll_types::{CommitSeq, Epoch};
+use bytes::Bytes;
+
+/// Why the store refused or failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A newer authority owns the volume; this one must stop.
+    #[error("fenced: a newer authority has opened this volume")]
+    Fenced,
+    /// A precondition of the batch did not hold; nothing was written.
+    #[error("precondition failed")]
+    Precondition,
+    /// The batch is larger than [`Limits`] allows; nothing was written.
+    #[error("batch too large: {0}")]
+    TooLarge(String),
+    /// Stored bytes are not what was written.
+    #[error("corrupt store: {0}")]
+    Corrupt(String),
+    /// The store was written by a newer release.
+    #[error("format from the future: {0}")]
+    Format(String),
+    #[error("the store is closed")]
+    Closed,
+    /// The medium failed; retrying may help.
+    #[error("store I/O: {0}")]
+    Io(String),
+}
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// What must hold for a batch to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    Absent { key: Bytes },
+    Equals { key: Bytes, value: Bytes },
+}
+
+/// Changes that become visible together or not at all. A later write of a key
+/// in one batch wins over an earlier one.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub preconditions: Vec<Precondition>,
+    /// `None` deletes the key.
+    pub writes: Vec<(Bytes, Option<Bytes>)>,
+}
+
+impl Batch {
+    pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+        self.writes.push((key.into(), Some(value.into())));
+    }
+
+    pub fn delete(&mut self, key: impl Into<Bytes>) {
+        self.writes.push((key.into(), None));
+    }
+}
+
+/// A page of a scan, in key order.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// Scan on from here; `None` at the end of the range.
+    pub next: Option<Bytes>,
+}
+
+/// Half-open range of keys with a bound on the answer.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    pub start: Bytes,
+    pub end: Bytes,
+    /// Most entries of one page, at least 1.
+    pub entries_max: usize,
+}
+
+/// Reads at one version of the store.
+#[async_trait]
+pub trait Read: Send + Sync {
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+    /// Values in the order of the keys.
+    async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>>;
+    async fn scan(&self, scan: Scan) -> Result<Page>;
+}
+
+/// Bounds of one batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub batch_writes_max: usize,
+    pub batch_bytes_max: usize,
+    pub key_bytes_max: usize,
+    pub value_bytes_max: usize,
+}
+
+impl Limits {
+    pub const DEFAULT: Limits =
+        Limits { batch_writes_max: 4_000_000, batch_bytes_max: 1 << 30, key_bytes_max: 1024, value_bytes_max: 1 << 20 };
+
+    /// `TooLarge` when the batch is beyond a bound.
+    pub fn check(&self, batch: &Batch) -> Result<()> {
+        let mut bytes = 0;
+        for (key, value) in &batch.writes {
+            let value_bytes = value.as_ref().map_or(0, Bytes::len);
+            if key.is_empty() || key.len() > self.key_bytes_max || value_bytes > self.value_bytes_max {
+                return Err(StoreError::TooLarge(format!("key of {} and value of {value_bytes} bytes", key.len())));
+            }
+            bytes += key.len() + value_bytes;
+        }
+        if batch.writes.len() > self.batch_writes_max || bytes > self.batch_bytes_max {
+            return Err(StoreError::TooLarge(format!("{} writes, {bytes} bytes", batch.writes.len())));
+        }
+        Ok(())
+    }
+}
+
+/// The store of one volume, opened by one authority. Its own [`Read`] methods
+/// see every commit that returned.
+#[async_trait]
+pub trait Store: Read {
+    /// The epoch that opening claimed.
+    fn epoch(&self) -> Epoch;
+    fn limits(&self) -> Limits;
+    /// A stable view: later commits do not show in it.
+    fn snapshot(&self) -> Result<Arc<dyn Read>>;
+    /// Ordered and visible when it returns; durable when [`Store::durable`] says so.
+    /// Does not wait for the medium.
+    async fn commit(&self, batch: Batch) -> Result<CommitSeq>;
+    /// Wait until the commit `seq` and all before it are durable. Callers that wait at
+    /// the same time share one flush; a flush is started at once, never by a timer.
+    async fn durable(&self, seq: CommitSeq) -> Result<()>;
+    /// The newest commit known to be durable.
+    fn durable_seq(&self) -> CommitSeq;
+    /// Make everything durable and release the medium. Later calls answer `Closed`.
+    async fn close(&self) -> Result<()>;
+}

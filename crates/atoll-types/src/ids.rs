@@ -1,0 +1,66 @@
+//! Identifiers. No bare `u64` crosses a crate boundary.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+        pub struct $name(pub u64);
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{:x}"), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self, f)
+            }
+        }
+    };
+}
+
+id!(
+    /// Number of an inode: 16-bit shard (0 today) and 48-bit counter. Never reused.
+    InodeId,
+    "i"
+);
+id!(
+    /// One client's session with one volume, chosen by the server.
+    SessionId,
+    "s"
+);
+id!(
+    /// Generation of a volume's authority. A commit of an older epoch fails.
+    Epoch,
+    "e"
+);
+id!(
+    /// Number of a mutation inside its session: 1, 2, 3 … 0 means unnumbered.
+    OperationSeq,
+    "o"
+);
+id!(
+    /// Position of a commit in the volume's log. Grows by at least one a commit.
+    CommitSeq,
+    "c"
+);
+id!(
+    /// An immutable object that packs file bytes. Never reused.
+    SegmentId,
+    "g"
+);
+id!(
+    /// Owner of advisory locks inside a session, as the kernel names it.
+    LockOwner,
+    "l"
+);
+
+impl InodeId {
+    /// The root directory of every volume (the number FUSE reserves for it).
+    pub const ROOT: InodeId = InodeId(1);
+    /// In a compound request: the inode that the operation before this one returned.
+    pub const PREVIOUS: InodeId = InodeId(u64::MAX);
+}

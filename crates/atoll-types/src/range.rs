@@ -1,0 +1,33 @@
+//! Half-open byte ranges of a file.
+
+use serde::{Deserialize, Serialize};
+
+/// `start..end` in bytes; empty when `start >= end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct ByteRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+impl ByteRange {
+    pub fn new(start: u64, end: u64) -> Self {
+        ByteRange { start, end }
+    }
+
+    /// The range of `len` bytes from `start`, cut at the largest offset.
+    pub fn at(start: u64, len: u64) -> Self {
+        ByteRange { start, end: start.saturating_add(len) }
+    }
+
+    pub fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start >= self.end
+    }
+
+    pub fn overlaps(&self, other: &ByteRange) -> bool {
+        self.start < other.end && other.start < self.end
+    }
+}

@@ -1,0 +1,32 @@
+//! Wall-clock instants with nanoseconds, as POSIX file times.
+
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970-01-01 UTC (negative before) and nanoseconds 0..1e9.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Timestamp {
+    pub seconds: i64,
+    pub nanos: u32,
+}
+
+impl Timestamp {
+    pub const NANOS_PER_SECOND: u32 = 1_000_000_000;
+
+    /// The machine's clock now.
+    pub fn now() -> Self {
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(d) => Timestamp { seconds: d.as_secs() as i64, nanos: d.subsec_nanos() },
+            Err(_) => Timestamp::default(),
+        }
+    }
+
+    /// The next representable instant; used to keep change times strictly growing.
+    pub fn successor(self) -> Self {
+        if self.nanos + 1 < Self::NANOS_PER_SECOND {
+            Timestamp { seconds: self.seconds, nanos: self.nanos + 1 }
+        } else {
+            Timestamp { seconds: self.seconds.saturating_add(1), nanos: 0 }
+        }
+    }
+}

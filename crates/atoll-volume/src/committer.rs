@@ -1,0 +1,220 @@
+//! One task a volume: turns ordered changes into commits, one after another.
+//!
+//! A crash between any two steps leaves either the old state or the new one:
+//! bytes are durable (or ride in the batch) before the batch that refers to
+//! them; a segment's staged copy goes only after the commit that records its
+//! upload is durable; an object goes only after its doom is durable.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_blob::{BlobError, SyncPoint};
+use atoll_store::{Batch, Scan};
+use atoll_types::SegmentId;
+use tokio::sync::watch;
+
+use crate::error::VolumeError;
+use crate::format::{self, SegmentState};
+use crate::volume::Shared;
+
+/// How long a segment without live bytes is kept for reads that were planned before.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Pause between attempts on a full disk.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// How far commits have come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// Changes up to this number are durable.
+    pub durable: u64,
+    /// Set for ever when a commit failed.
+    pub failed: Option<VolumeError>,
+}
+
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    progress: watch::Sender<Progress>,
+    /// Segments that look like garbage since an instant.
+    suspects: VecDeque<(Instant, SegmentId)>,
+    doomed: Vec<SegmentId>,
+    last_commit: Instant,
+}
+
+impl Committer {
+    pub fn new(
+        shared: Arc<Shared>,
+        progress: watch::Sender<Progress>,
+        suspects: Vec<SegmentId>,
+        doomed: Vec<SegmentId>,
+    ) -> Self {
+        let now = Instant::now();
+        let suspects = suspects.into_iter().map(|id| (now, id)).collect();
+        Committer { shared, progress, suspects, doomed, last_commit: now }
+    }
+
+    /// Run until the volume closes or a commit fails.
+    pub async fn run(mut self) {
+        let uploads = self.shared.blob.changed();
+        loop {
+            let stopping = self.shared.is_closing();
+            if let Err(error) = self.commit().await {
+                tracing::error!(%error, "commit failed: the volume takes no more changes");
+                self.progress.send_modify(|p| p.failed = Some(error));
+                return;
+            }
+            if stopping {
+                return;
+            }
+            let tidy = self.suspects.front().map_or(Duration::from_secs(3600), |(since, _)| {
+                (*since + GRACE).saturating_duration_since(Instant::now())
+            });
+            tokio::select! {
+                _ = self.shared.work.notified() => {}
+                _ = uploads.notified() => {}
+                _ = tokio::time::sleep(tidy) => {}
+            }
+            self.linger().await;
+        }
+    }
+
+    /// Without a waiter, leave a short gap so that more changes share the commit.
+    async fn linger(&self) {
+        let due = self.last_commit + self.shared.config.commit_lag;
+        while !self.shared.is_urgent(self.progress.borrow().durable) {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                _ = self.shared.work.notified() => {}
+                _ = tokio::time::sleep(left) => {}
+            }
+        }
+    }
+
+    async fn commit(&mut self) -> Result<(), VolumeError> {
+        let now = Instant::now();
+        let cut = {
+            let mut core = self.shared.core.lock();
+            self.suspects.extend(core.take_emptied().into_iter().map(|id| (now, id)));
+            while self.suspects.front().is_some_and(|(since, _)| now.duration_since(*since) >= GRACE) {
+                if let Some((_, id)) = self.suspects.pop_front()
+                    && core.doom(id)
+                {
+                    self.doomed.push(id);
+                }
+            }
+            core.has_changes().then(|| core.cut())
+        };
+        // After the cut: it covers every byte that the batch refers to.
+        let point = self.sync_bytes().await?;
+        let nothing = point.opened.is_empty() && point.fragments.is_empty() && point.uploaded.is_empty();
+        if cut.is_none() && nothing {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        if let Some(cut) = &cut {
+            batch.writes.extend(cut.writes.iter().map(|(k, v)| (k.clone(), v.clone())));
+        }
+        self.add_segments(&point, &mut batch).await?;
+        let seq = self.shared.store.commit(batch).await?;
+        self.shared.core.lock().retire();
+        self.shared.store.durable(seq).await?;
+        self.last_commit = Instant::now();
+        if let Some(cut) = cut {
+            self.progress.send_modify(|p| p.durable = cut.ordered);
+        }
+        self.shared.blob.forget(&point.uploaded);
+        self.delete_doomed().await;
+        Ok(())
+    }
+
+    /// A full disk loses nothing: try again until there is room.
+    async fn sync_bytes(&self) -> Result<SyncPoint, VolumeError> {
+        loop {
+            match self.shared.blob.sync(self.shared.config.inline_bytes_max).await {
+                Err(error @ BlobError::NoSpace(_)) if !self.shared.is_closing() => {
+                    tracing::warn!(%error, "commits wait for room");
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    async fn add_segments(&self, point: &SyncPoint, batch: &mut Batch) -> Result<(), VolumeError> {
+        {
+            let mut core = self.shared.core.lock();
+            for (ids, state) in [(&point.opened, SegmentState::Open), (&point.uploaded, SegmentState::Uploaded)] {
+                for (key, value) in core.record_segments(ids, state) {
+                    batch.put(key, value);
+                }
+            }
+        }
+        for segment in &point.uploaded {
+            let (start, end) = (format::fragment_key(*segment, 0), format::fragment_key(*segment, u32::MAX));
+            let mut next = Some(start);
+            while let Some(start) = next {
+                let page = self.shared.store.scan(Scan { start, end: end.clone(), entries_max: 1024 }).await?;
+                for (key, _) in page.entries {
+                    batch.delete(key);
+                }
+                next = page.next;
+            }
+        }
+        for (segment, offset, bytes) in &point.fragments {
+            batch.put(format::fragment_key(*segment, *offset), bytes.clone());
+        }
+        Ok(())
+    }
+
+    async fn delete_doomed(&mut self) {
+        for segment in std::mem::take(&mut self.doomed) {
+            match self.shared.blob.delete(segment).await {
+                Ok(()) => self.shared.core.lock().bury(segment),
+                // Kept as doomed in the store: tried again when the volume is opened.
+                Err(error) => tracing::warn!(%segment, %error, "cannot delete an empty segment"),
+            }
+        }
+    }
+}
+
+/// Write every pending change of a volume that takes no more operations.
+pub(crate) async fn close(shared: &Shared) -> Result<(), VolumeError> {
+    let point = shared.blob.close().await?;
+    let mut batch = Batch::default();
+    {
+        let mut core = shared.core.lock();
+        if core.has_changes() {
+            batch.writes.extend(core.cut().writes.iter().map(|(k, v)| (k.clone(), v.clone())));
+        }
+        for (ids, state) in [(&point.opened, SegmentState::Open), (&point.uploaded, SegmentState::Uploaded)] {
+            for (key, value) in core.record_segments(ids, state) {
+                batch.put(key, value);
+            }
+        }
+    }
+    for segment in &point.uploaded {
+        let scan = Scan {
+            start: format::fragment_key(*segment, 0),
+            end: format::fragment_key(*segment, u32::MAX),
+            entries_max: usize::MAX,
+        };
+        for (key, _) in shared.store.scan(scan).await?.entries {
+            batch.delete(key);
+        }
+    }
+    for (segment, offset, bytes) in &point.fragments {
+        batch.put(format::fragment_key(*segment, *offset), bytes.clone());
+    }
+    if !batch.writes.is_empty() {
+        let seq = shared.store.commit(batch).await?;
+        shared.store.durable(seq).await?;
+        shared.core.lock().retire();
+    }
+    shared.blob.forget(&point.uploaded);
+    shared.store.close().await?;
+    Ok(())
+}

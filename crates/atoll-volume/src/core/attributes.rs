@@ -1,0 +1,107 @@
+//! `setattr` and the rules that tie attributes together.
+
+use atoll_types::operation::{AttributeChanges, NewTime};
+use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Timestamp, limits};
+
+use super::{Core, Step};
+use crate::format::InodeRecord;
+use crate::{acl, extents::Changes};
+
+/// Clear set-uid, and set-gid where it means "run as the group".
+pub(super) fn drop_privileges(record: &mut InodeRecord) {
+    let mut permissions = record.mode.permissions() & !Mode::SET_UID;
+    if permissions & Mode::GROUP_EXEC != 0 {
+        permissions &= !Mode::SET_GID;
+    }
+    record.mode = Mode::new(record.kind(), permissions);
+}
+
+impl Core {
+    pub fn set_attributes(&mut self, inode: InodeId, changes: &AttributeChanges) -> Step<Attributes> {
+        let record = self.record(inode)?;
+        let kind = record.kind();
+        let old_size = record.size;
+        if let Some(size) = changes.size {
+            match kind {
+                FileKind::Regular => {}
+                FileKind::Directory => return Err(Errno::EISDIR.into()),
+                _ => return Err(Errno::EINVAL.into()),
+            }
+            if size > limits::FILE_SIZE_MAX {
+                return Err(Errno::EFBIG.into());
+            }
+            if size < old_size {
+                self.extents(inode)?;
+            }
+        }
+        let mut narrowed = None;
+        if let Some(permissions) = changes.permissions
+            && let Some(list) = self.xattrs(inode)?.get(acl::ACCESS).cloned()
+        {
+            narrowed = Some(acl::access_after_chmod(&list, permissions)?);
+        }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.xattrs(inode)?;
+        }
+
+        let now = self.now();
+        let at = |time: NewTime| match time {
+            NewTime::Now => now,
+            NewTime::At(Timestamp { seconds, nanos }) => {
+                Timestamp { seconds, nanos: nanos.min(Timestamp::NANOS_PER_SECOND - 1) }
+            }
+        };
+        let mut cut = Changes::default();
+        if let Some(size) = changes.size
+            && size < old_size
+        {
+            self.extents(inode)?.truncate(size, &mut cut);
+        }
+        self.change(inode, |record| {
+            record.changed = now;
+            if changes.uid.is_some() || changes.gid.is_some() {
+                record.uid = changes.uid.unwrap_or(record.uid);
+                record.gid = changes.gid.unwrap_or(record.gid);
+            }
+            if changes.drop_privileges && kind == FileKind::Regular {
+                drop_privileges(record);
+            }
+            if let Some(permissions) = changes.permissions {
+                record.mode = Mode::new(kind, permissions);
+            }
+            if let Some(size) = changes.size {
+                record.size = size;
+                record.modified = now;
+            }
+            if let Some(time) = changes.accessed {
+                record.accessed = at(time);
+            }
+            if let Some(time) = changes.modified {
+                record.modified = at(time);
+            }
+        });
+        self.apply_changes(inode, cut);
+        if let Some(list) = narrowed {
+            self.put_xattr(inode, bytes::Bytes::from_static(acl::ACCESS), list);
+        }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.drop_xattr(inode, b"security.capability");
+        }
+        self.order();
+        self.attributes(inode)
+    }
+
+    /// Move the access time as `relatime` does: when it is not newer than the last change, or a day old.
+    pub fn accessed(&mut self, inode: InodeId) {
+        const DAY_SECONDS: i64 = 86_400;
+        let Ok(record) = self.record(inode) else { return };
+        let now = Timestamp::now();
+        let stale = record.accessed <= record.modified
+            || record.accessed <= record.changed
+            || now.seconds - record.accessed.seconds >= DAY_SECONDS;
+        if stale && now > record.accessed {
+            self.change(inode, |record| record.accessed = now);
+            self.order();
+        }
+    }
+}

@@ -1,0 +1,566 @@
+//! The file system as a synchronous machine over a decoded, bounded cache.
+//!
+//! Invariant: an operation first gathers and checks everything it needs, and
+//! stops with [`Stop::Load`] at the first thing that is not cached; only then it
+//! changes anything. So a stopped operation can simply be run again. What is
+//! cached always equals the store overlaid with the pending writes.
+//!
+//! Start with [`Core::inode`] (how things are found) and [`Core::cut`] (how
+//! changes leave for the store).
+
+mod attributes;
+mod data;
+mod listing;
+mod namespace;
+mod xattr;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use atoll_store::Page;
+use atoll_types::{Attributes, Caller, Errno, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
+use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::extents::{Changes, ExtentMap};
+use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState};
+use crate::locks::LockTable;
+
+pub(crate) use data::ReadPlan;
+pub(crate) use listing::{Listing, entry};
+
+/// Why an operation did not finish.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Error(Errno),
+    /// Load this and run the operation again.
+    Load(Need),
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Self {
+        Stop::Error(errno)
+    }
+}
+
+pub(crate) type Step<T> = Result<T, Stop>;
+
+/// Something that is not cached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Need {
+    Inode(InodeId),
+    Dentry(InodeId, Name),
+    Extents(InodeId),
+    Xattrs(InodeId),
+}
+
+/// Writes that the store does not hold yet; `None` deletes.
+pub(crate) type Writes = BTreeMap<Bytes, Option<Bytes>>;
+
+/// An inode number range reserved at a time: at most this many are lost by a crash.
+const INODE_RESERVE: u64 = 65_536;
+
+pub(crate) struct CachedInode {
+    pub record: InodeRecord,
+    /// Differs from the store and from the pending writes.
+    dirty: bool,
+    /// Used since the eviction hand last passed.
+    touched: bool,
+    pub extents: Option<ExtentMap>,
+    pub xattrs: Option<BTreeMap<Bytes, Bytes>>,
+    pub directory: Option<Directory>,
+}
+
+/// What is known of a directory's names; `None` = known not to be there.
+#[derive(Default)]
+pub(crate) struct Directory {
+    names: FxHashMap<Name, Option<Dentry>>,
+    /// Every name is in `names`, and every dentry in `cookies`.
+    complete: bool,
+    cookies: BTreeMap<u64, Name>,
+}
+
+/// Most names (known or known to be absent) kept of an incomplete directory.
+const NAMES_KEPT_MAX: usize = 65_536;
+
+#[derive(Clone, Copy)]
+struct Segment {
+    state: SegmentState,
+    live: i64,
+}
+
+/// A batch for the store.
+pub(crate) struct Cut {
+    pub writes: Arc<Writes>,
+    /// Everything ordered up to here is in the batch or before it.
+    pub ordered: u64,
+}
+
+pub(crate) struct Core {
+    inodes: FxHashMap<InodeId, CachedInode>,
+    hand: VecDeque<InodeId>,
+    inodes_max: usize,
+    dirty: FxHashSet<InodeId>,
+    pending: Writes,
+    in_flight: Option<Arc<Writes>>,
+    /// Grows when an in-flight batch is retired; a load that spans it is repeated.
+    retired: u64,
+    /// Number of the newest ordered change.
+    ordered: u64,
+    counters: Counters,
+    next_inode: u64,
+    segments: FxHashMap<SegmentId, Segment>,
+    dirty_segments: FxHashSet<SegmentId>,
+    /// Segments whose last extent went.
+    emptied: Vec<SegmentId>,
+    /// Open counts by inode.
+    opens: FxHashMap<InodeId, u32>,
+    session_opens: HashMap<SessionId, FxHashMap<InodeId, u32>>,
+    pub locks: LockTable,
+    durability: &'static str,
+}
+
+impl Core {
+    pub fn new(
+        counters: Counters,
+        segments: impl IntoIterator<Item = (SegmentId, SegmentState, i64)>,
+        inodes_max: usize,
+        durability: &'static str,
+    ) -> Self {
+        Core {
+            inodes: FxHashMap::default(),
+            hand: VecDeque::new(),
+            inodes_max: inodes_max.max(8),
+            dirty: FxHashSet::default(),
+            pending: Writes::new(),
+            in_flight: None,
+            retired: 0,
+            ordered: 0,
+            next_inode: counters.next_inode,
+            counters,
+            segments: segments.into_iter().map(|(id, state, live)| (id, Segment { state, live })).collect(),
+            dirty_segments: FxHashSet::default(),
+            emptied: Vec::new(),
+            opens: FxHashMap::default(),
+            session_opens: HashMap::new(),
+            locks: LockTable::default(),
+            durability,
+        }
+    }
+
+    // ---- finding
+
+    /// The cached inode, or what to load.
+    pub fn inode(&mut self, inode: InodeId) -> Step<&mut CachedInode> {
+        match self.inodes.get_mut(&inode) {
+            Some(cached) => {
+                cached.touched = true;
+                Ok(cached)
+            }
+            None => Err(Stop::Load(Need::Inode(inode))),
+        }
+    }
+
+    fn record(&mut self, inode: InodeId) -> Step<&InodeRecord> {
+        self.inode(inode).map(|cached| &cached.record)
+    }
+
+    /// The inode when it is a directory that still has a name.
+    fn directory(&mut self, inode: InodeId) -> Step<&InodeRecord> {
+        let record = self.record(inode)?;
+        if record.kind() != FileKind::Directory { Err(Errno::ENOTDIR.into()) } else { Ok(record) }
+    }
+
+    /// A directory that may get new names: a removed one may not.
+    fn living_directory(&mut self, inode: InodeId) -> Step<&InodeRecord> {
+        let record = self.directory(inode)?;
+        if record.links == 0 { Err(Errno::ENOENT.into()) } else { Ok(record) }
+    }
+
+    fn dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
+        self.directory(parent)?;
+        let cached = self.inode(parent)?;
+        let directory = cached.directory.get_or_insert_default();
+        match directory.names.get(name) {
+            Some(known) => Ok(*known),
+            None if directory.complete => Ok(None),
+            None => Err(Stop::Load(Need::Dentry(parent, name.clone()))),
+        }
+    }
+
+    fn extents(&mut self, inode: InodeId) -> Step<&mut ExtentMap> {
+        match &mut self.inode(inode)?.extents {
+            Some(map) => Ok(map),
+            None => Err(Stop::Load(Need::Extents(inode))),
+        }
+    }
+
+    fn xattrs(&mut self, inode: InodeId) -> Step<&mut BTreeMap<Bytes, Bytes>> {
+        match &mut self.inode(inode)?.xattrs {
+            Some(map) => Ok(map),
+            None => Err(Stop::Load(Need::Xattrs(inode))),
+        }
+    }
+
+    pub fn attributes(&mut self, inode: InodeId) -> Step<Attributes> {
+        let record = self.record(inode)?;
+        Ok(Attributes {
+            inode,
+            mode: record.mode,
+            links: record.links,
+            uid: record.uid,
+            gid: record.gid,
+            device: record.device,
+            size: record.size,
+            allocated: record.allocated,
+            accessed: record.accessed,
+            modified: record.modified,
+            changed: record.changed,
+            created: record.created,
+        })
+    }
+
+    // ---- installing what was loaded
+
+    /// Remember before a load; [`Core::install`] refuses when the store moved meanwhile.
+    pub fn load_stamp(&self) -> u64 {
+        self.retired
+    }
+
+    /// The pending value of a key: `Some(None)` = pending deletion.
+    pub fn overlay(&self, key: &Bytes) -> Option<Option<Bytes>> {
+        self.pending.get(key).or_else(|| self.in_flight.as_ref()?.get(key)).cloned()
+    }
+
+    /// Pending writes of a range, newest first.
+    pub fn overlay_range(&self, range: &KeyRange) -> Writes {
+        let mut writes = Writes::new();
+        let bounds = range.0.clone()..range.1.clone();
+        if let Some(in_flight) = &self.in_flight {
+            writes.extend(in_flight.range(bounds.clone()).map(|(k, v)| (k.clone(), v.clone())));
+        }
+        writes.extend(self.pending.range(bounds).map(|(k, v)| (k.clone(), v.clone())));
+        writes
+    }
+
+    pub fn install_inode(&mut self, stamp: u64, inode: InodeId, record: InodeRecord) {
+        if stamp != self.retired || self.inodes.contains_key(&inode) {
+            return;
+        }
+        self.cache(inode, record);
+    }
+
+    pub fn install_dentry(&mut self, stamp: u64, parent: InodeId, name: Name, dentry: Option<Dentry>) {
+        if stamp != self.retired {
+            return;
+        }
+        if let Some(cached) = self.inodes.get_mut(&parent) {
+            let directory = cached.directory.get_or_insert_default();
+            if !directory.complete && directory.names.len() >= NAMES_KEPT_MAX {
+                *directory = Directory::default();
+            }
+            directory.names.entry(name).or_insert(dentry);
+        }
+    }
+
+    pub fn install_extents(&mut self, stamp: u64, inode: InodeId, map: ExtentMap) {
+        if stamp != self.retired {
+            return;
+        }
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            cached.extents.get_or_insert(map);
+        }
+    }
+
+    pub fn install_xattrs(&mut self, stamp: u64, inode: InodeId, map: BTreeMap<Bytes, Bytes>) {
+        if stamp != self.retired {
+            return;
+        }
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            cached.xattrs.get_or_insert(map);
+        }
+    }
+
+    fn cache(&mut self, inode: InodeId, record: InodeRecord) {
+        let cached = CachedInode { record, dirty: false, touched: true, extents: None, xattrs: None, directory: None };
+        self.inodes.insert(inode, cached);
+        self.hand.push_back(inode);
+    }
+
+    /// Let go of clean inodes beyond the bound, those not used lately first.
+    pub fn evict(&mut self) {
+        let mut steps = 2 * self.hand.len();
+        while self.inodes.len() > self.inodes_max && steps > 0 {
+            steps -= 1;
+            let Some(inode) = self.hand.pop_front() else { break };
+            let Some(cached) = self.inodes.get_mut(&inode) else { continue };
+            let keep = cached.dirty || cached.touched || self.opens.contains_key(&inode);
+            cached.touched = false;
+            if keep {
+                self.hand.push_back(inode);
+            } else {
+                self.inodes.remove(&inode);
+            }
+        }
+    }
+
+    // ---- changing
+
+    /// A time later than every change before.
+    fn now(&mut self) -> Timestamp {
+        let now = Timestamp::now().max(self.counters.last_change.successor());
+        self.counters.last_change = now;
+        now
+    }
+
+    fn mark(&mut self, inode: InodeId) {
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            cached.dirty = true;
+            self.dirty.insert(inode);
+        }
+    }
+
+    fn write(&mut self, key: Bytes, value: Option<Bytes>) {
+        self.pending.insert(key, value);
+    }
+
+    /// Count one ordered change.
+    fn order(&mut self) {
+        self.ordered += 1;
+    }
+
+    fn new_inode(&mut self, record: InodeRecord) -> InodeId {
+        let inode = InodeId(self.next_inode);
+        self.next_inode += 1;
+        if self.next_inode > self.counters.next_inode {
+            self.counters.next_inode = self.next_inode + INODE_RESERVE;
+        }
+        self.counters.inodes += 1;
+        let kind = record.kind();
+        self.cache(inode, record);
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            cached.xattrs = Some(BTreeMap::new());
+            match kind {
+                FileKind::Regular => cached.extents = Some(ExtentMap::new()),
+                FileKind::Directory => {
+                    cached.directory = Some(Directory { complete: true, ..Directory::default() });
+                }
+                _ => {}
+            }
+        }
+        self.mark(inode);
+        inode
+    }
+
+    /// Change the record; the caller has found it before.
+    fn change(&mut self, inode: InodeId, change: impl FnOnce(&mut InodeRecord)) {
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            change(&mut cached.record);
+        }
+        self.mark(inode);
+    }
+
+    fn add_dentry(&mut self, parent: InodeId, name: &Name, inode: InodeId, kind: FileKind) {
+        let mut cookie = 0;
+        self.change(parent, |record| {
+            cookie = record.next_cookie;
+            record.next_cookie += 1;
+            record.size += name.as_bytes().len() as u64;
+        });
+        let dentry = Dentry { inode, kind, cookie };
+        if let Some(cached) = self.inodes.get_mut(&parent) {
+            let directory = cached.directory.get_or_insert_default();
+            directory.names.insert(name.clone(), Some(dentry));
+            if directory.complete {
+                directory.cookies.insert(cookie, name.clone());
+            }
+        }
+        self.write(format::dentry_key(parent, name), Some(dentry.encode()));
+        self.write(format::cookie_key(parent, cookie), Some(format::encode_cookie(inode, kind, name)));
+    }
+
+    fn remove_dentry(&mut self, parent: InodeId, name: &Name, dentry: Dentry) {
+        self.change(parent, |record| {
+            record.size = record.size.saturating_sub(name.as_bytes().len() as u64);
+        });
+        if let Some(cached) = self.inodes.get_mut(&parent) {
+            let directory = cached.directory.get_or_insert_default();
+            if directory.complete {
+                directory.names.remove(name);
+                directory.cookies.remove(&dentry.cookie);
+            } else {
+                directory.names.insert(name.clone(), None);
+            }
+        }
+        self.write(format::dentry_key(parent, name), None);
+        self.write(format::cookie_key(parent, dentry.cookie), None);
+    }
+
+    /// Persist what an extent map's change did.
+    fn apply_changes(&mut self, inode: InodeId, changes: Changes) {
+        for offset in changes.deletes {
+            self.write(format::extent_key(inode, offset), None);
+        }
+        for (offset, extent) in changes.puts {
+            self.write(format::extent_key(inode, offset), Some(format::encode_extent(&extent)));
+        }
+        for (segment, delta) in changes.live {
+            let entry = self.segments.entry(segment).or_insert(Segment { state: SegmentState::Open, live: 0 });
+            let before = entry.live;
+            entry.live += delta;
+            self.dirty_segments.insert(segment);
+            if before > 0 && entry.live <= 0 {
+                self.emptied.push(segment);
+            }
+        }
+        let allocated = self.inodes.get(&inode).and_then(|c| c.extents.as_ref()).map(ExtentMap::allocated);
+        if let Some(allocated) = allocated {
+            self.change(inode, |record| record.allocated = allocated);
+        }
+    }
+
+    // ---- leaving for the store
+
+    pub fn ordered(&self) -> u64 {
+        self.ordered
+    }
+
+    pub fn has_changes(&self) -> bool {
+        !self.pending.is_empty() || !self.dirty.is_empty() || !self.dirty_segments.is_empty()
+    }
+
+    /// Writes that wait to be cut.
+    pub fn backlog(&self) -> usize {
+        self.pending.len() + self.dirty.len()
+    }
+
+    /// Take everything pending as one batch, now in flight.
+    pub fn cut(&mut self) -> Cut {
+        let mut writes = std::mem::take(&mut self.pending);
+        for inode in std::mem::take(&mut self.dirty) {
+            if let Some(cached) = self.inodes.get_mut(&inode) {
+                cached.dirty = false;
+                writes.insert(format::inode_key(inode), Some(cached.record.encode()));
+            }
+        }
+        for segment in std::mem::take(&mut self.dirty_segments) {
+            if let Some(known) = self.segments.get(&segment) {
+                writes.insert(format::segment_key(segment), Some(format::encode_segment(known.state, known.live)));
+            }
+        }
+        writes.insert(format::counters_key(), Some(self.counters.encode()));
+        let writes = Arc::new(writes);
+        self.in_flight = Some(writes.clone());
+        Cut { writes, ordered: self.ordered }
+    }
+
+    /// The batch in flight is in the store now.
+    pub fn retire(&mut self) {
+        self.in_flight = None;
+        self.retired += 1;
+    }
+
+    /// Segments were opened or uploaded; their records, for the batch that says so.
+    pub fn record_segments(&mut self, ids: &[SegmentId], state: SegmentState) -> Vec<(Bytes, Bytes)> {
+        let mut records = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let segment = self.segments.entry(id).or_insert(Segment { state, live: 0 });
+            if segment.state == SegmentState::Open {
+                segment.state = state;
+            }
+            if segment.state == SegmentState::Uploaded && segment.live <= 0 {
+                self.emptied.push(id);
+            }
+            records.push((format::segment_key(id), format::encode_segment(segment.state, segment.live)));
+        }
+        records
+    }
+
+    /// Segments that may have become garbage since the last call.
+    pub fn take_emptied(&mut self) -> Vec<SegmentId> {
+        std::mem::take(&mut self.emptied)
+    }
+
+    /// Doom a segment if it is still garbage: true when its object may go once this is durable.
+    pub fn doom(&mut self, segment: SegmentId) -> bool {
+        match self.segments.get_mut(&segment) {
+            Some(s) if s.state == SegmentState::Uploaded && s.live <= 0 => {
+                s.state = SegmentState::Doomed;
+                self.dirty_segments.insert(segment);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The object of a doomed segment is gone.
+    pub fn bury(&mut self, segment: SegmentId) {
+        self.segments.remove(&segment);
+        self.dirty_segments.remove(&segment);
+        self.write(format::segment_key(segment), None);
+    }
+
+    pub fn bytes_live(&self) -> u64 {
+        self.segments.values().map(|s| s.live.max(0) as u64).sum()
+    }
+
+    pub fn inodes_used(&self) -> u64 {
+        self.counters.inodes
+    }
+
+    pub fn inodes_cached(&self) -> usize {
+        self.inodes.len()
+    }
+}
+
+/// The record of a new inode.
+fn fresh(mode: Mode, uid: u32, gid: u32, now: Timestamp) -> InodeRecord {
+    InodeRecord {
+        mode,
+        links: 1,
+        uid,
+        gid,
+        device: 0,
+        size: 0,
+        allocated: 0,
+        accessed: now,
+        modified: now,
+        changed: now,
+        created: now,
+        parent: InodeId(0),
+        next_cookie: 0,
+        target: Bytes::new(),
+    }
+}
+
+/// The root directory of a new volume.
+pub(crate) fn root(now: Timestamp) -> InodeRecord {
+    let mut root = fresh(Mode::new(FileKind::Directory, 0o755), 0, 0, now);
+    root.links = 2;
+    root.parent = InodeId::ROOT;
+    root.next_cookie = 1;
+    root
+}
+
+/// Who and when, for the steps of one operation.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub session: SessionId,
+    pub caller: &'a Caller,
+}
+
+/// Overlay pending writes on a page of the store, bounded like the page.
+pub(crate) fn merge(page: Page, overlay: Writes, end: &Bytes) -> Vec<(Bytes, Bytes)> {
+    let horizon = page.next.unwrap_or_else(|| end.clone());
+    let mut merged: BTreeMap<Bytes, Bytes> = page.entries.into_iter().collect();
+    for (key, value) in overlay {
+        if key >= horizon {
+            break;
+        }
+        match value {
+            Some(value) => merged.insert(key, value),
+            None => merged.remove(&key),
+        };
+    }
+    merged.into_iter().collect()
+}

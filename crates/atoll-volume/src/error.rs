@@ -1,0 +1,33 @@
+//! Why a volume cannot be made, opened or committed to.
+
+use atoll_blob::BlobError;
+use atoll_store::StoreError;
+use atoll_types::Errno;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("a volume exists here already")]
+    Exists,
+    #[error("no volume here: create one first")]
+    Missing,
+    /// Nothing was touched.
+    #[error("the volume has format {0}, this release knows up to {known}: use a newer release", known = crate::format::FORMAT_VERSION)]
+    FutureFormat(u32),
+    #[error("corrupt volume: {0}")]
+    Corrupt(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+impl VolumeError {
+    /// What an application sees of it.
+    pub fn errno(&self) -> Errno {
+        match self {
+            VolumeError::Store(StoreError::Fenced) => Errno::ESTALE,
+            VolumeError::Blob(BlobError::NoSpace(_)) => Errno::ENOSPC,
+            _ => Errno::EIO,
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! Keys and values of a volume in its store: see `docs/format.md`.
+//!
+//! Invariant: every key starts with a one-byte tag, numbers are big-endian so
+//! that scans are ordered, every value starts with a version byte. Decoding is
+//! bounded and never panics: stored bytes are not trusted.
+
+use atoll_blob::{Codec, Location};
+use atoll_types::{FileKind, InodeId, Mode, Name, SegmentId, Timestamp};
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::error::VolumeError;
+use crate::extents::Extent;
+
+/// Version of everything below. A volume with a larger one is refused untouched.
+pub const FORMAT_VERSION: u8 = 1;
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+const SUPERBLOCK: u8 = b'!';
+const COUNTERS: u8 = b'#';
+const INODE: u8 = b'i';
+const DENTRY: u8 = b'd';
+const COOKIE: u8 = b'k';
+const XATTR: u8 = b'x';
+const EXTENT: u8 = b'e';
+const ORPHAN: u8 = b'o';
+const SEGMENT: u8 = b's';
+const FRAGMENT: u8 = b'f';
+
+fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
+    let mut key = BytesMut::with_capacity(9 + rest.len());
+    key.put_u8(tag);
+    key.put_u64(number);
+    key.put_slice(rest);
+    key.freeze()
+}
+
+pub fn superblock_key() -> Bytes {
+    Bytes::from_static(&[SUPERBLOCK])
+}
+
+pub fn counters_key() -> Bytes {
+    Bytes::from_static(&[COUNTERS])
+}
+
+pub fn inode_key(inode: InodeId) -> Bytes {
+    key(INODE, inode.0, &[])
+}
+
+pub fn dentry_key(parent: InodeId, name: &Name) -> Bytes {
+    key(DENTRY, parent.0, name.as_bytes())
+}
+
+pub fn cookie_key(parent: InodeId, cookie: u64) -> Bytes {
+    key(COOKIE, parent.0, &cookie.to_be_bytes())
+}
+
+pub fn xattr_key(inode: InodeId, name: &[u8]) -> Bytes {
+    key(XATTR, inode.0, name)
+}
+
+pub fn extent_key(inode: InodeId, offset: u64) -> Bytes {
+    key(EXTENT, inode.0, &offset.to_be_bytes())
+}
+
+pub fn orphan_key(inode: InodeId) -> Bytes {
+    key(ORPHAN, inode.0, &[])
+}
+
+pub fn segment_key(segment: SegmentId) -> Bytes {
+    key(SEGMENT, segment.0, &[])
+}
+
+pub fn fragment_key(segment: SegmentId, offset: u32) -> Bytes {
+    key(FRAGMENT, segment.0, &offset.to_be_bytes())
+}
+
+/// A range of keys, end excluded.
+pub type KeyRange = (Bytes, Bytes);
+
+/// Every key of one number under one tag, from `after` (excluded) on.
+fn under(tag: u8, number: u64) -> KeyRange {
+    (key(tag, number, &[]), key(tag, number + 1, &[]))
+}
+
+fn all(tag: u8) -> KeyRange {
+    (Bytes::copy_from_slice(&[tag]), Bytes::copy_from_slice(&[tag + 1]))
+}
+
+pub fn cookies_after(parent: InodeId, cookie: u64) -> KeyRange {
+    (cookie_key(parent, cookie.saturating_add(1)), under(COOKIE, parent.0).1)
+}
+
+pub fn dentries_of(parent: InodeId) -> KeyRange {
+    under(DENTRY, parent.0)
+}
+
+pub fn xattrs_of(inode: InodeId) -> KeyRange {
+    under(XATTR, inode.0)
+}
+
+pub fn extents_of(inode: InodeId) -> KeyRange {
+    under(EXTENT, inode.0)
+}
+
+pub fn all_orphans() -> KeyRange {
+    all(ORPHAN)
+}
+
+pub fn all_segments() -> KeyRange {
+    all(SEGMENT)
+}
+
+pub fn all_fragments() -> KeyRange {
+    all(FRAGMENT)
+}
+
+/// What follows the tag and the number.
+pub fn key_rest(key: &Bytes) -> Bytes {
+    key.slice(key.len().min(9)..)
+}
+
+/// The number after the tag.
+pub fn key_number(key: &[u8]) -> Result<u64> {
+    let bytes: [u8; 8] = key.get(1..9).and_then(|b| b.try_into().ok()).ok_or_else(|| corrupt("key"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+pub fn rest_u64(key: &[u8]) -> Result<u64> {
+    let bytes: [u8; 8] = key.get(9..17).and_then(|b| b.try_into().ok()).ok_or_else(|| corrupt("key"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+pub fn rest_u32(key: &[u8]) -> Result<u32> {
+    let bytes: [u8; 4] = key.get(9..13).and_then(|b| b.try_into().ok()).ok_or_else(|| corrupt("key"))?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn corrupt(what: &str) -> VolumeError {
+    VolumeError::Corrupt(format!("malformed {what}"))
+}
+
+/// Reads fields of a value in order.
+struct Fields<'a> {
+    rest: &'a [u8],
+    what: &'static str,
+}
+
+impl<'a> Fields<'a> {
+    fn new(value: &'a [u8], what: &'static str) -> Result<Self> {
+        match value.split_first() {
+            Some((&FORMAT_VERSION, rest)) => Ok(Fields { rest, what }),
+            Some((&newer, _)) if newer > FORMAT_VERSION => Err(VolumeError::FutureFormat(u32::from(newer))),
+            _ => Err(corrupt(what)),
+        }
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| corrupt(self.what))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        Ok(self.take::<1>()?[0])
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_be_bytes(self.take()?))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_be_bytes(self.take()?))
+    }
+
+    fn time(&mut self) -> Result<Timestamp> {
+        let seconds = i64::from_be_bytes(self.take()?);
+        let nanos = self.u32()?;
+        if nanos >= Timestamp::NANOS_PER_SECOND {
+            return Err(corrupt(self.what));
+        }
+        Ok(Timestamp { seconds, nanos })
+    }
+
+    fn end(self) -> Result<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err(corrupt(self.what)) }
+    }
+}
+
+fn value(capacity: usize) -> BytesMut {
+    let mut value = BytesMut::with_capacity(capacity + 1);
+    value.put_u8(FORMAT_VERSION);
+    value
+}
+
+fn put_time(value: &mut BytesMut, time: Timestamp) {
+    value.put_i64(time.seconds);
+    value.put_u32(time.nanos);
+}
+
+/// An inode as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InodeRecord {
+    pub mode: Mode,
+    pub links: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub device: u32,
+    pub size: u64,
+    pub allocated: u64,
+    pub accessed: Timestamp,
+    pub modified: Timestamp,
+    pub changed: Timestamp,
+    pub created: Timestamp,
+    /// Of a directory: the directory that holds it.
+    pub parent: InodeId,
+    /// Of a directory: the cookie that the next name gets.
+    pub next_cookie: u64,
+    /// Of a symlink.
+    pub target: Bytes,
+}
+
+impl InodeRecord {
+    pub fn kind(&self) -> FileKind {
+        self.mode.kind().unwrap_or(FileKind::Regular)
+    }
+
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(112 + self.target.len());
+        for word in [self.mode.0, self.links, self.uid, self.gid, self.device] {
+            v.put_u32(word);
+        }
+        v.put_u64(self.size);
+        v.put_u64(self.allocated);
+        for time in [self.accessed, self.modified, self.changed, self.created] {
+            put_time(&mut v, time);
+        }
+        v.put_u64(self.parent.0);
+        v.put_u64(self.next_cookie);
+        v.put_slice(&self.target);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &Bytes) -> Result<Self> {
+        let mut f = Fields::new(bytes, "inode")?;
+        let record = InodeRecord {
+            mode: Mode(f.u32()?),
+            links: f.u32()?,
+            uid: f.u32()?,
+            gid: f.u32()?,
+            device: f.u32()?,
+            size: f.u64()?,
+            allocated: f.u64()?,
+            accessed: f.time()?,
+            modified: f.time()?,
+            changed: f.time()?,
+            created: f.time()?,
+            parent: InodeId(f.u64()?),
+            next_cookie: f.u64()?,
+            target: bytes.slice_ref(f.rest),
+        };
+        if record.mode.kind().is_none() { Err(corrupt("inode")) } else { Ok(record) }
+    }
+}
+
+/// A name of a directory, without the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dentry {
+    pub inode: InodeId,
+    pub kind: FileKind,
+    pub cookie: u64,
+}
+
+fn kind_from(byte: u8) -> Result<FileKind> {
+    FileKind::from_bits(u32::from(byte) << 12).ok_or_else(|| corrupt("file type"))
+}
+
+impl Dentry {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(17);
+        v.put_u64(self.inode.0);
+        v.put_u8(self.kind.dirent_type());
+        v.put_u64(self.cookie);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "dentry")?;
+        let dentry = Dentry { inode: InodeId(f.u64()?), kind: kind_from(f.u8()?)?, cookie: f.u64()? };
+        f.end()?;
+        Ok(dentry)
+    }
+}
+
+/// The value under a cookie: the dentry again, with its name.
+pub fn encode_cookie(inode: InodeId, kind: FileKind, name: &Name) -> Bytes {
+    let mut v = value(9 + name.as_bytes().len());
+    v.put_u64(inode.0);
+    v.put_u8(kind.dirent_type());
+    v.put_slice(name.as_bytes());
+    v.freeze()
+}
+
+pub fn decode_cookie(bytes: &Bytes) -> Result<(InodeId, FileKind, Name)> {
+    let mut f = Fields::new(bytes, "cookie")?;
+    let inode = InodeId(f.u64()?);
+    let kind = kind_from(f.u8()?)?;
+    let name = Name::new(bytes.slice_ref(f.rest)).map_err(|_| corrupt("name"))?;
+    Ok((inode, kind, name))
+}
+
+pub fn encode_xattr(content: &[u8]) -> Bytes {
+    let mut v = value(content.len());
+    v.put_slice(content);
+    v.freeze()
+}
+
+pub fn decode_xattr(bytes: &Bytes) -> Result<Bytes> {
+    let f = Fields::new(bytes, "xattr")?;
+    Ok(bytes.slice_ref(f.rest))
+}
+
+pub fn encode_extent(extent: &Extent) -> Bytes {
+    let location = extent.location;
+    let mut v = value(40);
+    v.put_u32(extent.length);
+    v.put_u32(extent.skip);
+    v.put_u64(location.segment.0);
+    v.put_u32(location.offset);
+    v.put_u32(location.stored);
+    v.put_u32(location.length);
+    v.put_u8(match location.codec {
+        Codec::Raw => 0,
+        Codec::Lz4 => 1,
+    });
+    v.put_u32(location.checksum);
+    v.freeze()
+}
+
+pub fn decode_extent(bytes: &[u8]) -> Result<Extent> {
+    let mut f = Fields::new(bytes, "extent")?;
+    let (length, skip) = (f.u32()?, f.u32()?);
+    let location = Location {
+        segment: SegmentId(f.u64()?),
+        offset: f.u32()?,
+        stored: f.u32()?,
+        length: f.u32()?,
+        codec: match f.u8()? {
+            0 => Codec::Raw,
+            1 => Codec::Lz4,
+            _ => return Err(corrupt("extent")),
+        },
+        checksum: f.u32()?,
+    };
+    f.end()?;
+    let fits = skip.checked_add(length).is_some_and(|end| end <= location.length);
+    let bounded =
+        location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX && location.stored <= location.length;
+    if length == 0 || !fits || !bounded { Err(corrupt("extent")) } else { Ok(Extent { length, skip, location }) }
+}
+
+/// Where a segment is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentState {
+    /// Its bytes are staged or in fragments.
+    Open,
+    /// Its object is whole.
+    Uploaded,
+    /// No extent refers to it; its object is about to go.
+    Doomed,
+}
+
+/// A segment's record: its state and the live (logical) bytes that extents refer to.
+pub fn encode_segment(state: SegmentState, live: i64) -> Bytes {
+    let mut v = value(9);
+    v.put_u8(match state {
+        SegmentState::Open => 0,
+        SegmentState::Uploaded => 1,
+        SegmentState::Doomed => 2,
+    });
+    v.put_i64(live);
+    v.freeze()
+}
+
+pub fn decode_segment(bytes: &[u8]) -> Result<(SegmentState, i64)> {
+    let mut f = Fields::new(bytes, "segment")?;
+    let state = match f.u8()? {
+        0 => SegmentState::Open,
+        1 => SegmentState::Uploaded,
+        2 => SegmentState::Doomed,
+        _ => return Err(corrupt("segment")),
+    };
+    let live = i64::from_be_bytes(f.take()?);
+    f.end()?;
+    Ok((state, live))
+}
+
+/// Numbers that must outlive the authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// No inode at or above this number exists.
+    pub next_inode: u64,
+    pub inodes: u64,
+    pub last_change: Timestamp,
+}
+
+impl Counters {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(28);
+        v.put_u64(self.next_inode);
+        v.put_u64(self.inodes);
+        put_time(&mut v, self.last_change);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "counters")?;
+        let counters = Counters { next_inode: f.u64()?, inodes: f.u64()?, last_change: f.time()? };
+        f.end()?;
+        Ok(counters)
+    }
+}
+
+/// How far a durable change has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// On the server's disk.
+    Local,
+    /// In the object store.
+    Object,
+}
+
+impl Durability {
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Local => "local",
+            Durability::Object => "object",
+        }
+    }
+}
+
+/// What is fixed when a volume is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeSettings {
+    pub durability: Durability,
+    /// Unique among all volumes.
+    pub id: u128,
+}
+
+impl VolumeSettings {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(17);
+        v.put_u8(match self.durability {
+            Durability::Local => 0,
+            Durability::Object => 1,
+        });
+        v.put_u128(self.id);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "superblock")?;
+        let durability = match f.u8()? {
+            0 => Durability::Local,
+            1 => Durability::Object,
+            _ => return Err(corrupt("superblock")),
+        };
+        let id = u128::from_be_bytes(f.take()?);
+        f.end()?;
+        Ok(VolumeSettings { durability, id })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn decoding_foreign_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = Bytes::from([&[FORMAT_VERSION][..], &bytes].concat());
+            let _ = InodeRecord::decode(&bytes);
+            let _ = Dentry::decode(&bytes);
+            let _ = decode_cookie(&bytes);
+            let _ = decode_extent(&bytes);
+            let _ = decode_segment(&bytes);
+            let _ = Counters::decode(&bytes);
+            let _ = VolumeSettings::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        assert!(matches!(VolumeSettings::decode(&[9, 0]), Err(VolumeError::FutureFormat(9))));
+        assert!(matches!(VolumeSettings::decode(&[1, 0]), Err(VolumeError::Corrupt(_))));
+    }
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let time = Timestamp { seconds: -5, nanos: 999_999_999 };
+        let record = InodeRecord {
+            mode: Mode::new(FileKind::Symlink, 0o777),
+            links: 2,
+            uid: 3,
+            gid: 4,
+            device: 5,
+            size: 6,
+            allocated: 7,
+            accessed: time,
+            modified: time,
+            changed: time,
+            created: time,
+            parent: InodeId(8),
+            next_cookie: 9,
+            target: Bytes::from_static(b"to"),
+        };
+        assert_eq!(InodeRecord::decode(&record.encode()).unwrap(), record);
+        let name = Name::new(&b"n"[..]).unwrap();
+        assert_eq!(
+            decode_cookie(&encode_cookie(InodeId(1), FileKind::Fifo, &name)).unwrap(),
+            (InodeId(1), FileKind::Fifo, name)
+        );
+        assert_eq!(decode_segment(&encode_segment(SegmentState::Doomed, -3)).unwrap(), (SegmentState::Doomed, -3));
+    }
+}

@@ -1,0 +1,23 @@
+//! The file system of one volume: inodes, directories, extents, locks, over a
+//! [`atoll_store::Store`] for metadata and an [`atoll_blob::Blob`] for bytes.
+//!
+//! Invariant: an operation is *ordered* when [`Volume::execute`] returns; every
+//! operation that starts afterwards sees it. It is *durable* when a later
+//! [`Operation::Sync`](atoll_types::Operation::Sync) returned. A crash leaves a
+//! prefix of the ordered operations that contains every durable one.
+//!
+//! `core` is the pure machine, `volume` the shell that loads and reads,
+//! `committer` the task that makes changes durable, `format` what lies in the store.
+
+pub mod acl;
+mod committer;
+mod core;
+mod error;
+pub mod extents;
+pub mod format;
+pub mod locks;
+mod volume;
+
+pub use error::VolumeError;
+pub use format::{Durability, VolumeSettings};
+pub use volume::{Volume, VolumeConfig, VolumeReport, format};

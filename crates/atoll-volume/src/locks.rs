@@ -1,0 +1,311 @@
+//! Advisory locks of a volume, as a pure table: no tasks, no clocks.
+//!
+//! Invariant: locks of different owners in one space never conflict where they
+//! overlap. Waiters are granted first in, first out; a request that would close
+//! a cycle of waiting owners is refused.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use atoll_types::locks::{Lock, LockKind, LockSpace};
+use atoll_types::{ByteRange, InodeId, LockOwner, SessionId};
+
+/// Most requests that may wait for locks of one volume.
+pub const WAITERS_MAX: usize = 65_536;
+
+/// A queued request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WaiterId(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetOutcome {
+    Granted,
+    WouldBlock,
+    /// Waiting would deadlock.
+    Deadlock,
+    /// [`WAITERS_MAX`] is reached.
+    TooMany,
+    Queued(WaiterId),
+}
+
+type Holder = (SessionId, LockOwner);
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    session: SessionId,
+    lock: Lock,
+}
+
+impl Held {
+    fn holder(&self) -> Holder {
+        (self.session, self.lock.owner)
+    }
+
+    fn conflicts(&self, session: SessionId, lock: &Lock) -> bool {
+        self.lock.space == lock.space
+            && self.holder() != (session, lock.owner)
+            && (self.lock.kind == LockKind::Exclusive || lock.kind == LockKind::Exclusive)
+            && self.lock.range.overlaps(&lock.range)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct LockTable {
+    held: HashMap<InodeId, Vec<Held>>,
+    /// In order of arrival.
+    waiting: BTreeMap<WaiterId, (InodeId, Held)>,
+    next_waiter: u64,
+}
+
+impl LockTable {
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Locks held, of all inodes.
+    pub fn len(&self) -> usize {
+        self.held.values().map(Vec::len).sum()
+    }
+
+    /// The first held lock that `lock` would have to wait for.
+    pub fn test(&self, inode: InodeId, session: SessionId, lock: &Lock) -> Option<Lock> {
+        let held = self.held.get(&inode)?;
+        held.iter().filter(|h| h.conflicts(session, lock)).map(|h| h.lock).min_by_key(|l| l.range.start)
+    }
+
+    /// Take or convert a lock. The second value lists waiters that this call let in (a downgrade does).
+    pub fn set(&mut self, inode: InodeId, session: SessionId, lock: &Lock, wait: bool) -> (SetOutcome, Vec<WaiterId>) {
+        if self.test(inode, session, lock).is_none() {
+            self.grant(inode, session, lock);
+            return (SetOutcome::Granted, self.admit(inode));
+        }
+        if !wait {
+            return (SetOutcome::WouldBlock, Vec::new());
+        }
+        if self.waiting.len() >= WAITERS_MAX {
+            return (SetOutcome::TooMany, Vec::new());
+        }
+        let wish = Held { session, lock: *lock };
+        if lock.space == LockSpace::Range && self.closes_a_cycle(inode, &wish) {
+            return (SetOutcome::Deadlock, Vec::new());
+        }
+        // flock gives the old lock back before it waits for the new one (flock(2), "converting a lock").
+        let granted = if lock.space == LockSpace::Whole {
+            self.unlock(inode, session, lock.space, lock.owner, lock.range)
+        } else {
+            Vec::new()
+        };
+        let waiter = WaiterId(self.next_waiter);
+        self.next_waiter += 1;
+        self.waiting.insert(waiter, (inode, wish));
+        (SetOutcome::Queued(waiter), granted)
+    }
+
+    /// Give back what `owner` holds of `range`; lists the waiters that get in.
+    pub fn unlock(
+        &mut self,
+        inode: InodeId,
+        session: SessionId,
+        space: LockSpace,
+        owner: LockOwner,
+        range: ByteRange,
+    ) -> Vec<WaiterId> {
+        self.cut(inode, session, space, owner, range);
+        self.admit(inode)
+    }
+
+    /// A waiter no longer wants its lock. If it was granted meanwhile, nothing happens.
+    pub fn withdraw(&mut self, waiter: WaiterId) -> Vec<WaiterId> {
+        match self.waiting.remove(&waiter) {
+            Some((inode, _)) => self.admit(inode),
+            None => Vec::new(),
+        }
+    }
+
+    /// True while the waiter is queued.
+    pub fn is_waiting(&self, waiter: WaiterId) -> bool {
+        self.waiting.contains_key(&waiter)
+    }
+
+    /// Everything of a session goes.
+    pub fn end_session(&mut self, session: SessionId) -> Vec<WaiterId> {
+        self.waiting.retain(|_, (_, held)| held.session != session);
+        let inodes: Vec<InodeId> = self.held.keys().copied().collect();
+        let mut granted = Vec::new();
+        for inode in inodes {
+            if let Some(held) = self.held.get_mut(&inode) {
+                held.retain(|h| h.session != session);
+                if held.is_empty() {
+                    self.held.remove(&inode);
+                }
+            }
+            granted.extend(self.admit(inode));
+        }
+        granted
+    }
+
+    fn grant(&mut self, inode: InodeId, session: SessionId, lock: &Lock) {
+        self.cut(inode, session, lock.space, lock.owner, lock.range);
+        let held = self.held.entry(inode).or_default();
+        let mut merged = *lock;
+        // Neighbours of the same kind and owner become one lock.
+        held.retain(|h| {
+            let same = h.holder() == (session, lock.owner) && h.lock.space == lock.space && h.lock.kind == lock.kind;
+            let touches = h.lock.range.end >= merged.range.start && merged.range.end >= h.lock.range.start;
+            if same && touches {
+                merged.range.start = merged.range.start.min(h.lock.range.start);
+                merged.range.end = merged.range.end.max(h.lock.range.end);
+            }
+            !(same && touches)
+        });
+        held.push(Held { session, lock: merged });
+    }
+
+    fn cut(&mut self, inode: InodeId, session: SessionId, space: LockSpace, owner: LockOwner, range: ByteRange) {
+        let Some(held) = self.held.get_mut(&inode) else { return };
+        let mut rest = Vec::with_capacity(held.len());
+        for h in held.drain(..) {
+            if h.holder() != (session, owner) || h.lock.space != space || !h.lock.range.overlaps(&range) {
+                rest.push(h);
+                continue;
+            }
+            for (start, end) in [(h.lock.range.start, range.start), (range.end, h.lock.range.end)] {
+                if start < end {
+                    rest.push(Held { lock: Lock { range: ByteRange::new(start, end), ..h.lock }, ..h });
+                }
+            }
+        }
+        *held = rest;
+        if held.is_empty() {
+            self.held.remove(&inode);
+        }
+    }
+
+    /// Let in, in order of arrival, every waiter of `inode` that conflicts with no holder and no earlier waiter.
+    fn admit(&mut self, inode: InodeId) -> Vec<WaiterId> {
+        let queue: Vec<(WaiterId, Held)> =
+            self.waiting.iter().filter(|(_, (i, _))| *i == inode).map(|(id, (_, held))| (*id, *held)).collect();
+        let mut passed_over: Vec<Held> = Vec::new();
+        let mut granted = Vec::new();
+        for (id, wish) in queue {
+            let blocked = self.test(inode, wish.session, &wish.lock).is_some()
+                || passed_over.iter().any(|earlier| earlier.conflicts(wish.session, &wish.lock));
+            if blocked {
+                passed_over.push(wish);
+            } else {
+                self.waiting.remove(&id);
+                self.grant(inode, wish.session, &wish.lock);
+                granted.push(id);
+            }
+        }
+        granted
+    }
+
+    fn closes_a_cycle(&self, inode: InodeId, wish: &Held) -> bool {
+        let me = wish.holder();
+        let mut seen: HashSet<Holder> = HashSet::new();
+        let mut open: Vec<(InodeId, Held)> = vec![(inode, *wish)];
+        while let Some((inode, want)) = open.pop() {
+            for holder in self.held.get(&inode).into_iter().flatten() {
+                if !holder.conflicts(want.session, &want.lock) {
+                    continue;
+                }
+                if holder.holder() == me {
+                    return true;
+                }
+                if seen.insert(holder.holder()) {
+                    let waits = self
+                        .waiting
+                        .values()
+                        .filter(|(_, w)| w.holder() == holder.holder() && w.lock.space == LockSpace::Range);
+                    open.extend(waits.copied());
+                }
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: InodeId = InodeId(7);
+    const SESSION: SessionId = SessionId(1);
+
+    fn lock(owner: u64, kind: LockKind, start: u64, end: u64) -> Lock {
+        Lock { space: LockSpace::Range, owner: LockOwner(owner), pid: 0, kind, range: ByteRange::new(start, end) }
+    }
+
+    use LockKind::{Exclusive, Shared};
+
+    #[test]
+    fn readers_share_and_a_writer_excludes() {
+        let mut table = LockTable::default();
+        assert_eq!(table.set(FILE, SESSION, &lock(1, Shared, 0, 10), false).0, SetOutcome::Granted);
+        assert_eq!(table.set(FILE, SESSION, &lock(2, Shared, 5, 15), false).0, SetOutcome::Granted);
+        assert_eq!(table.set(FILE, SESSION, &lock(3, Exclusive, 9, 11), false).0, SetOutcome::WouldBlock);
+        assert_eq!(table.set(FILE, SESSION, &lock(3, Exclusive, 15, 20), false).0, SetOutcome::Granted);
+    }
+
+    #[test]
+    fn an_owner_converts_splits_and_merges_its_own_locks() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 30), false);
+        table.set(FILE, SESSION, &lock(1, Shared, 10, 20), false);
+        assert_eq!(table.len(), 3);
+        assert_eq!(table.test(FILE, SESSION, &lock(2, Shared, 10, 20)), None);
+        assert!(table.test(FILE, SESSION, &lock(2, Shared, 9, 20)).is_some());
+        table.set(FILE, SESSION, &lock(1, Exclusive, 10, 20), false);
+        assert_eq!(table.len(), 1);
+        table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(1), ByteRange::new(0, u64::MAX));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn waiters_get_in_first_come_first_served() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), false);
+        let (SetOutcome::Queued(first), _) = table.set(FILE, SESSION, &lock(2, Exclusive, 0, 10), true) else {
+            panic!()
+        };
+        let (SetOutcome::Queued(second), _) = table.set(FILE, SESSION, &lock(3, Exclusive, 0, 10), true) else {
+            panic!()
+        };
+        let everything = ByteRange::new(0, u64::MAX);
+        assert_eq!(table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(1), everything), [first]);
+        assert_eq!(table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(2), everything), [second]);
+    }
+
+    #[test]
+    fn a_cycle_of_waiters_is_a_deadlock() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 1), false);
+        table.set(FILE, SESSION, &lock(2, Exclusive, 1, 2), false);
+        assert!(matches!(table.set(FILE, SESSION, &lock(1, Exclusive, 1, 2), true).0, SetOutcome::Queued(_)));
+        assert_eq!(table.set(FILE, SESSION, &lock(2, Exclusive, 0, 1), true).0, SetOutcome::Deadlock);
+    }
+
+    #[test]
+    fn a_session_that_ends_lets_others_in() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), false);
+        let other = SessionId(2);
+        let (SetOutcome::Queued(waiter), _) = table.set(FILE, other, &lock(1, Exclusive, 0, 10), true) else {
+            panic!()
+        };
+        assert_eq!(table.end_session(SESSION), [waiter]);
+        assert!(table.end_session(other).is_empty() && table.is_empty());
+    }
+
+    #[test]
+    fn a_withdrawn_waiter_is_forgotten() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), false);
+        let (SetOutcome::Queued(gone), _) = table.set(FILE, SESSION, &lock(2, Exclusive, 0, 10), true) else {
+            panic!()
+        };
+        let (SetOutcome::Queued(stays), _) = table.set(FILE, SESSION, &lock(3, Shared, 0, 10), true) else { panic!() };
+        assert!(table.withdraw(gone).is_empty());
+        assert_eq!(table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(1), ByteRange::new(0, 10)), [stays]);
+    }
+}

@@ -1,0 +1,704 @@
+//! The asynchronous shell around the core: loads what an operation needs, moves
+//! file bytes, waits for locks and for durability.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_blob::readahead::Readahead;
+use atoll_blob::{Blob, BlobError, Recovered};
+use atoll_store::{Batch, Precondition, Scan, Store, StoreError};
+use atoll_types::operation::VolumeStatistics;
+use atoll_types::{
+    ByteRange, Caller, Epoch, Errno, FileKind, InodeId, Mode, Operation, Outcome, SessionId, Timestamp, limits,
+};
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::committer::{self, Committer, Progress};
+use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
+use crate::error::VolumeError;
+use crate::extents::{ExtentMap, Piece};
+use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
+use crate::locks::{SetOutcome, WaiterId};
+
+/// Bounds and pace of an open volume.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeConfig {
+    /// Most inodes in the decoded cache, beyond open and dirty ones.
+    pub inode_cache_max: usize,
+    /// Gap between commits that nobody waits for.
+    pub commit_lag: Duration,
+    /// Most bytes of file data that ride in one commit.
+    pub inline_bytes_max: usize,
+    /// Changes wait for the committer above this many uncommitted writes.
+    pub backlog_max: usize,
+    /// Size that `statfs` shows, in bytes.
+    pub capacity_bytes: u64,
+}
+
+impl Default for VolumeConfig {
+    fn default() -> Self {
+        VolumeConfig {
+            inode_cache_max: 200_000,
+            commit_lag: Duration::from_millis(20),
+            inline_bytes_max: 64 * 1024,
+            backlog_max: 200_000,
+            capacity_bytes: 1 << 50,
+        }
+    }
+}
+
+/// Figures for metrics and `status`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VolumeReport {
+    pub inodes: u64,
+    pub inodes_cached: usize,
+    pub bytes_live: u64,
+    pub opens: usize,
+    pub locks: usize,
+    pub ordered: u64,
+    pub durable: u64,
+}
+
+/// What the shell and the committer share.
+pub(crate) struct Shared {
+    pub core: Mutex<Core>,
+    pub store: Arc<dyn Store>,
+    pub blob: Blob,
+    pub config: VolumeConfig,
+    /// Wakes the committer.
+    pub work: Notify,
+    /// The newest change that somebody waits to be durable.
+    wanted: AtomicU64,
+    closing: AtomicBool,
+}
+
+impl Shared {
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    pub fn is_urgent(&self, durable: u64) -> bool {
+        self.is_closing() || self.wanted.load(Ordering::Acquire) > durable
+    }
+}
+
+/// An open volume. Cheap to clone.
+#[derive(Clone)]
+pub struct Volume {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    settings: VolumeSettings,
+    progress: watch::Receiver<Progress>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+    /// Who waits for which lock.
+    waiters: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
+    readers: Mutex<HashMap<InodeId, Readahead>>,
+}
+
+/// Most files whose read pattern is remembered.
+const READERS_MAX: usize = 4096;
+
+/// Write a new volume into an empty store.
+pub async fn format(store: &dyn Store, settings: &VolumeSettings) -> Result<(), VolumeError> {
+    let mut batch = Batch::default();
+    batch.preconditions.push(Precondition::Absent { key: format::superblock_key() });
+    batch.put(format::superblock_key(), settings.encode());
+    let now = Timestamp::now();
+    batch.put(format::inode_key(InodeId::ROOT), core::root(now).encode());
+    let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now };
+    batch.put(format::counters_key(), counters.encode());
+    match store.commit(batch).await {
+        Ok(seq) => Ok(store.durable(seq).await?),
+        Err(StoreError::Precondition) => Err(VolumeError::Exists),
+        Err(error) => Err(error.into()),
+    }
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Blob, BlobError>> + Send>>;
+
+impl Volume {
+    /// Open the volume that the store holds and finish what a crash left.
+    /// `open_blob` gets the store's epoch and the segments that were not yet whole.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        open_blob: impl FnOnce(Epoch, Vec<Recovered>) -> Opening,
+        config: VolumeConfig,
+    ) -> Result<Volume, VolumeError> {
+        let superblock = store.get(&format::superblock_key()).await?.ok_or(VolumeError::Missing)?;
+        let settings = VolumeSettings::decode(&superblock)?;
+        let counters = store.get(&format::counters_key()).await?;
+        let counters = Counters::decode(&counters.ok_or_else(|| VolumeError::Corrupt("no counters".into()))?)?;
+
+        let mut segments = Vec::new();
+        let mut recovered: BTreeMap<u64, Recovered> = BTreeMap::new();
+        for (key, value) in scan_all(&*store, format::all_segments()).await? {
+            let id = atoll_types::SegmentId(format::key_number(&key)?);
+            let (state, live) = format::decode_segment(&value)?;
+            if state == SegmentState::Open {
+                recovered.insert(id.0, Recovered { segment: id, fragments: Vec::new() });
+            }
+            segments.push((id, state, live));
+        }
+        for (key, value) in scan_all(&*store, format::all_fragments()).await? {
+            if let Some(segment) = recovered.get_mut(&format::key_number(&key)?) {
+                segment.fragments.push((format::rest_u32(&key)?, value));
+            }
+        }
+        let blob = open_blob(store.epoch(), recovered.into_values().collect()).await?;
+
+        let suspects =
+            segments.iter().filter(|(_, s, live)| *s == SegmentState::Uploaded && *live <= 0).map(|s| s.0).collect();
+        let doomed = segments.iter().filter(|(_, s, _)| *s == SegmentState::Doomed).map(|s| s.0).collect();
+        let core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
+        let shared = Arc::new(Shared {
+            core: Mutex::new(core),
+            store,
+            blob,
+            config,
+            work: Notify::new(),
+            wanted: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+        });
+        let (sender, progress) = watch::channel(Progress::default());
+        let committer = tokio::spawn(Committer::new(shared.clone(), sender, suspects, doomed).run());
+        let volume = Volume {
+            inner: Arc::new(Inner {
+                shared,
+                settings,
+                progress,
+                committer: Mutex::new(Some(committer)),
+                waiters: Mutex::new(HashMap::new()),
+                readers: Mutex::new(HashMap::new()),
+            }),
+        };
+        for (key, _) in scan_all(&*volume.inner.shared.store, format::all_orphans()).await? {
+            let inode = InodeId(format::key_number(&key)?);
+            if let Err(errno) = volume.step(|core| core.reap(inode)).await {
+                tracing::warn!(%inode, %errno, "cannot reap an orphan");
+            }
+        }
+        Ok(volume)
+    }
+
+    pub fn settings(&self) -> &VolumeSettings {
+        &self.inner.settings
+    }
+
+    pub fn report(&self) -> VolumeReport {
+        let core = self.inner.shared.core.lock();
+        VolumeReport {
+            inodes: core.inodes_used(),
+            inodes_cached: core.inodes_cached(),
+            bytes_live: core.bytes_live(),
+            opens: core.opens(),
+            locks: core.locks.len(),
+            ordered: core.ordered(),
+            durable: self.inner.progress.borrow().durable,
+        }
+    }
+
+    pub fn blob(&self) -> &Blob {
+        &self.inner.shared.blob
+    }
+
+    /// Execute one operation; it is ordered when this returns. Dropping the future of a waiting
+    /// `SetLock` withdraws the request.
+    pub async fn execute(&self, session: SessionId, caller: &Caller, operation: Operation) -> Result<Outcome, Errno> {
+        if operation.mutates() {
+            self.admit().await?;
+        }
+        let context = Context { session, caller };
+        use Operation as O;
+        let outcome = match operation {
+            O::Lookup { parent, name } => Outcome::Entry(self.step(|c| c.lookup(parent, &name)).await?),
+            O::Parent { inode } => Outcome::Entry(self.step(|c| c.parent(inode)).await?),
+            O::GetAttributes { inode } => Outcome::Entry(self.step(|c| c.attributes(inode)).await?),
+            O::SetAttributes { inode, changes } => {
+                Outcome::Entry(self.change(|c| c.set_attributes(inode, &changes)).await?)
+            }
+            O::Create { parent, name, permissions, umask, flags } => {
+                let made = self.change(|c| c.create(context, parent, &name, permissions, umask, flags)).await?;
+                Outcome::Created { attributes: made.0, new: made.1 }
+            }
+            O::CreateUnnamed { parent, permissions, umask } => {
+                Outcome::Entry(self.change(|c| c.create_unnamed(context, parent, permissions, umask)).await?)
+            }
+            O::MakeNode { parent, name, mode, umask, device } => {
+                match mode.kind() {
+                    None | Some(FileKind::Directory | FileKind::Symlink) => return Err(Errno::EINVAL),
+                    Some(_) => {}
+                }
+                let make = |c: &mut Core| c.make(context, parent, &name, mode, umask, |r| r.device = device);
+                Outcome::Entry(self.change(make).await?)
+            }
+            O::MakeDirectory { parent, name, permissions, umask } => {
+                let mode = Mode::new(FileKind::Directory, permissions);
+                Outcome::Entry(self.change(|c| c.make(context, parent, &name, mode, umask, |_| ())).await?)
+            }
+            O::MakeSymlink { parent, name, target } => {
+                if target.is_empty() {
+                    return Err(Errno::ENOENT);
+                }
+                if target.len() > limits::SYMLINK_BYTES_MAX {
+                    return Err(Errno::ENAMETOOLONG);
+                }
+                let mode = Mode::new(FileKind::Symlink, 0o777);
+                let make = |c: &mut Core| {
+                    c.make(context, parent, &name, mode, 0, |record| {
+                        record.size = target.len() as u64;
+                        record.target = target.clone();
+                    })
+                };
+                Outcome::Entry(self.change(make).await?)
+            }
+            O::Link { inode, parent, name } => Outcome::Entry(self.change(|c| c.link(inode, parent, &name)).await?),
+            O::Unlink { parent, name } => self.change(|c| c.unlink(parent, &name)).await.map(|()| Outcome::Done)?,
+            O::RemoveDirectory { parent, name } => {
+                self.change(|c| c.remove_directory(parent, &name)).await.map(|()| Outcome::Done)?
+            }
+            O::Rename { parent, name, new_parent, new_name, mode } => {
+                self.change(|c| c.rename(context, parent, &name, new_parent, &new_name, mode)).await?;
+                Outcome::Done
+            }
+            O::ReadSymlink { inode } => Outcome::Data(self.step(|c| c.read_symlink(inode)).await?),
+            O::Open { inode, flags } => Outcome::Entry(self.change(|c| c.open(session, inode, flags)).await?),
+            O::Release { inode } => {
+                let reap = self.inner.shared.core.lock().release(session, inode);
+                if reap {
+                    self.change(|c| c.reap(inode)).await?;
+                }
+                Outcome::Done
+            }
+            O::Read { inode, range } => Outcome::Data(self.read(inode, range).await?),
+            O::Write { inode, at, data, drop_privileges } => {
+                if data.len() > limits::IO_BYTES_MAX {
+                    return Err(Errno::EINVAL);
+                }
+                let locations = self.inner.shared.blob.append(data).await.map_err(blob_errno)?;
+                let (offset, length, attributes) =
+                    self.change(|c| c.write_data(inode, at, &locations, drop_privileges)).await?;
+                Outcome::Written { offset, length, attributes }
+            }
+            O::Sync => self.sync().await.map(|()| Outcome::Done)?,
+            O::Allocate { inode, mode, range, drop_privileges } => {
+                self.change(|c| c.extents_then(inode, |c| c.allocate(inode, mode, range, drop_privileges))).await?;
+                Outcome::Done
+            }
+            O::Seek { inode, offset, to } => Outcome::Offset(self.step(|c| c.seek(inode, offset, to)).await?),
+            O::CloneRange { source, source_offset, target, target_offset, length } => {
+                let (offset, length, attributes) =
+                    self.change(|c| c.clone_range(source, source_offset, target, target_offset, length)).await?;
+                Outcome::Written { offset, length, attributes }
+            }
+            O::ReadDirectory { inode, after, entries_max, with_attributes } => {
+                self.list(inode, after, entries_max as usize, with_attributes).await?
+            }
+            O::GetXattr { inode, name } => Outcome::Data(self.step(|c| c.get_xattr(inode, &name)).await?),
+            O::SetXattr { inode, name, value, mode, drop_privileges } => {
+                self.change(|c| c.set_xattr(inode, &name, &value, mode, drop_privileges)).await?;
+                Outcome::Done
+            }
+            O::ListXattrs { inode } => Outcome::Data(self.step(|c| c.list_xattrs(inode)).await?),
+            O::RemoveXattr { inode, name } => {
+                self.change(|c| c.remove_xattr(inode, &name)).await.map(|()| Outcome::Done)?
+            }
+            O::Statistics => {
+                let report = self.report();
+                Outcome::Space(VolumeStatistics {
+                    bytes_total: self.inner.shared.config.capacity_bytes,
+                    bytes_used: report.bytes_live,
+                    inodes_total: 1 << 48,
+                    inodes_used: report.inodes,
+                })
+            }
+            O::TestLock { inode, lock } => {
+                Outcome::Conflict(self.inner.shared.core.lock().locks.test(inode, session, &lock))
+            }
+            O::SetLock { inode, lock, wait } => {
+                let (outcome, granted) = self.inner.shared.core.lock().locks.set(inode, session, &lock, wait);
+                self.grant(granted);
+                match outcome {
+                    SetOutcome::Granted => Outcome::Done,
+                    SetOutcome::WouldBlock => return Err(Errno::EAGAIN),
+                    SetOutcome::Deadlock => return Err(Errno::EDEADLK),
+                    SetOutcome::TooMany => return Err(Errno::ENOLCK),
+                    SetOutcome::Queued(waiter) => self.wait_for_lock(waiter).await.map(|()| Outcome::Done)?,
+                }
+            }
+            O::Unlock { inode, space, owner, range } => {
+                let granted = self.inner.shared.core.lock().locks.unlock(inode, session, space, owner, range);
+                self.grant(granted);
+                Outcome::Done
+            }
+        };
+        Ok(outcome)
+    }
+
+    /// The session is over: its opens and locks are given back.
+    pub async fn end_session(&self, session: SessionId) {
+        let (granted, orphans) = {
+            let mut core = self.inner.shared.core.lock();
+            (core.locks.end_session(session), core.end_session(session))
+        };
+        self.grant(granted);
+        for inode in orphans {
+            if let Err(errno) = self.change(|core| core.reap(inode)).await {
+                tracing::warn!(%inode, %errno, "cannot reap an orphan");
+            }
+        }
+    }
+
+    /// Make everything durable and whole in the object store. Operations must have ended.
+    pub async fn close(&self) -> Result<(), VolumeError> {
+        let shared = &self.inner.shared;
+        shared.closing.store(true, Ordering::Release);
+        shared.work.notify_one();
+        let committer = self.inner.committer.lock().take();
+        if let Some(committer) = committer
+            && committer.await.is_err()
+        {
+            return Err(VolumeError::Corrupt("the committer ended unexpectedly".into()));
+        }
+        let failed = self.inner.progress.borrow().failed.clone();
+        match failed {
+            Some(error) => Err(error),
+            None => committer::close(shared).await,
+        }
+    }
+
+    // ---- steps
+
+    /// Run a step until nothing is missing.
+    async fn step<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
+        loop {
+            let need = {
+                let mut core = self.inner.shared.core.lock();
+                match run(&mut core) {
+                    Ok(value) => {
+                        core.evict();
+                        return Ok(value);
+                    }
+                    Err(Stop::Error(errno)) => return Err(errno),
+                    Err(Stop::Load(need)) => need,
+                }
+            };
+            self.load(need).await?;
+        }
+    }
+
+    /// A step that may order a change: the committer hears of it.
+    async fn change<T>(&self, run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
+        let value = self.step(run).await?;
+        self.inner.shared.work.notify_one();
+        Ok(value)
+    }
+
+    /// Fail when commits failed, wait while too much is uncommitted.
+    async fn admit(&self) -> Result<(), Errno> {
+        let mut progress = self.inner.progress.clone();
+        loop {
+            let durable = {
+                let now = progress.borrow_and_update();
+                if let Some(error) = &now.failed {
+                    return Err(error.errno());
+                }
+                now.durable
+            };
+            let (backlog, ordered) = {
+                let core = self.inner.shared.core.lock();
+                (core.backlog(), core.ordered())
+            };
+            if backlog <= self.inner.shared.config.backlog_max || durable >= ordered {
+                return Ok(());
+            }
+            self.inner.shared.work.notify_one();
+            if progress.changed().await.is_err() {
+                return Err(Errno::EIO);
+            }
+        }
+    }
+
+    async fn sync(&self) -> Result<(), Errno> {
+        let target = self.inner.shared.core.lock().ordered();
+        let mut progress = self.inner.progress.clone();
+        self.inner.shared.wanted.fetch_max(target, Ordering::AcqRel);
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if now.durable >= target {
+                    return Ok(());
+                }
+                if let Some(error) = &now.failed {
+                    return Err(error.errno());
+                }
+            }
+            self.inner.shared.work.notify_one();
+            if progress.changed().await.is_err() {
+                return Err(Errno::EIO);
+            }
+        }
+    }
+
+    async fn load(&self, need: Need) -> Result<(), Errno> {
+        self.try_load(need).await.map_err(|error| {
+            if !matches!(error, LoadError::NotThere) {
+                tracing::error!(%error, "cannot read metadata");
+            }
+            match error {
+                LoadError::NotThere => Errno::ESTALE,
+                LoadError::Volume(error) => error.errno(),
+            }
+        })
+    }
+
+    async fn try_load(&self, need: Need) -> Result<(), LoadError> {
+        let shared = &self.inner.shared;
+        match need {
+            Need::Inode(inode) => {
+                let (stamp, found) = self.get(format::inode_key(inode)).await?;
+                let record = InodeRecord::decode(&found.ok_or(LoadError::NotThere)?)?;
+                shared.core.lock().install_inode(stamp, inode, record);
+            }
+            Need::Dentry(parent, name) => {
+                let (stamp, found) = self.get(format::dentry_key(parent, &name)).await?;
+                let dentry = found.map(|bytes| Dentry::decode(&bytes)).transpose()?;
+                shared.core.lock().install_dentry(stamp, parent, name, dentry);
+            }
+            Need::Extents(inode) => {
+                let (stamp, entries) = self.range(format::extents_of(inode)).await?;
+                let mut extents = Vec::with_capacity(entries.len());
+                for (key, value) in entries {
+                    extents.push((format::rest_u64(&key)?, format::decode_extent(&value)?));
+                }
+                shared.core.lock().install_extents(stamp, inode, ExtentMap::from_entries(extents));
+            }
+            Need::Xattrs(inode) => {
+                let (stamp, entries) = self.range(format::xattrs_of(inode)).await?;
+                let mut set = BTreeMap::new();
+                for (key, value) in entries {
+                    set.insert(format::key_rest(&key), format::decode_xattr(&value)?);
+                }
+                shared.core.lock().install_xattrs(stamp, inode, set);
+            }
+        }
+        Ok(())
+    }
+
+    /// A key's newest value, and the stamp to install it with.
+    async fn get(&self, key: Bytes) -> Result<(u64, Option<Bytes>), LoadError> {
+        let (stamp, pending) = {
+            let core = self.inner.shared.core.lock();
+            (core.load_stamp(), core.overlay(&key))
+        };
+        match pending {
+            Some(value) => Ok((stamp, value)),
+            None => Ok((stamp, self.inner.shared.store.get(&key).await.map_err(VolumeError::from)?)),
+        }
+    }
+
+    /// All entries of a range.
+    async fn range(&self, range: KeyRange) -> Result<(u64, Vec<(Bytes, Bytes)>), LoadError> {
+        let (stamp, overlay) = {
+            let core = self.inner.shared.core.lock();
+            (core.load_stamp(), core.overlay_range(&range))
+        };
+        let entries = scan_all(&*self.inner.shared.store, range.clone()).await?;
+        let page = atoll_store::Page { entries, next: None };
+        Ok((stamp, core::merge(page, overlay, &range.1)))
+    }
+
+    // ---- data
+
+    async fn read(&self, inode: InodeId, range: ByteRange) -> Result<Bytes, Errno> {
+        let plan = self
+            .step(|core| {
+                let plan = core.plan_read(inode, range)?;
+                core.accessed(inode);
+                Ok(plan)
+            })
+            .await?;
+        self.read_ahead(inode, plan.range);
+        self.fetch(plan).await
+    }
+
+    async fn fetch(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+        let wanted: Vec<_> = plan
+            .pieces
+            .iter()
+            .filter_map(|piece| match piece {
+                Piece::Data { extent, .. } => Some((extent.location, extent.skip, extent.length)),
+                Piece::Hole { .. } => None,
+            })
+            .collect();
+        let mut parts = self.inner.shared.blob.read_many(&wanted).await.map_err(blob_errno)?.into_iter();
+        if let ([Piece::Data { .. }], Some(whole)) = (&plan.pieces[..], parts.as_slice().first()) {
+            return Ok(whole.clone());
+        }
+        let mut bytes = BytesMut::with_capacity(plan.range.len() as usize);
+        for piece in &plan.pieces {
+            match piece {
+                Piece::Hole { range } => bytes.resize(bytes.len() + range.len() as usize, 0),
+                Piece::Data { .. } => bytes.extend_from_slice(&parts.next().ok_or(Errno::EIO)?),
+            }
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Fetch ahead of a reader whose pattern is known.
+    fn read_ahead(&self, inode: InodeId, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        let ahead = {
+            let mut readers = self.inner.readers.lock();
+            if readers.len() >= READERS_MAX && !readers.contains_key(&inode) {
+                readers.clear();
+            }
+            readers.entry(inode).or_default().observe(range.start, range.len())
+        };
+        if let Some(ahead) = ahead {
+            let locations = self.inner.shared.core.lock().plan_prefetch(inode, ahead);
+            self.inner.shared.blob.prefetch(locations);
+        }
+    }
+
+    // ---- listings
+
+    async fn list(&self, inode: InodeId, after: u64, most: usize, with_attributes: bool) -> Result<Outcome, Errno> {
+        /// About what fits one reply with names of usual length.
+        const ENTRIES_MAX: usize = 4096;
+        let most = most.clamp(1, ENTRIES_MAX);
+        let listing = self
+            .step(|core| {
+                let listing = core.list(inode, after, most)?;
+                core.accessed(inode);
+                Ok(listing)
+            })
+            .await?;
+        let (mut entries, end) = match listing {
+            Listing::Here { entries, end } => (entries, end),
+            Listing::InStore => self.list_from_store(inode, after, most).await?,
+        };
+        if with_attributes {
+            for entry in &mut entries {
+                // A name that is removed meanwhile is listed without attributes.
+                entry.attributes = self.step(|core| core.attributes(entry.inode)).await.ok();
+            }
+        }
+        Ok(Outcome::Listing { entries, end })
+    }
+
+    async fn list_from_store(
+        &self,
+        inode: InodeId,
+        after: u64,
+        most: usize,
+    ) -> Result<(Vec<atoll_types::operation::DirectoryEntry>, bool), Errno> {
+        let range = format::cookies_after(inode, after);
+        let overlay = self.inner.shared.core.lock().overlay_range(&range);
+        let scan = Scan { start: range.0.clone(), end: range.1.clone(), entries_max: most };
+        let page = self.inner.shared.store.scan(scan).await.map_err(|error| {
+            tracing::error!(%error, "cannot list a directory");
+            VolumeError::from(error).errno()
+        })?;
+        let more = page.next.is_some();
+        let merged = core::merge(page, overlay, &range.1);
+        let mut entries = Vec::with_capacity(merged.len());
+        for (key, value) in merged {
+            let decoded = format::rest_u64(&key).and_then(|cookie| Ok((cookie, format::decode_cookie(&value)?)));
+            let (cookie, (child, kind, name)) = decoded.map_err(|error| {
+                tracing::error!(%error, "cannot list a directory");
+                error.errno()
+            })?;
+            entries.push(core::entry(name, child, kind, cookie));
+        }
+        // Everything of this page was deleted meanwhile: go on behind it.
+        if entries.is_empty() && more {
+            return Box::pin(self.list_rest(inode, after, most)).await;
+        }
+        Ok((entries, !more))
+    }
+
+    async fn list_rest(
+        &self,
+        inode: InodeId,
+        after: u64,
+        most: usize,
+    ) -> Result<(Vec<atoll_types::operation::DirectoryEntry>, bool), Errno> {
+        self.list_from_store(inode, after, most.saturating_mul(2)).await
+    }
+
+    // ---- locks
+
+    fn grant(&self, granted: Vec<WaiterId>) {
+        if granted.is_empty() {
+            return;
+        }
+        let mut waiters = self.inner.waiters.lock();
+        for waiter in granted {
+            if let Some(sender) = waiters.remove(&waiter) {
+                // A receiver that is gone withdrew; its guard unlocks.
+                let _ = sender.send(());
+            }
+        }
+    }
+
+    async fn wait_for_lock(&self, waiter: WaiterId) -> Result<(), Errno> {
+        let (sender, receiver) = oneshot::channel();
+        self.inner.waiters.lock().insert(waiter, sender);
+        // It may have been granted before the sender was there.
+        if !self.inner.shared.core.lock().locks.is_waiting(waiter) {
+            self.grant(vec![waiter]);
+        }
+        let _guard = WaitGuard { volume: self, waiter };
+        receiver.await.map_err(|_| Errno::EINTR)
+    }
+}
+
+/// Withdraws a lock request whose waiter went away.
+struct WaitGuard<'a> {
+    volume: &'a Volume,
+    waiter: WaiterId,
+}
+
+impl Drop for WaitGuard<'_> {
+    fn drop(&mut self) {
+        self.volume.inner.waiters.lock().remove(&self.waiter);
+        let granted = self.volume.inner.shared.core.lock().locks.withdraw(self.waiter);
+        self.volume.grant(granted);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("no such inode")]
+    NotThere,
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+}
+
+fn blob_errno(error: BlobError) -> Errno {
+    tracing::error!(%error, "file data");
+    VolumeError::from(error).errno()
+}
+
+async fn scan_all(store: &dyn Store, range: KeyRange) -> Result<Vec<(Bytes, Bytes)>, VolumeError> {
+    let mut entries = Vec::new();
+    let mut next = Some(range.0);
+    while let Some(start) = next {
+        let page = store.scan(Scan { start, end: range.1.clone(), entries_max: 4096 }).await?;
+        entries.extend(page.entries);
+        next = page.next;
+    }
+    Ok(entries)
+}

@@ -1,0 +1,284 @@
+//! The client protocol: messages and framing. No sockets.
+//!
+//! A frame is `u32 length` (little-endian, of what follows), `u64 id`, and a
+//! message in postcard encoding. Requests carry an id that their answer
+//! repeats; id 0 is for what the server says unasked. Every frame is bounded by
+//! [`FRAME_BYTES_MAX`], and decoding allocates no more than the frame holds.
+
+use atoll_types::{Caller, Errno, Operation, OperationSeq, Outcome, SessionId, limits};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// The protocol of this release. A server refuses others.
+pub const VERSION: u16 = 1;
+/// Largest frame behind its length, in bytes: the largest I/O and room for its header.
+pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
+
+/// How to resume a session after its connection broke.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    pub session: SessionId,
+    pub secret: u128,
+}
+
+impl std::fmt::Debug for Resume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Resume({})", self.session)
+    }
+}
+
+/// What connections of one session are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lane {
+    Control,
+    /// Large reads and writes, so that they never delay a small request.
+    Bulk,
+}
+
+/// The first message of every connection.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    pub version: u16,
+    pub features: u64,
+    pub token: Option<String>,
+    /// `None` for a connection that only administers.
+    pub volume: Option<String>,
+    pub resume: Option<Resume>,
+    pub lane: Lane,
+}
+
+impl std::fmt::Debug for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Hello(version {}, volume {:?}, resume {:?}, {:?})",
+            self.version, self.volume, self.resume, self.lane
+        )
+    }
+}
+
+/// Operations to execute in order, up to the first that fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execute {
+    pub caller: Caller,
+    /// Number of this mutation; 0 when it changes nothing.
+    pub sequence: OperationSeq,
+    /// The client has the answers of every mutation below this number.
+    pub acknowledged: OperationSeq,
+    pub operations: Vec<Operation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    Hello(Hello),
+    Execute(Execute),
+    /// Give up the waiting request with this id; it answers `EINTR` unless it is done.
+    Cancel(u64),
+    Ping,
+    Admin(AdminRequest),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub version: u16,
+    pub features: u64,
+    /// `None` for a connection that only administers.
+    pub resume: Option<Resume>,
+    /// False when the session asked for was unknown and a new one was made.
+    pub resumed: bool,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    Welcome(Welcome),
+    /// One result for each operation executed; the last one may be the error that stopped them.
+    Results(Vec<Result<Outcome, Errno>>),
+    Pong,
+    Admin(AdminReply),
+    /// The request was refused; `message` is for people and says what to do.
+    Refused {
+        message: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminRequest {
+    VolumeCreate { name: String, durability: String },
+    VolumeList,
+    VolumeInfo { name: String },
+    VolumeDelete { name: String },
+    TokenCreate { volume: Option<String>, read_only: bool, expires_seconds: Option<u64>, label: String },
+    TokenList,
+    TokenRevoke { id: String },
+    Status,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    pub name: String,
+    pub durability: String,
+    pub store: String,
+    pub open: bool,
+    pub inodes: u64,
+    pub bytes: u64,
+    pub sessions: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    pub id: String,
+    pub label: String,
+    pub volume: Option<String>,
+    pub read_only: bool,
+    /// Seconds since 1970.
+    pub expires: Option<u64>,
+    /// Shown once, when the token is made.
+    pub secret: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_seconds: u64,
+    pub store: String,
+    pub sessions: u64,
+    pub volumes: Vec<VolumeInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminReply {
+    Done,
+    Volumes(Vec<VolumeInfo>),
+    Tokens(Vec<TokenInfo>),
+    Status(Status),
+}
+
+/// Why a frame is not one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("a frame of {0} bytes: at most {FRAME_BYTES_MAX} are allowed")]
+    TooLarge(usize),
+    #[error("malformed message")]
+    Malformed,
+}
+
+/// Append one frame.
+pub fn encode<M: Serialize>(id: u64, message: &M, out: &mut BytesMut) -> Result<(), WireError> {
+    let start = out.len();
+    out.put_u32_le(0);
+    out.put_u64_le(id);
+    let encoded = postcard::to_allocvec(message).map_err(|_| WireError::Malformed)?;
+    out.extend_from_slice(&encoded);
+    let length = out.len() - start - 4;
+    if length > FRAME_BYTES_MAX {
+        out.truncate(start);
+        return Err(WireError::TooLarge(length));
+    }
+    out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Take the next whole frame from what was received; `None` when more is needed.
+pub fn next_frame(received: &mut BytesMut) -> Result<Option<(u64, Bytes)>, WireError> {
+    let Some(header) = received.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*header) as usize;
+    if length > FRAME_BYTES_MAX {
+        return Err(WireError::TooLarge(length));
+    }
+    if length < 8 {
+        return Err(WireError::Malformed);
+    }
+    if received.len() < 4 + length {
+        received.reserve(4 + length - received.len());
+        return Ok(None);
+    }
+    let mut frame = received.split_to(4 + length).freeze();
+    frame.advance(4);
+    let id = frame.get_u64_le();
+    Ok(Some((id, frame)))
+}
+
+/// The message of a frame. Bytes that are left over make it malformed.
+pub fn decode<'a, M: Deserialize<'a>>(body: &'a [u8]) -> Result<M, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(WireError::Malformed),
+    }
+}
+
+impl Execute {
+    /// `Malformed` when it holds more operations than a compound may.
+    pub fn check(&self) -> Result<(), WireError> {
+        if self.operations.is_empty() || self.operations.len() > limits::COMPOUND_OPERATIONS_MAX {
+            return Err(WireError::Malformed);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use atoll_types::{InodeId, Name};
+    use proptest::prelude::*;
+
+    fn request() -> Request {
+        let name = Name::new(&b"name"[..]).unwrap();
+        Request::Execute(Execute {
+            caller: Caller { uid: 1, gid: 2, pid: 3 },
+            sequence: OperationSeq(4),
+            acknowledged: OperationSeq(2),
+            operations: vec![Operation::Lookup { parent: InodeId::ROOT, name }, Operation::Sync],
+        })
+    }
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let mut wire = BytesMut::new();
+        encode(7, &request(), &mut wire).unwrap();
+        let (id, body) = next_frame(&mut wire).unwrap().unwrap();
+        assert_eq!((id, decode::<Request>(&body).unwrap()), (7, request()));
+        assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn a_frame_in_parts_is_waited_for() {
+        let mut whole = BytesMut::new();
+        encode(7, &request(), &mut whole).unwrap();
+        for cut in 0..whole.len() {
+            assert_eq!(next_frame(&mut BytesMut::from(&whole[..cut])), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_directory_can_hold_is_malformed() {
+        let mut wire = BytesMut::new();
+        encode(1, &request(), &mut wire).unwrap();
+        let (_, body) = next_frame(&mut wire).unwrap().unwrap();
+        let at = body.windows(4).position(|w| w == b"name").unwrap();
+        let mut bad = body.to_vec();
+        bad[at] = b'/';
+        assert_eq!(decode::<Request>(&bad), Err(WireError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = next_frame(&mut BytesMut::from(&bytes[..]));
+            let _ = decode::<Request>(&bytes);
+            let _ = decode::<Response>(&bytes);
+        }
+
+        #[test]
+        fn damaged_messages_never_panic(at in 0usize..60, with in any::<u8>()) {
+            let mut wire = BytesMut::new();
+            encode(7, &request(), &mut wire).unwrap();
+            let at = 12 + at % (wire.len() - 12);
+            wire[at] = with;
+            if let Ok(Some((_, body))) = next_frame(&mut wire) {
+                let _ = decode::<Request>(&body);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The one binary. Arguments and output live here; everything else is a call
+//! into the libraries.
+
+mod arguments;
+mod files;
+mod mounting;
+mod serving;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command, TokenCommand, VolumeCommand};
+use atoll_client::{Admin, ClientConfig};
+use atoll_wire::{AdminReply, AdminRequest, TokenInfo, VolumeInfo};
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+
+/// What goes wrong is one line for a person.
+type Result<T> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log).unwrap_or_default();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    if let Command::Mount { volume, directory, foreground: false, options } = &arguments.command {
+        return finish(mounting::in_background(&arguments, volume, directory, options));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return finish(Err(error.to_string())),
+    };
+    finish(runtime.block_on(run(arguments)))
+}
+
+fn finish(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("atoll: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(value: &serde_json::Value) {
+    println!("{value:#}");
+}
+
+async fn admin(config: &ClientConfig, request: AdminRequest) -> Result<AdminReply> {
+    let admin = Admin::connect(config).await.map_err(|error| error.to_string())?;
+    admin.call(request).await.map_err(|error| error.to_string())
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    match &arguments.command {
+        Command::Up { directory, data, store } => return serving::up(directory, data.clone(), store.clone()).await,
+        Command::Serve(serve) => return serving::serve(serve).await,
+        Command::Umount { directory } => return mounting::unmount(directory),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "atoll", &mut std::io::stdout());
+            return Ok(());
+        }
+        _ => {}
+    }
+    let config = arguments.client()?;
+    let as_json = arguments.json;
+    match arguments.command {
+        Command::Mount { volume, directory, options, .. } => {
+            mounting::in_foreground(config, &volume, &directory, &options).await
+        }
+        Command::Status => {
+            let AdminReply::Status(status) = admin(&config, AdminRequest::Status).await? else { return Ok(()) };
+            let mounts = mounting::mounts();
+            if as_json {
+                print(&json!({
+                    "version": status.version, "uptime_seconds": status.uptime_seconds, "store": status.store,
+                    "sessions": status.sessions,
+                    "volumes": status.volumes.iter().map(volume_json).collect::<Vec<_>>(),
+                    "mounts": mounts.iter().map(|m| json!({"dir": m.0, "volume": m.1, "pid": m.2})).collect::<Vec<_>>(),
+                }));
+                return Ok(());
+            }
+            println!("server {} at {}, up {} s", status.version, config.address, status.uptime_seconds);
+            println!("store {}, {} sessions", status.store, status.sessions);
+            status.volumes.iter().for_each(print_volume);
+            for (directory, volume, pid) in mounts {
+                println!("mount {directory}: volume {volume}, process {pid}");
+            }
+            Ok(())
+        }
+        Command::Volume(command) => {
+            let request = match command {
+                VolumeCommand::Create { name, durability } => AdminRequest::VolumeCreate { name, durability },
+                VolumeCommand::List => AdminRequest::VolumeList,
+                VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
+                VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },
+            };
+            if let AdminReply::Volumes(volumes) = admin(&config, request).await? {
+                if as_json {
+                    print(&volumes.iter().map(volume_json).collect());
+                } else {
+                    volumes.iter().for_each(print_volume);
+                }
+            }
+            Ok(())
+        }
+        Command::Token(command) => {
+            let once = matches!(command, TokenCommand::Create { .. });
+            let request = match command {
+                TokenCommand::Create { volume, read_only, expires, label } => {
+                    AdminRequest::TokenCreate { volume, read_only, expires_seconds: expires, label }
+                }
+                TokenCommand::List => AdminRequest::TokenList,
+                TokenCommand::Revoke { id } => AdminRequest::TokenRevoke { id },
+            };
+            if let AdminReply::Tokens(tokens) = admin(&config, request).await? {
+                match (as_json, once) {
+                    (true, true) => print(&tokens.first().map(token_json).unwrap_or_default()),
+                    (true, false) => print(&tokens.iter().map(token_json).collect()),
+                    (false, _) => tokens.iter().for_each(print_token),
+                }
+            }
+            Ok(())
+        }
+        Command::Ls { path } => files::list(config, &path, as_json).await,
+        Command::Cat { path } => files::cat(config, &path).await,
+        Command::Cp { recursive, source, target } => files::copy(config, &source, &target, recursive).await,
+        Command::Put { source, target } | Command::Get { source, target } => {
+            files::copy(config, &source, &target, false).await
+        }
+        Command::Rm { recursive, path } => files::remove(config, &path, recursive).await,
+        Command::Du { path } => files::usage(config, &path, as_json).await,
+        Command::Up { .. } | Command::Serve(_) | Command::Umount { .. } | Command::Completions { .. } => Ok(()),
+    }
+}
+
+fn volume_json(v: &VolumeInfo) -> serde_json::Value {
+    json!({"name": v.name, "durability": v.durability, "store": v.store, "open": v.open,
+           "inodes": v.inodes, "bytes": v.bytes, "sessions": v.sessions})
+}
+
+fn print_volume(v: &VolumeInfo) {
+    let state = if v.open { format!("{} inodes, {} bytes", v.inodes, v.bytes) } else { "not open".to_owned() };
+    println!("volume {}: durability {}, {state}, {} sessions, {}", v.name, v.durability, v.sessions, v.store);
+}
+
+fn token_json(t: &TokenInfo) -> serde_json::Value {
+    json!({"id": t.id, "label": t.label, "volume": t.volume, "read_only": t.read_only, "expires": t.expires,
+           "secret": t.secret})
+}
+
+fn print_token(t: &TokenInfo) {
+    let volume = t.volume.as_deref().unwrap_or("all volumes");
+    let rights = if t.read_only { "read-only" } else { "read-write" };
+    match &t.secret {
+        Some(secret) => println!("{secret}\n(token {}, {volume}, {rights}; the secret is not shown again)", t.id),
+        None => println!("{} {volume} {rights} {}", t.id, t.label),
+    }
+}

@@ -1,0 +1,167 @@
+//! `mount` and `umount`.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_client::{ClientConfig, Session};
+use atoll_fuse::{MountOptions, Mounted, VolumeFs};
+
+use crate::Result;
+use crate::arguments::Arguments;
+
+/// How long `umount` waits for the mount's process.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+const THREADS: usize = 3;
+
+pub fn check_directory(directory: &Path) -> Result<()> {
+    let shown = directory.display();
+    match std::fs::metadata(directory) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(format!("{shown} is not a directory: choose an empty one to mount on")),
+        Err(error) => Err(format!("{shown}: {error}: make the directory first")),
+    }
+}
+
+/// Connect to a volume and mount it.
+pub async fn mount(
+    mut config: ClientConfig,
+    volume: &str,
+    directory: &Path,
+    options: &[String],
+) -> Result<(Arc<Session>, Mounted)> {
+    check_directory(directory)?;
+    let mut read_only = false;
+    for option in options {
+        match option.split_once('=') {
+            Some(("reply_timeout", seconds)) => {
+                let seconds = seconds.parse().map_err(|_| format!("reply_timeout={seconds}: give whole seconds"))?;
+                config.reply_timeout = Duration::from_secs(seconds);
+            }
+            None if option == "ro" => read_only = true,
+            // What fstab passes along.
+            None if ["rw", "defaults", "_netdev", "noauto", "nofail"].contains(&option.as_str()) => {}
+            _ => return Err(format!("no mount option `{option}`: there are ro and reply_timeout=SECONDS")),
+        }
+    }
+    let session = Session::open(config, volume).await.map_err(|error| error.to_string())?;
+    let options = MountOptions {
+        directory: directory.to_owned(),
+        source: volume.to_owned(),
+        allow_other: true,
+        read_only: read_only || session.is_read_only(),
+        threads: THREADS,
+    };
+    let filesystem = Arc::new(VolumeFs::new(session.clone()));
+    let mounted = tokio::task::spawn_blocking(move || atoll_fuse::mount(&options, filesystem));
+    let mounted = mounted.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    Ok((session, mounted))
+}
+
+fn state_folder() -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
+    runtime.unwrap_or_else(|| "/run".into()).join("atoll-mounts")
+}
+
+/// Mounts served by processes of this machine: directory, volume, process.
+pub fn mounts() -> Vec<(String, String, u32)> {
+    let Ok(entries) = std::fs::read_dir(state_folder()) else { return Vec::new() };
+    let parse = |entry: std::fs::DirEntry| -> Option<(String, String, u32)> {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            return None;
+        }
+        let text = std::fs::read_to_string(entry.path()).ok()?;
+        let (volume, directory) = text.split_once('\n')?;
+        Some((directory.to_owned(), volume.to_owned(), pid))
+    };
+    entries.flatten().filter_map(parse).collect()
+}
+
+pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
+    let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
+    let (session, mounted) = mount(config, volume, &directory, options).await?;
+    let folder = state_folder();
+    let state = folder.join(std::process::id().to_string());
+    let _ = std::fs::create_dir_all(&folder);
+    let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
+    println!("ready");
+    let joined = tokio::task::spawn_blocking(move || mounted.join()).await;
+    session.close();
+    let _ = std::fs::remove_file(state);
+    joined.map_err(|error| error.to_string())
+}
+
+/// Run the mount in a process of its own and return once it is usable.
+pub fn in_background(arguments: &Arguments, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
+    check_directory(directory)?;
+    let binary = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command = Command::new(binary);
+    command.arg("--server").arg(&arguments.server).arg("--log").arg(&arguments.log);
+    if let Some(path) = &arguments.token_file {
+        command.arg("--token-file").arg(path.canonicalize().unwrap_or_else(|_| path.clone()));
+    }
+    if let Some(path) = &arguments.ca {
+        command.arg("--ca").arg(path.canonicalize().unwrap_or_else(|_| path.clone()));
+    }
+    command.arg("mount").arg(volume).arg(directory).arg("--foreground");
+    if !options.is_empty() {
+        command.arg("--options").arg(options.join(","));
+    }
+    let log = std::env::temp_dir().join(format!("atoll-mount-{}.log", std::process::id()));
+    let errors = std::fs::File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).process_group(0);
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        let _ = BufReader::new(stdout).read_line(&mut line);
+    }
+    let said = std::fs::read_to_string(&log).unwrap_or_default();
+    let _ = std::fs::remove_file(&log);
+    if line.trim() == "ready" {
+        return Ok(());
+    }
+    let _ = child.wait();
+    Err(said.trim().strip_prefix("atoll: ").unwrap_or(said.trim()).to_owned())
+}
+
+/// Unmount; when the mount is busy for a moment only, wait for that.
+pub fn detach(directory: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match atoll_fuse::unmount(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= end => return Err(error.to_string()),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+pub fn unmount(directory: &Path) -> Result<()> {
+    let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let shown = directory.display().to_string();
+    let here = table.lines().any(|line| {
+        let mut words = line.split(' ');
+        words.nth(1) == Some(shown.as_str()) && words.next() == Some("fuse.atoll")
+    });
+    if !here {
+        return Err(format!("no volume is mounted on {shown}"));
+    }
+    let process = mounts().into_iter().find(|(mounted, ..)| *mounted == shown).map(|(.., pid)| pid);
+    detach(&directory)?;
+    let end = Instant::now() + UNMOUNT_TIMEOUT;
+    while let Some(pid) = process
+        && state_folder().join(pid.to_string()).exists()
+        && Path::new(&format!("/proc/{pid}")).exists()
+    {
+        if Instant::now() >= end {
+            return Err(format!("unmounted, but process {pid} has not ended"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

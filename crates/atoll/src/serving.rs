@@ -1,0 +1,83 @@
+//! `serve` and `up`.
+
+use std::path::{Path, PathBuf};
+
+use atoll_client::{Admin, ClientConfig, ServerAddress};
+use atoll_server::{Server, ServerConfig};
+use atoll_wire::{AdminReply, AdminRequest};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::arguments::Serve;
+use crate::{Result, mounting};
+
+const CACHE_BYTES: u64 = 256 << 20;
+
+/// Ready at SIGTERM or Ctrl-C.
+async fn asked_to_stop() -> Result<()> {
+    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+    tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+    Ok(())
+}
+
+pub async fn serve(arguments: &Serve) -> Result<()> {
+    let config = ServerConfig {
+        data: arguments.data.clone(),
+        store: arguments.store.clone(),
+        listen: arguments.listen,
+        socket: arguments.socket.clone(),
+        http: arguments.http,
+        tls_cert: arguments.tls_cert.clone(),
+        tls_key: arguments.tls_key.clone(),
+        insecure: arguments.insecure,
+        cache_bytes_max: CACHE_BYTES,
+    };
+    let server = Server::start(config).await.map_err(|error| error.to_string())?;
+    let addresses = server.addresses();
+    let mut line = format!("ready unix:{}", addresses.socket.display());
+    for more in [addresses.tcp.clone(), addresses.http.map(|http| format!("http://{http}"))].into_iter().flatten() {
+        line = format!("{line} {more}");
+    }
+    println!("{line}");
+    asked_to_stop().await?;
+    server.stop().await.map_err(|error| error.to_string())
+}
+
+fn default_data() -> PathBuf {
+    let home = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share")));
+    home.unwrap_or_else(|| "/var/lib".into()).join("atoll")
+}
+
+pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) -> Result<()> {
+    mounting::check_directory(directory)?;
+    let data = data.unwrap_or_else(default_data);
+    let config = ServerConfig { data: data.clone(), store, cache_bytes_max: CACHE_BYTES, ..ServerConfig::default() };
+    let server = Server::start(config).await.map_err(|error| error.to_string())?;
+    let address = ServerAddress::Unix(server.addresses().socket.clone());
+    let client = ClientConfig::new(address.clone());
+    let admin = Admin::connect(&client).await.map_err(|error| error.to_string())?;
+    let listed = admin.call(AdminRequest::VolumeList).await.map_err(|error| error.to_string())?;
+    let there = matches!(&listed, AdminReply::Volumes(list) if list.iter().any(|v| v.name == "default"));
+    if !there {
+        let create = AdminRequest::VolumeCreate { name: "default".into(), durability: "local".into() };
+        admin.call(create).await.map_err(|error| error.to_string())?;
+    }
+    drop(admin);
+    let (session, mounted) = mounting::mount(client, "default", directory, &[]).await?;
+    println!("volume `default` is mounted on {}; its data lies in {}", directory.display(), data.display());
+    println!("try: cp -a /usr/include {0}/ && ls {0}", directory.display());
+    println!("more: ATOLL_SERVER={address} atoll status; Ctrl-C unmounts and stops");
+    let mut gone = tokio::task::spawn_blocking(move || mounted.join());
+    let unmounted = tokio::select! {
+        stop = asked_to_stop() => { stop?; false }
+        _ = &mut gone => true,
+    };
+    if !unmounted {
+        mounting::detach(directory)?;
+        let _ = gone.await;
+    }
+    session.close();
+    server.stop().await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,249 @@
+//! Starts servers and mounts of the built binary in a scratch folder and ends
+//! exactly what it started.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_atoll");
+
+/// Longest wait for anything that should happen at once.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server with its data folder, and the mounts made of it.
+pub struct Site {
+    pub folder: tempfile::TempDir,
+    server: Option<Child>,
+    mounts: Vec<PathBuf>,
+}
+
+impl Site {
+    /// A running server with one volume called `vol`.
+    pub fn new() -> Site {
+        let mut site = Site::empty();
+        site.start();
+        site.atoll(["volume", "create", "vol"]).must_succeed();
+        site
+    }
+
+    /// A scratch folder without a server.
+    pub fn empty() -> Site {
+        assert!(rustix::process::geteuid().is_root(), "the end-to-end tests mount file systems: run them as root");
+        assert!(Path::new("/dev/fuse").exists(), "the end-to-end tests need /dev/fuse");
+        let folder = tempfile::Builder::new().prefix("atoll-e2e-").tempdir().expect("scratch folder");
+        Site { folder, server: None, mounts: Vec::new() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("sock")
+    }
+
+    /// A command of the binary that talks to this site's server.
+    pub fn command<I, S>(&self, arguments: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = Command::new(BINARY);
+        command
+            .args(arguments)
+            .env("ATOLL_SERVER", format!("unix:{}", self.socket().display()))
+            .env("XDG_RUNTIME_DIR", self.folder.path())
+            .env_remove("ATOLL_TOKEN")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn atoll<I, S>(&self, arguments: I) -> Ran
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let output = self.command(arguments).output().expect("the binary runs");
+        Ran(output)
+    }
+
+    /// Start the server and wait for its `ready` line.
+    pub fn start(&mut self) {
+        assert!(self.server.is_none());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("server.log")).expect("log");
+        let mut child = Command::new(BINARY)
+            .arg("serve")
+            .arg("--data")
+            .arg(self.path("data"))
+            .arg("--socket")
+            .arg(self.socket())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the server starts");
+        let line = first_line(&mut child);
+        assert!(line.starts_with("ready"), "expected `ready`, got {line:?}: {}", self.server_log());
+        self.server = Some(child);
+    }
+
+    pub fn server_log(&self) -> String {
+        std::fs::read_to_string(self.path("server.log")).unwrap_or_default()
+    }
+
+    /// SIGTERM: a graceful stop.
+    pub fn stop(&mut self) {
+        let mut child = self.server.take().expect("a running server");
+        signal(&child, rustix::process::Signal::TERM);
+        let status = wait_bounded(&mut child).expect("the server stops in time");
+        assert!(status.success(), "graceful stop failed: {status}: {}", self.server_log());
+    }
+
+    /// SIGKILL: a crash.
+    pub fn kill(&mut self) {
+        let mut child = self.server.take().expect("a running server");
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+
+    /// Mount `vol` on a new folder called `name`.
+    pub fn mount(&mut self, name: &str) -> PathBuf {
+        let directory = self.path(name);
+        std::fs::create_dir_all(&directory).expect("mount point");
+        self.atoll([OsStr::new("mount"), OsStr::new("vol"), directory.as_os_str()]).must_succeed();
+        self.mounts.push(directory.clone());
+        directory
+    }
+
+    pub fn unmount(&mut self, directory: &Path) {
+        self.atoll([OsStr::new("umount"), directory.as_os_str()]).must_succeed();
+        self.mounts.retain(|m| m != directory);
+        assert!(!is_mounted(directory));
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for mount in std::mem::take(&mut self.mounts) {
+            let _ = self.atoll([OsStr::new("umount"), mount.as_os_str()]);
+            if is_mounted(&mount) {
+                let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+        if let Some(mut child) = self.server.take() {
+            signal(&child, rustix::process::Signal::TERM);
+            if wait_bounded(&mut child).is_none() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("--- server log\n{}", self.server_log());
+        }
+    }
+}
+
+/// A finished command.
+pub struct Ran(pub Output);
+
+impl Ran {
+    #[track_caller]
+    pub fn must_succeed(self) -> String {
+        assert!(self.0.status.success(), "{}: {}", self.0.status, self.errors());
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
+    /// The command must fail with a message that holds every one of `words`.
+    #[track_caller]
+    pub fn must_fail_saying(self, words: &[&str]) {
+        assert!(!self.0.status.success(), "expected a failure, it succeeded");
+        let errors = self.errors().to_lowercase();
+        for word in words {
+            assert!(errors.contains(&word.to_lowercase()), "the message lacks {word:?}: {errors}");
+        }
+        assert!(!errors.contains("panicked"), "a panic is not a message: {errors}");
+    }
+
+    fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+}
+
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(child);
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// The first line of a child's standard output; empty when it ended without one.
+pub fn first_line(child: &mut Child) -> String {
+    let stdout = child.stdout.take().expect("piped standard output");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = String::new();
+        let _ = reader.read_line(&mut line);
+        let _ = sender.send(line);
+        // Keep the pipe open and empty for as long as the child lives.
+        let _ = reader.read_to_end(&mut Vec::new());
+    });
+    receiver.recv_timeout(PATIENCE).expect("a line in time")
+}
+
+/// The exit status, or `None` when the child lives on past the bound.
+pub fn wait_bounded(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return Some(status);
+        }
+        pause();
+    }
+    None
+}
+
+/// Wait until `condition` holds, within the bound.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "{what} did not happen in {PATIENCE:?}");
+        pause();
+    }
+}
+
+fn pause() {
+    std::thread::park_timeout(Duration::from_millis(10));
+}
+
+pub fn is_mounted(directory: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(1) == directory.to_str())
+}
+
+/// Run a program to success with the bound on its time.
+#[track_caller]
+pub fn run(directory: &Path, program: &str, arguments: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "300", program])
+        .args(arguments)
+        .current_dir(directory)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_AUTHOR_NAME", "a")
+        .env("GIT_AUTHOR_EMAIL", "a@example.com")
+        .env("GIT_COMMITTER_NAME", "a")
+        .env("GIT_COMMITTER_EMAIL", "a@example.com")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,8 @@
+//! End to end, as a user would: the real binary, real FUSE mounts, real
+//! processes that are killed. Needs root and `/dev/fuse`; fails without them.
+
+mod bad_input;
+mod coherence;
+mod harness;
+mod lifecycle;
+mod programs;
