@@ -111,9 +111,15 @@ impl Site {
 
     /// Mount `vol` on a new folder called `name`.
     pub fn mount(&mut self, name: &str) -> PathBuf {
+        self.mount_with(name, &[])
+    }
+
+    pub fn mount_with(&mut self, name: &str, flags: &[&str]) -> PathBuf {
         let directory = self.path(name);
         std::fs::create_dir_all(&directory).expect("mount point");
-        self.atoll([OsStr::new("mount"), OsStr::new("vol"), directory.as_os_str()]).must_succeed();
+        let mut arguments = vec![OsStr::new("mount"), OsStr::new("vol"), directory.as_os_str()];
+        arguments.extend(flags.iter().map(OsStr::new));
+        self.atoll(arguments).must_succeed();
         self.mounts.push(directory.clone());
         directory
     }

@@ -120,3 +120,26 @@ fn an_unlinked_file_lives_until_its_last_descriptor_is_closed() {
     open.write_all(b", and writable").unwrap();
     assert_eq!(open.metadata().unwrap().len(), 24);
 }
+
+#[test]
+fn a_killed_server_gives_a_bounded_error_and_a_restarted_one_is_reconnected() {
+    let mut site = Site::new();
+    let mount = site.mount_with("m", &["-o", "reply_timeout=2"]);
+    let file = mount.join("f");
+    fs::write(&file, b"before").unwrap();
+    fs::File::open(&file).unwrap().sync_all().unwrap();
+    for _ in 0..2 {
+        site.kill();
+        // Bounded: the server stays away, so the call ends in EIO.
+        let error = fs::read(&file).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{error}");
+        // A process that waits for the server dies at once when it is killed.
+        let mut waiting = std::process::Command::new("cat").arg(&file).stderr(Stdio::null()).spawn().unwrap();
+        waiting.kill().unwrap();
+        assert!(wait_bounded(&mut waiting).is_some(), "SIGKILL must end a waiting process");
+        site.start();
+        eventually("the mount reconnects", || fs::read(&file).is_ok_and(|bytes| bytes == b"before"));
+        fs::write(mount.join("after"), b"after").unwrap();
+    }
+    site.unmount(&mount);
+}

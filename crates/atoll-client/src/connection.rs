@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use atoll_wire::{Hello, Request, Response, Welcome};
+use atoll_wire::{FRAME_BYTES_MAX, Hello, Response, Welcome};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -32,7 +32,7 @@ impl Receiver {
     /// The next message; `None` when the connection is over.
     pub async fn next(&mut self) -> Option<(u64, Response)> {
         loop {
-            match atoll_wire::next_frame(&mut self.received) {
+            match atoll_wire::next_frame(&mut self.received, FRAME_BYTES_MAX) {
                 Ok(Some((id, body))) => return atoll_wire::decode(&body).ok().map(|response| (id, response)),
                 Ok(None) => {}
                 Err(error) => {
@@ -101,7 +101,7 @@ pub(crate) async fn connect(config: &ClientConfig, hello: Hello) -> Result<Conne
     let work = async {
         let (reader, mut writer) = open(config).await?;
         let mut bytes = BytesMut::new();
-        atoll_wire::encode(1, &Request::Hello(hello), &mut bytes).map_err(|_| ClientError::Protocol)?;
+        atoll_wire::encode_hello(1, &hello, &mut bytes).map_err(|_| ClientError::Protocol)?;
         writer.write_all(&bytes).await.map_err(|_| ClientError::Protocol)?;
         let mut reader = Receiver { reader, received: BytesMut::with_capacity(64 * 1024) };
         match reader.next().await {

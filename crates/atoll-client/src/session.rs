@@ -52,7 +52,12 @@ pub struct Session {
     read_only: AtomicBool,
     /// The session is to end.
     ending: Notify,
+    /// The server said that the session is over, or there is none.
+    ended: Notify,
 }
+
+/// How long a closing session waits for the server to hear of it.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn encode(id: u64, request: &Request) -> Option<BytesMut> {
     let mut bytes = BytesMut::new();
@@ -94,6 +99,7 @@ impl Session {
             next_id: AtomicU64::new(2),
             read_only: AtomicBool::new(false),
             ending: Notify::new(),
+            ended: Notify::new(),
         });
         let first = session.connect(Lane::Control).await?;
         tokio::spawn(session.clone().keep(first));
@@ -147,9 +153,17 @@ impl Session {
         }
     }
 
-    /// End the session; what was sent before is answered first or fails.
-    pub fn close(&self) {
-        self.state.lock().closed = true;
+    /// End the session: the server gives back what it has open and locked at once. Requests without an answer fail.
+    pub async fn close(&self) {
+        let said = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            let control = state.control.as_ref();
+            control.zip(encode(0, &Request::Goodbye)).is_some_and(|(control, bytes)| control.send(bytes).is_ok())
+        };
+        if said {
+            let _ = tokio::time::timeout(GOODBYE_TIMEOUT, self.ended.notified()).await;
+        }
         self.ending.notify_one();
     }
 
@@ -207,7 +221,6 @@ impl Session {
 
     async fn connect(&self, lane: Lane) -> Result<Connection, ClientError> {
         let hello = Hello {
-            version: atoll_wire::VERSION,
             features: 0,
             token: self.config.token.clone(),
             volume: Some(self.volume.clone()),
@@ -306,6 +319,7 @@ impl Session {
                 tracing::warn!(%message, "request refused");
                 self.answer(id, vec![Err(Errno::EIO)]);
             }
+            Response::Ended => self.ended.notify_one(),
             _ => {}
         }
     }
@@ -400,7 +414,6 @@ pub struct Admin {
 impl Admin {
     pub async fn connect(config: &ClientConfig) -> Result<Admin, ClientError> {
         let hello = Hello {
-            version: atoll_wire::VERSION,
             features: 0,
             token: config.token.clone(),
             volume: None,

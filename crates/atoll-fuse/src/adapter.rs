@@ -46,8 +46,8 @@ const LISTING_ENTRIES: u32 = 512;
 
 #[derive(Default)]
 struct Waits {
-    /// Waiting lock requests: the kernel's number to ours.
-    ids: HashMap<u64, u64>,
+    /// Waiting lock requests: the kernel's number to ours, `None` until that is known.
+    ids: HashMap<u64, Option<u64>>,
     /// Interrupts that came before their request.
     early: HashSet<u64>,
 }
@@ -56,8 +56,19 @@ struct Waits {
 struct Locked {
     /// Inodes on which this mount ever took a range lock.
     inodes: HashSet<InodeId>,
-    /// Owners that locked through an open file; what is left at its release was an OFD lock.
-    handles: HashMap<u64, HashSet<LockOwner>>,
+    /// Owners that locked a range of an inode through an open file, with that file's handle.
+    /// What is left at its release was a lock of the open file (OFD).
+    handles: HashMap<u64, HashSet<(InodeId, LockOwner)>>,
+}
+
+impl Locked {
+    /// The owners whose range locks end with the open file. One that the kernel has given to a newer
+    /// open file meanwhile is that file's now.
+    fn released(&mut self, inode: InodeId, handle: u64) -> Vec<LockOwner> {
+        let left = self.handles.remove(&handle).unwrap_or_default();
+        let elsewhere = |owner| self.handles.values().any(|owners| owners.contains(&(inode, owner)));
+        left.into_iter().map(|(_, owner)| owner).filter(|owner| !elsewhere(*owner)).collect()
+    }
 }
 
 /// A mounted volume.
@@ -146,7 +157,7 @@ impl VolumeFs {
     pub(crate) fn interrupt(&self, unique: u64) {
         let id = {
             let mut waits = self.waits.lock();
-            let id = waits.ids.get(&unique).copied();
+            let id = waits.ids.get(&unique).copied().flatten();
             if id.is_none() {
                 if waits.early.len() >= EARLY_MAX {
                     waits.early.clear();
@@ -223,12 +234,12 @@ impl VolumeFs {
             Parsed::List { offset, size } => self.list(caller, inode, offset, size as usize, reply),
             Parsed::OpenDirectory => reply.ok(Body::default().open(0, 0)),
             Parsed::Nothing => reply.ok(Body::default()),
-            Parsed::Release { handle, owner } => {
-                if let Some(owner) = owner {
+            Parsed::Release { handle, flocked } => {
+                if flocked {
+                    let owner = LockOwner(handle);
                     self.tell(Operation::Unlock { inode, space: LockSpace::Whole, owner, range: EVERYTHING });
                 }
-                let left = self.locked.lock().handles.remove(&handle);
-                for owner in left.into_iter().flatten() {
+                for owner in self.locked.lock().released(inode, handle) {
                     self.tell(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
                 }
                 self.tell(Operation::Release { inode });
@@ -238,7 +249,7 @@ impl VolumeFs {
                 let unlock = {
                     let mut locked = self.locked.lock();
                     if let Some(owners) = locked.handles.get_mut(&handle) {
-                        owners.remove(&owner);
+                        owners.remove(&(inode, owner));
                     }
                     locked.inodes.contains(&inode)
                 };
@@ -263,7 +274,7 @@ impl VolumeFs {
                 if lock.space == LockSpace::Range {
                     let mut locked = self.locked.lock();
                     locked.inodes.insert(inode);
-                    locked.handles.entry(handle).or_default().insert(lock.owner);
+                    locked.handles.entry(handle).or_default().insert((inode, lock.owner));
                 }
                 let operation = Operation::SetLock { inode, lock, wait };
                 if wait {
@@ -285,13 +296,12 @@ impl VolumeFs {
                 Err(errno) => reply.error(errno),
             }
         };
-        // Held across the submission, so that an interrupt finds the number.
-        self.waits.lock().ids.insert(unique, 0);
+        self.waits.lock().ids.insert(unique, None);
         let id = self.remote.submit(caller, operation, Box::new(done));
         let early = {
             let mut waits = self.waits.lock();
             if let Some(known) = waits.ids.get_mut(&unique) {
-                *known = id;
+                *known = Some(id);
             }
             waits.early.remove(&unique)
         };
@@ -414,9 +424,8 @@ impl VolumeFs {
             }
             abi::STATFS => Parsed::Statistics,
             abi::RELEASE => {
-                let (handle, _, flags, owner) = (f.u64(), f.u32(), f.u32(), f.u64());
-                let owner = (flags & abi::RELEASE_FLOCK_UNLOCK != 0).then_some(LockOwner(owner));
-                Parsed::Release { handle, owner }
+                let (handle, _, flags) = (f.u64(), f.u32(), f.u32());
+                Parsed::Release { handle, flocked: flags & abi::RELEASE_FLOCK_UNLOCK != 0 }
             }
             abi::FLUSH => {
                 let (handle, _, owner) = (f.u64(), f.u64(), f.u64());
@@ -500,7 +509,7 @@ enum Parsed {
     List { offset: u64, size: u32 },
     OpenDirectory,
     Nothing,
-    Release { handle: u64, owner: Option<LockOwner> },
+    Release { handle: u64, flocked: bool },
     Flush { handle: u64, owner: LockOwner },
     TestLock(Lock),
     SetLock { lock: Lock, wait: bool, handle: u64 },
@@ -541,6 +550,9 @@ fn lock(header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
     let space = if flags & abi::LK_FLOCK != 0 { LockSpace::Whole } else { LockSpace::Range };
     let range = if space == LockSpace::Whole { EVERYTHING } else { ByteRange::new(start, end) };
     let exclusive = kind == libc::F_WRLCK;
+    // The kernel names the owner of a flock by the address of the open file, which the next open may
+    // get again before the release of this one arrives. The handle is the open file, and never reused.
+    let owner = if space == LockSpace::Whole { handle } else { owner };
     let lock = Lock {
         space,
         owner: LockOwner(owner),

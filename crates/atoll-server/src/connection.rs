@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use atoll_types::{Errno, InodeId, OperationSeq, Outcome};
-use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Request, Response, Welcome};
-use bytes::BytesMut;
+use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome};
+use atoll_wire::{AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Request, Response, Welcome};
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::server::Context;
 use crate::sessions::{Admission, Results, Session};
@@ -20,20 +21,33 @@ use crate::tokens::Rights;
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most requests of one connection that execute or wait at a time.
+/// Most requests of one connection that execute at a time; more are not read until one ends.
 const IN_FLIGHT_MAX: usize = 4096;
+/// Most requests of one connection that wait for a lock; more get `ENOLCK`.
+const LOCK_WAITS_MAX: usize = 4096;
 /// Answers that wait to be written.
 const ANSWERS_QUEUED_MAX: usize = 1024;
+/// How long a request may wait for a segment of the answer to leave.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Answers = mpsc::Sender<BytesMut>;
+
+/// A request that did not end at once.
+struct Waiting {
+    interrupt: Arc<Notify>,
+    /// Set when it waits for a lock, which may take for ever.
+    lock_wait: Option<AbortHandle>,
+}
 
 struct Connection {
     context: Arc<Context>,
     rights: Rights,
     session: Option<Arc<Session>>,
     answers: Answers,
-    /// Requests that can be cancelled, by id.
-    waiting: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
+    waiting: Arc<Mutex<HashMap<u64, Waiting>>>,
+    tasks: JoinSet<()>,
+    in_flight: Arc<Semaphore>,
+    lock_waits: Arc<Semaphore>,
 }
 
 /// Serve until the peer leaves or misbehaves. `trusted`: the socket's permissions let it in.
@@ -41,46 +55,72 @@ pub(crate) async fn serve<S>(context: Arc<Context>, stream: S, trusted: bool)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let (answers, mut outgoing) = mpsc::channel::<BytesMut>(ANSWERS_QUEUED_MAX);
-    let writing = tokio::spawn(async move {
-        while let Some(mut bytes) = outgoing.recv().await {
-            // Whatever else is ready goes out with it.
-            while bytes.len() < 64 * 1024
-                && let Ok(more) = outgoing.try_recv()
-            {
-                bytes.extend_from_slice(&more);
-            }
-            if writer.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-        let _ = writer.shutdown().await;
-    });
+    let (mut reader, writer) = tokio::io::split(stream);
+    let (answers, outgoing) = mpsc::channel::<BytesMut>(ANSWERS_QUEUED_MAX);
+    let writing = tokio::spawn(write(writer, outgoing));
     let mut received = BytesMut::with_capacity(64 * 1024);
-    let hello = tokio::time::timeout(HELLO_TIMEOUT, next_request(&mut reader, &mut received)).await;
-    if let Ok(Some((id, Request::Hello(hello)))) = hello {
-        match welcome(&context, hello, trusted).await {
+    let first = async {
+        tokio::select! {
+            frame = next_frame(&mut reader, &mut received, HELLO_BYTES_MAX) => frame,
+            _ = context.stopping() => None,
+        }
+    };
+    if let Ok(Some((id, body))) = tokio::time::timeout(HELLO_TIMEOUT, first).await {
+        let hello = atoll_wire::decode_hello(&body).map_err(|error| error.to_string());
+        let welcomed = match hello {
+            Ok(hello) => welcome(&context, hello, trusted).await,
+            Err(message) => Err(message),
+        };
+        match welcomed {
             Ok((rights, session, welcome)) => {
                 send(&answers, id, &Response::Welcome(welcome)).await;
-                let mut connection = Connection { context, rights, session, answers, waiting: Arc::default() };
+                let connection = Connection {
+                    context,
+                    rights,
+                    session,
+                    answers,
+                    waiting: Arc::default(),
+                    tasks: JoinSet::new(),
+                    in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+                    lock_waits: Arc::new(Semaphore::new(LOCK_WAITS_MAX)),
+                };
                 connection.run(&mut reader, &mut received).await;
             }
             Err(message) => {
                 tracing::info!(%message, "client refused");
+                context.metrics.refused.inc();
                 send(&answers, id, &Response::Refused { message }).await;
+                drop(answers);
             }
         }
     }
     let _ = writing.await;
 }
 
-async fn next_request<R: AsyncRead + Unpin>(reader: &mut R, received: &mut BytesMut) -> Option<(u64, Request)> {
-    loop {
-        match atoll_wire::next_frame(received)
-            .and_then(|frame| frame.map(|(id, body)| Ok((id, atoll_wire::decode::<Request>(&body)?))).transpose())
+/// Write answers until there are none left, or the peer takes none.
+async fn write(mut writer: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<BytesMut>) {
+    while let Some(mut bytes) = outgoing.recv().await {
+        // Whatever else is small and ready goes out with it.
+        while bytes.len() < 64 * 1024
+            && let Ok(more) = outgoing.try_recv()
         {
-            Ok(Some(request)) => return Some(request),
+            bytes.extend_from_slice(&more);
+        }
+        if !matches!(tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}
+
+async fn next_frame<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    received: &mut BytesMut,
+    most: usize,
+) -> Option<(u64, Bytes)> {
+    loop {
+        match atoll_wire::next_frame(received, most) {
+            Ok(Some(frame)) => return Some(frame),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "connection closed: bad frame");
@@ -112,13 +152,6 @@ async fn welcome(
     hello: Hello,
     trusted: bool,
 ) -> Result<(Rights, Option<Arc<Session>>, Welcome), String> {
-    if hello.version != atoll_wire::VERSION {
-        return Err(format!(
-            "the client speaks protocol {}, this server {}: use the same release on both sides",
-            hello.version,
-            atoll_wire::VERSION
-        ));
-    }
     let rights = match &hello.token {
         Some(secret) => context.tokens.check(secret).ok_or("the token is unknown, revoked or has expired")?,
         None if trusted => Rights::everything(),
@@ -128,13 +161,7 @@ async fn welcome(
             );
         }
     };
-    let mut welcome = Welcome {
-        version: atoll_wire::VERSION,
-        features: 0,
-        resume: None,
-        resumed: false,
-        read_only: rights.read_only,
-    };
+    let mut welcome = Welcome { features: 0, resume: None, resumed: false, read_only: rights.read_only };
     let Some(name) = &hello.volume else { return Ok((rights, None, welcome)) };
     if rights.volume.as_ref().is_some_and(|only| only != name) {
         return Err(format!("the token is not for volume `{name}`"));
@@ -150,42 +177,73 @@ async fn welcome(
 }
 
 impl Connection {
-    async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut R, received: &mut BytesMut) {
-        if let Some(session) = &self.session {
-            session.connected();
-        }
-        loop {
-            let request = tokio::select! {
-                request = next_request(reader, received) => request,
-                _ = self.context.stopping() => None,
-            };
-            let Some((id, request)) = request else { break };
-            match request {
-                Request::Hello(_) => break,
-                Request::Ping => send(&self.answers, id, &Response::Pong).await,
-                Request::Cancel(waiting) => {
-                    if let Some(cancel) = self.waiting.lock().get(&waiting) {
-                        cancel.notify_one();
+    async fn run<R: AsyncRead + Unpin>(mut self, reader: &mut R, received: &mut BytesMut) {
+        let context = self.context.clone();
+        let mut stopping = pin!(context.stopping());
+        let stopped = loop {
+            tokio::select! {
+                frame = next_frame(reader, received, FRAME_BYTES_MAX) => {
+                    let Some((id, body)) = frame else { break false };
+                    if !self.handle(id, &body).await {
+                        break false;
                     }
                 }
-                Request::Admin(request) => {
-                    let response = match self.administer(request).await {
-                        Ok(reply) => Response::Admin(reply),
-                        Err(message) => Response::Refused { message },
-                    };
-                    send(&self.answers, id, &response).await;
-                }
-                Request::Execute(execute) => {
-                    if execute.check().is_err() {
-                        break;
-                    }
-                    self.execute(id, execute).await;
-                }
+                Some(_) = self.tasks.join_next() => {}
+                _ = &mut stopping => break true,
             }
+        };
+        if stopped {
+            // The client asks again for its locks when it has found a server.
+            let lock_waits = self.waiting.lock().values().filter_map(|w| w.lock_wait.clone()).collect::<Vec<_>>();
+            lock_waits.iter().for_each(AbortHandle::abort);
+            while self.tasks.join_next().await.is_some() {}
+        } else {
+            // Nobody is there for the answers. Mutations go on in tasks of their own.
+            self.tasks.shutdown().await;
         }
         if let Some(session) = &self.session {
             session.disconnected();
         }
+    }
+
+    /// False ends the connection.
+    async fn handle(&mut self, id: u64, body: &[u8]) -> bool {
+        let request = match atoll_wire::decode::<Request>(body) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(%error, "connection closed: bad request");
+                return false;
+            }
+        };
+        if !self.context.tokens.holds(&mut self.rights) {
+            let message = "the token was revoked or has expired".into();
+            send(&self.answers, id, &Response::Refused { message }).await;
+            return false;
+        }
+        match request {
+            Request::Ping => send(&self.answers, id, &Response::Pong).await,
+            Request::Cancel(waiting) => {
+                if let Some(waiting) = self.waiting.lock().get(&waiting) {
+                    waiting.interrupt.notify_one();
+                }
+            }
+            Request::Admin(request) => {
+                let response = match self.administer(request).await {
+                    Ok(reply) => Response::Admin(reply),
+                    Err(message) => Response::Refused { message },
+                };
+                send(&self.answers, id, &response).await;
+            }
+            Request::Goodbye => {
+                if let Some(session) = &self.session {
+                    self.context.sessions.end(session).await;
+                }
+                send(&self.answers, id, &Response::Ended).await;
+                return false;
+            }
+            Request::Execute(execute) => self.execute(id, execute).await,
+        }
+        true
     }
 
     /// Run a request here as long as it does not wait; then in a task of its own.
@@ -193,29 +251,38 @@ impl Connection {
         let Some(session) = self.session.clone() else {
             return send(&self.answers, id, &Response::Refused { message: "no volume is open".into() }).await;
         };
-        let cancel = Arc::new(Notify::new());
-        let mut work: Pin<Box<dyn Future<Output = Results> + Send>> = Box::pin(numbered(session, execute));
+        let locks = execute.operations.iter().any(|o| matches!(o, Operation::SetLock { wait: true, .. }));
+        let work = numbered(self.context.clone(), session, execute);
+        let mut work: Pin<Box<dyn Future<Output = Results> + Send>> = Box::pin(work);
         let first = std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
         if let Poll::Ready(results) = first {
-            self.context.count(&results);
             return send(&self.answers, id, &Response::Results(results)).await;
         }
-        if self.waiting.lock().len() >= IN_FLIGHT_MAX {
-            let results = work.await;
-            return send(&self.answers, id, &Response::Results(results)).await;
-        }
-        self.waiting.lock().insert(id, cancel.clone());
-        let (answers, waiting, context) = (self.answers.clone(), self.waiting.clone(), self.context.clone());
-        tokio::spawn(async move {
+        let permit = if locks {
+            self.lock_waits.clone().try_acquire_owned().ok()
+        } else {
+            // Only lock waits depend on what is read next; everything else ends by itself.
+            self.in_flight.clone().acquire_owned().await.ok()
+        };
+        let Some(permit) = permit else {
+            return send(&self.answers, id, &Response::Results(vec![Err(Errno::ENOLCK)])).await;
+        };
+        let interrupt = Arc::new(Notify::new());
+        let (answers, waiting) = (self.answers.clone(), self.waiting.clone());
+        self.waiting.lock().insert(id, Waiting { interrupt: interrupt.clone(), lock_wait: None });
+        let task = self.tasks.spawn(async move {
             let results = tokio::select! {
                 biased;
                 results = work => results,
-                _ = cancel.notified() => vec![Err(Errno::EINTR)],
+                _ = interrupt.notified() => vec![Err(Errno::EINTR)],
             };
             waiting.lock().remove(&id);
-            context.count(&results);
             send(&answers, id, &Response::Results(results)).await;
+            drop(permit);
         });
+        if locks && let Some(waiting) = self.waiting.lock().get_mut(&id) {
+            waiting.lock_wait = Some(task);
+        }
     }
 
     async fn administer(&self, request: AdminRequest) -> Result<AdminReply, String> {
@@ -266,12 +333,19 @@ impl Connection {
 }
 
 /// Execute a request, numbered mutations exactly once.
-async fn numbered(session: Arc<Session>, execute: Execute) -> Results {
+async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Results {
+    if session.has_ended() {
+        return vec![Err(Errno::EIO)];
+    }
     if execute.sequence == OperationSeq(0) {
-        return compound(&session, &execute).await;
+        if execute.operations.iter().any(Operation::mutates) {
+            return vec![Err(Errno::EINVAL)];
+        }
+        return compound(&context, &session, execute).await;
     }
     match session.admit(execute.sequence, execute.acknowledged) {
         Admission::TooMany => vec![Err(Errno::EAGAIN)],
+        Admission::Acknowledged => vec![Err(Errno::EPROTO)],
         Admission::Repeat(mut answer) => match answer.wait_for(Option::is_some).await {
             Ok(results) => results.clone().unwrap_or_default(),
             Err(_) => vec![Err(Errno::EIO)],
@@ -279,7 +353,7 @@ async fn numbered(session: Arc<Session>, execute: Execute) -> Results {
         Admission::Execute(answer) => {
             // In a task of its own: a lost connection must not stop a change half-way.
             let work = tokio::spawn(async move {
-                let results = compound(&session, &execute).await;
+                let results = compound(&context, &session, execute).await;
                 answer.send_replace(Some(results.clone()));
                 results
             });
@@ -288,11 +362,11 @@ async fn numbered(session: Arc<Session>, execute: Execute) -> Results {
     }
 }
 
-async fn compound(session: &Session, execute: &Execute) -> Results {
+async fn compound(context: &Context, session: &Session, execute: Execute) -> Results {
     let mut results = Vec::with_capacity(execute.operations.len());
     let mut previous = None;
-    for operation in &execute.operations {
-        let mut operation = operation.clone();
+    for mut operation in execute.operations {
+        let (name, started) = (operation.name(), Instant::now());
         let mut known = true;
         operation.inodes_mut(|inode| {
             if *inode == InodeId::PREVIOUS {
@@ -316,6 +390,7 @@ async fn compound(session: &Session, execute: &Execute) -> Results {
             previous = Some(attributes.inode);
         }
         let failed = result.is_err();
+        context.metrics.executed(name, started, failed);
         results.push(result);
         if failed {
             break;

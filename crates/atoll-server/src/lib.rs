@@ -4,6 +4,7 @@
 //! against its session's rights. Start with [`Server::start`], then `connection`.
 
 mod connection;
+mod metrics;
 mod registry;
 mod server;
 mod sessions;

@@ -3,7 +3,10 @@
 //! Under the data folder each volume has `volumes/NAME/` with `volume.json`,
 //! its log and its staging; under the store `volumes/NAME/` with an owner
 //! record, `meta` and `segments`. The owner record is written under the
-//! condition that none is there, so one name is made once.
+//! condition that none is there, so one name is made once. `volume.json` in the
+//! data folder is written last: when a crash comes between the two, the next
+//! `create` by the same data folder finds its own owner record, clears what is
+//! there and starts over.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,7 @@ use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
+use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
@@ -25,14 +29,21 @@ pub(crate) struct Registry {
     folder: PathBuf,
     root: ObjectRoot,
     cache_bytes_max: u64,
-    open: Mutex<HashMap<String, Volume>>,
+    /// This data folder's name in owner records.
+    owner: String,
+    /// Each volume by itself, so that one that opens slowly keeps no other waiting.
+    open: parking_lot::Mutex<HashMap<String, Slot>>,
 }
+
+type Slot = Arc<Mutex<Option<Volume>>>;
 
 /// What both the data folder and the store know of a volume.
 #[derive(Clone, Serialize, Deserialize)]
 struct Record {
     id: String,
     durability: String,
+    /// The data folder that made it.
+    owner: String,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -48,8 +59,29 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 impl Registry {
-    pub fn new(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64) -> Self {
-        Registry { folder, root, cache_bytes_max, open: Mutex::default() }
+    pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64) -> Result<Self> {
+        let path = folder.join("owner");
+        let fail = |error: std::io::Error| format!("{}: {error}", path.display());
+        let owner = match std::fs::read_to_string(&path) {
+            Ok(owner) => owner,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let owner = format!("{:032x}", u128::from_be_bytes(random()?));
+                write_durably(&path, owner.as_bytes()).map_err(fail)?;
+                owner
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default() })
+    }
+
+    fn slot(&self, name: &str) -> Slot {
+        self.open.lock().entry(name.to_owned()).or_default().clone()
+    }
+
+    /// The volume, if it is open and nobody is opening or closing it.
+    fn peek(&self, name: &str) -> Option<Volume> {
+        let slot = self.open.lock().get(name)?.clone();
+        slot.try_lock().ok()?.clone()
     }
 
     pub fn store_url(&self) -> &str {
@@ -79,24 +111,22 @@ impl Registry {
             "quorum" => return Err("durability `quorum` is reserved and not there yet: use `local` or `object`".into()),
             other => return Err(format!("no durability mode `{other}`: use `local` or `object`")),
         };
-        let mut open = self.open.lock().await;
+        let slot = self.slot(name);
+        let mut open = slot.lock().await;
         if self.record(name).is_ok() {
             return Err(format!("volume `{name}` exists already"));
         }
         probe(&self.root).await.map_err(|error| error.to_string())?;
-        let mut id = [0u8; 16];
-        getrandom::fill(&mut id).map_err(|error| error.to_string())?;
-        let settings = VolumeSettings { durability, id: u128::from_be_bytes(id) };
-        let record = Record { id: format!("{:032x}", settings.id), durability: durability.name().into() };
+        let settings = VolumeSettings { durability, id: u128::from_be_bytes(random()?) };
+        let id = format!("{:032x}", settings.id);
+        let record = Record { id, durability: durability.name().into(), owner: self.owner.clone() };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let remote = self.remote(name);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let path = ObjectPath::from("volume.json");
         match remote.store.put_opts(&path, PutPayload::from(json.clone()), options).await {
             Ok(_) => {}
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                return Err(format!("volume `{name}` exists already in {}, made by another server", self.root.url));
-            }
+            Err(object_store::Error::AlreadyExists { .. }) => self.start_over(name, &json).await?,
             Err(error) => return Err(format!("cannot write to {}: {error}", self.root.url)),
         }
         let store = self.open_store(name, durability).await?;
@@ -104,7 +134,27 @@ impl Registry {
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without this file was never made.
         write_durably(&self.local(name).join("volume.json"), &json).map_err(|error| error.to_string())?;
-        open.insert(name.to_owned(), volume);
+        *open = Some(volume);
+        Ok(())
+    }
+
+    /// Clear what a crash left of creating this volume, if that was ours, and claim the name anew.
+    async fn start_over(&self, name: &str, record: &[u8]) -> Result<()> {
+        let remote = self.remote(name);
+        let fail = |error: object_store::Error| format!("{}: {error}", remote.url);
+        let path = ObjectPath::from("volume.json");
+        let found = remote.store.get(&path).await.map_err(fail)?.bytes().await.map_err(fail)?;
+        let owner = serde_json::from_slice::<Record>(&found).map(|record| record.owner);
+        if owner.ok().as_ref() != Some(&self.owner) {
+            return Err(format!("volume `{name}` exists already in {}, made by another server", self.root.url));
+        }
+        tracing::warn!(volume = name, "its creation was cut off: starting over");
+        remove_objects(&remote, |at| *at != path).await?;
+        match std::fs::remove_dir_all(self.local(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
+            _ => {}
+        }
+        remote.store.put(&path, PutPayload::from(record.to_vec())).await.map_err(fail)?;
         Ok(())
     }
 
@@ -138,15 +188,16 @@ impl Registry {
 
     /// The open volume, opened now if need be.
     pub async fn get(&self, name: &str) -> Result<Volume> {
-        let mut open = self.open.lock().await;
-        if let Some(volume) = open.get(name) {
+        let record = self.record(name)?;
+        let slot = self.slot(name);
+        let mut open = slot.lock().await;
+        if let Some(volume) = &*open {
             return Ok(volume.clone());
         }
-        let record = self.record(name)?;
         let durability = if record.durability == "object" { Durability::Object } else { Durability::Local };
         let store = self.open_store(name, durability).await?;
         let volume = self.open_volume(name, durability, store).await?;
-        open.insert(name.to_owned(), volume.clone());
+        *open = Some(volume.clone());
         Ok(volume)
     }
 
@@ -160,7 +211,7 @@ impl Registry {
 
     pub async fn info(&self, name: &str, sessions: u64) -> Result<atoll_wire::VolumeInfo> {
         let record = self.record(name)?;
-        let report = self.open.lock().await.get(name).map(Volume::report);
+        let report = self.peek(name).map(|volume| volume.report());
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
@@ -172,33 +223,89 @@ impl Registry {
         })
     }
 
+    /// Figures of every open volume, by name.
+    pub async fn reports(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
+        let names: Vec<String> = self.open.lock().keys().cloned().collect();
+        let report = |name: String| {
+            let volume = self.peek(&name)?;
+            let (v, b) = (volume.report(), volume.blob().statistics());
+            let figures = vec![
+                ("inodes", v.inodes),
+                ("inodes_cached", v.inodes_cached as u64),
+                ("bytes_live", v.bytes_live),
+                ("opens", v.opens as u64),
+                ("locks", v.locks as u64),
+                ("changes_ordered", v.ordered),
+                ("changes_durable", v.durable),
+                ("dirty_bytes", b.dirty_bytes),
+                ("staged_bytes", b.staged_bytes),
+                ("cached_bytes", b.cached_bytes),
+                ("segments_pending", b.segments_pending),
+                ("appended_bytes", b.appended_bytes),
+                ("stored_bytes", b.stored_bytes),
+                ("cache_hits", b.cache_hits),
+                ("cache_misses", b.cache_misses),
+                ("get_requests", b.get_requests),
+                ("get_bytes", b.get_bytes),
+                ("uploads", b.uploads),
+                ("upload_bytes", b.upload_bytes),
+                ("upload_errors", b.upload_errors),
+                ("staging_errors", b.staging_errors),
+                ("corrupt_pieces", b.corrupt_pieces),
+                ("append_waits", b.waits),
+            ];
+            Some((name, figures))
+        };
+        names.into_iter().filter_map(report).collect()
+    }
+
     /// Remove a volume that nobody uses, with everything it holds.
     pub async fn delete(&self, name: &str) -> Result<()> {
-        use futures_util::StreamExt;
         self.record(name)?;
-        let mut open = self.open.lock().await;
-        if let Some(volume) = open.remove(name) {
+        let slot = self.slot(name);
+        let mut open = slot.lock().await;
+        if let Some(volume) = open.take() {
             volume.close().await.map_err(|error| error.to_string())?;
         }
+        // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);
-        let mut objects = remote.store.list(None);
-        while let Some(object) = objects.next().await {
-            let object = object.map_err(|error| error.to_string())?;
-            remote.store.delete(&object.location).await.map_err(|error| error.to_string())?;
-        }
+        remove_objects(&remote, |at| *at != ObjectPath::from("volume.json")).await?;
+        remove_objects(&remote, |_| true).await?;
         std::fs::remove_dir_all(self.local(name)).map_err(|error| error.to_string())
     }
 
     /// Close all volumes; everything is durable afterwards.
     pub async fn close(&self) -> Result<()> {
         let mut failed = Vec::new();
-        for (name, volume) in self.open.lock().await.drain() {
-            if let Err(error) = volume.close().await {
+        let slots: Vec<(String, Slot)> = self.open.lock().drain().collect();
+        for (name, slot) in slots {
+            let volume = slot.lock().await.take();
+            if let Some(volume) = volume
+                && let Err(error) = volume.close().await
+            {
                 failed.push(format!("volume `{name}`: {error}"));
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
+}
+
+fn random() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+async fn remove_objects(root: &ObjectRoot, which: impl Fn(&ObjectPath) -> bool) -> Result<()> {
+    let fail = |error: object_store::Error| format!("{}: {error}", root.url);
+    let mut objects = root.store.list(None);
+    while let Some(object) = objects.next().await {
+        let location = object.map_err(fail)?.location;
+        if which(&location) {
+            root.store.delete(&location).await.map_err(fail)?;
+        }
+    }
+    Ok(())
 }
 
 fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_object::ObjectOptions;
@@ -20,8 +19,9 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::connection;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::sessions::{Results, Sessions};
+use crate::sessions::Sessions;
 use crate::tokens::Tokens;
 
 /// Most client connections at a time.
@@ -64,6 +64,8 @@ pub enum ServerError {
     Tls(String),
     #[error(transparent)]
     Object(#[from] atoll_object::ObjectError),
+    #[error("metrics: {0}")]
+    Metrics(String),
     #[error("{0}")]
     Volume(String),
 }
@@ -82,10 +84,9 @@ pub(crate) struct Context {
     pub registry: Registry,
     pub sessions: Sessions,
     pub tokens: Tokens,
+    pub metrics: Metrics,
     started: Instant,
     stop: watch::Receiver<bool>,
-    operations: AtomicU64,
-    errors: AtomicU64,
 }
 
 impl Context {
@@ -95,11 +96,8 @@ impl Context {
         let _ = stop.wait_for(|stopping| *stopping).await;
     }
 
-    pub fn count(&self, results: &Results) {
-        self.operations.fetch_add(results.len() as u64, Ordering::Relaxed);
-        if results.last().is_some_and(Result::is_err) {
-            self.errors.fetch_add(1, Ordering::Relaxed);
-        }
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     pub async fn status(&self) -> Result<atoll_wire::Status, String> {
@@ -109,7 +107,7 @@ impl Context {
         }
         Ok(atoll_wire::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: self.uptime().as_secs(),
             store: self.registry.store_url().to_owned(),
             sessions: self.sessions.count(None),
             volumes,
@@ -180,13 +178,12 @@ impl Server {
         })?;
         let (stop, stopped) = watch::channel(false);
         let context = Arc::new(Context {
-            registry: Registry::new(data.clone(), root, config.cache_bytes_max),
+            registry: Registry::open(data.clone(), root, config.cache_bytes_max).map_err(ServerError::Volume)?,
             sessions: Sessions::default(),
             tokens,
             started: Instant::now(),
+            metrics: Metrics::new().map_err(|error| ServerError::Metrics(error.to_string()))?,
             stop: stopped,
-            operations: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
         });
         let mut tasks = JoinSet::new();
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -321,13 +318,5 @@ async fn accept_tcp(
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> String {
-    let mut text = String::new();
-    let mut gauge = |name: &str, labels: &str, help: &str, value: u64| {
-        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}\n"));
-    };
-    gauge("atoll_sessions", "", "Sessions, connected or not.", context.sessions.count(None));
-    gauge("atoll_operations", "", "Operations executed since the start.", context.operations.load(Ordering::Relaxed));
-    gauge("atoll_errors", "", "Requests that ended in an error.", context.errors.load(Ordering::Relaxed));
-    gauge("atoll_uptime_seconds", "", "Time since the start.", context.started.elapsed().as_secs());
-    text
+    context.metrics.text(&context).await
 }

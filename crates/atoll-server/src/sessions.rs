@@ -31,6 +31,9 @@ pub(crate) struct Session {
 struct State {
     connections: usize,
     idle_since: Option<Instant>,
+    ended: bool,
+    /// The client has the answers of every mutation below this number.
+    acknowledged: u64,
     /// Answers to numbered mutations that the client may not have yet; `None` while executing.
     answers: BTreeMap<u64, watch::Receiver<Option<Results>>>,
 }
@@ -41,29 +44,23 @@ pub(crate) enum Admission {
     Execute(watch::Sender<Option<Results>>),
     /// Seen before: its answer is, or will be, here.
     Repeat(watch::Receiver<Option<Results>>),
+    /// A late copy of a request whose answer the client has already.
+    Acknowledged,
     /// The client has more unanswered mutations than it may.
     TooMany,
 }
 
 impl Session {
     pub fn admit(&self, sequence: OperationSeq, acknowledged: OperationSeq) -> Admission {
-        let mut state = self.state.lock();
-        state.answers = state.answers.split_off(&acknowledged.0);
-        if let Some(answer) = state.answers.get(&sequence.0) {
-            return Admission::Repeat(answer.clone());
-        }
-        if state.answers.len() >= ANSWERS_MAX {
-            return Admission::TooMany;
-        }
-        let (sender, receiver) = watch::channel(None);
-        state.answers.insert(sequence.0, receiver);
-        Admission::Execute(sender)
+        admit(&self.state, sequence, acknowledged)
     }
 
-    pub fn connected(&self) {
+    /// Count one more connection; false when the session is over.
+    fn connect(&self) -> bool {
         let mut state = self.state.lock();
-        state.connections += 1;
+        state.connections += usize::from(!state.ended);
         state.idle_since = None;
+        !state.ended
     }
 
     pub fn disconnected(&self) {
@@ -73,6 +70,30 @@ impl Session {
             state.idle_since = Some(Instant::now());
         }
     }
+
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+}
+
+fn admit(state: &Mutex<State>, sequence: OperationSeq, acknowledged: OperationSeq) -> Admission {
+    let mut state = state.lock();
+    if acknowledged.0 > state.acknowledged {
+        state.acknowledged = acknowledged.0;
+        state.answers = state.answers.split_off(&acknowledged.0);
+    }
+    if sequence.0 < state.acknowledged {
+        return Admission::Acknowledged;
+    }
+    if let Some(answer) = state.answers.get(&sequence.0) {
+        return Admission::Repeat(answer.clone());
+    }
+    if state.answers.len() >= ANSWERS_MAX {
+        return Admission::TooMany;
+    }
+    let (sender, receiver) = watch::channel(None);
+    state.answers.insert(sequence.0, receiver);
+    Admission::Execute(sender)
 }
 
 #[derive(Default)]
@@ -87,6 +108,7 @@ fn random() -> Result<[u8; 24], String> {
 }
 
 impl Sessions {
+    /// A new session with one connection.
     pub fn create(&self, volume_name: &str, volume: Volume, read_only: bool) -> Result<Arc<Session>, String> {
         let random = random()?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
@@ -100,15 +122,17 @@ impl Sessions {
             read_only,
             state: Mutex::default(),
         });
+        session.connect();
         self.table.lock().insert(session.id, session.clone());
         Ok(session)
     }
 
+    /// The session with one more connection, if it is there and the client proves that it is its own.
     pub fn resume(&self, resume: &Resume, volume_name: &str, read_only: bool) -> Option<Arc<Session>> {
         let session = self.table.lock().get(&resume.session)?.clone();
         let same =
             session.secret == resume.secret && session.volume_name == volume_name && session.read_only == read_only;
-        same.then_some(session)
+        (same && session.connect()).then_some(session)
     }
 
     pub fn count(&self, volume_name: Option<&str>) -> u64 {
@@ -116,24 +140,69 @@ impl Sessions {
         table.values().filter(|s| volume_name.is_none_or(|name| s.volume_name == name)).count() as u64
     }
 
-    /// End a session now: its client said so.
-    pub async fn end(&self, id: SessionId) {
-        let session = self.table.lock().remove(&id);
-        if let Some(session) = session {
-            session.volume.end_session(id).await;
+    /// End a session: what it has open and locked is given back, later requests of it fail.
+    pub async fn end(&self, session: &Session) {
+        session.state.lock().ended = true;
+        if self.table.lock().remove(&session.id).is_some() {
+            session.volume.end_session(session.id).await;
         }
     }
 
     /// End sessions whose client has been away for too long.
     pub async fn expire(&self) {
-        let old: Vec<SessionId> = {
-            let table = self.table.lock();
-            let away = |s: &Session| s.state.lock().idle_since.is_some_and(|since| since.elapsed() >= SESSION_KEPT);
-            table.values().filter(|s| away(s)).map(|s| s.id).collect()
-        };
-        for id in old {
-            tracing::info!(session = %id, "session expired");
-            self.end(id).await;
+        let sessions: Vec<_> = self.table.lock().values().cloned().collect();
+        for session in sessions {
+            let away = {
+                let mut state = session.state.lock();
+                state.ended |= state.idle_since.is_some_and(|since| since.elapsed() >= SESSION_KEPT);
+                state.ended
+            };
+            if away {
+                tracing::info!(session = %session.id, "session expired");
+                self.end(&session).await;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> Mutex<State> {
+        Mutex::default()
+    }
+
+    #[test]
+    fn a_mutation_is_executed_once() {
+        let state = state();
+        let seq = OperationSeq;
+        let Admission::Execute(answer) = admit(&state, seq(5), seq(5)) else { panic!() };
+        let Admission::Repeat(mut repeat) = admit(&state, seq(5), seq(5)) else { panic!() };
+        assert!(repeat.borrow_and_update().is_none());
+        answer.send_replace(Some(vec![Ok(Outcome::Done)]));
+        assert_eq!(*repeat.borrow(), Some(vec![Ok(Outcome::Done)]));
+        assert!(matches!(admit(&state, seq(6), seq(5)), Admission::Execute(_)));
+        assert!(matches!(admit(&state, seq(5), seq(5)), Admission::Repeat(_)));
+    }
+
+    #[test]
+    fn a_late_copy_of_an_acknowledged_mutation_is_not_executed_again() {
+        let state = state();
+        let seq = OperationSeq;
+        assert!(matches!(admit(&state, seq(5), seq(5)), Admission::Execute(_)));
+        assert!(matches!(admit(&state, seq(6), seq(6)), Admission::Execute(_)));
+        assert!(matches!(admit(&state, seq(5), seq(5)), Admission::Acknowledged));
+    }
+
+    #[test]
+    fn answers_that_are_kept_are_bounded() {
+        let state = state();
+        for number in 1..=ANSWERS_MAX as u64 {
+            assert!(matches!(admit(&state, OperationSeq(number), OperationSeq(1)), Admission::Execute(_)));
+        }
+        let next = OperationSeq(ANSWERS_MAX as u64 + 1);
+        assert!(matches!(admit(&state, next, OperationSeq(1)), Admission::TooMany));
+        assert!(matches!(admit(&state, next, OperationSeq(2)), Admission::Execute(_)));
     }
 }

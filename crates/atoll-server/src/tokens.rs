@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use atoll_wire::TokenInfo;
@@ -18,11 +19,17 @@ pub(crate) struct Rights {
     /// `None`: all volumes, and administration.
     pub volume: Option<String>,
     pub read_only: bool,
+    /// The token that gave them; `None` for a trusted socket.
+    token: Option<String>,
+    /// Seconds since 1970.
+    expires: Option<u64>,
+    /// State of the list when they were given.
+    revision: u64,
 }
 
 impl Rights {
     pub fn everything() -> Self {
-        Rights { volume: None, read_only: false }
+        Rights { volume: None, read_only: false, token: None, expires: None, revision: 0 }
     }
 
     pub fn administers(&self) -> bool {
@@ -45,6 +52,8 @@ struct Token {
 pub(crate) struct Tokens {
     path: PathBuf,
     list: Mutex<Vec<Token>>,
+    /// Grows when a token is revoked.
+    revision: AtomicU64,
 }
 
 fn now() -> u64 {
@@ -66,7 +75,7 @@ impl Tokens {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(Tokens { path, list: Mutex::new(list) })
+        Ok(Tokens { path, list: Mutex::new(list), revision: AtomicU64::new(0) })
     }
 
     fn save(&self, list: &[Token]) -> std::io::Result<()> {
@@ -74,7 +83,24 @@ impl Tokens {
         let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec_pretty(list)?)?;
         file.sync_all()?;
-        fs::rename(new, &self.path)
+        fs::rename(new, &self.path)?;
+        match self.path.parent() {
+            Some(folder) => fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether rights that were given earlier still hold: not revoked, not expired.
+    pub fn holds(&self, rights: &mut Rights) -> bool {
+        let Some(token) = &rights.token else { return true };
+        let revision = self.revision.load(Ordering::Acquire);
+        if revision != rights.revision {
+            rights.revision = revision;
+            if !self.list.lock().iter().any(|t| t.id == *token) {
+                return false;
+            }
+        }
+        rights.expires.is_none_or(|expires| expires > now())
     }
 
     /// The rights of a secret; `None` when it is unknown or has expired.
@@ -85,7 +111,13 @@ impl Tokens {
         if found.expires.is_some_and(|expires| expires <= now()) {
             return None;
         }
-        Some(Rights { volume: found.volume.clone(), read_only: found.read_only })
+        Some(Rights {
+            volume: found.volume.clone(),
+            read_only: found.read_only,
+            token: Some(found.id.clone()),
+            expires: found.expires,
+            revision: self.revision.load(Ordering::Acquire),
+        })
     }
 
     pub fn create(
@@ -101,8 +133,10 @@ impl Tokens {
         let expires = expires_seconds.map(|seconds| now().saturating_add(seconds));
         let token = Token { id, label, volume, read_only, expires, hash: hash(&secret) };
         let mut list = self.list.lock();
-        list.push(token.clone());
-        self.save(&list)?;
+        let mut new = list.clone();
+        new.push(token.clone());
+        self.save(&new)?;
+        *list = new;
         Ok(TokenInfo { secret: Some(secret), ..info(&token) })
     }
 
@@ -113,10 +147,15 @@ impl Tokens {
     /// False when there is no such token.
     pub fn revoke(&self, id: &str) -> std::io::Result<bool> {
         let mut list = self.list.lock();
-        let before = list.len();
-        list.retain(|token| token.id != id);
-        self.save(&list)?;
-        Ok(list.len() < before)
+        let mut new = list.clone();
+        new.retain(|token| token.id != id);
+        if new.len() == list.len() {
+            return Ok(false);
+        }
+        self.save(&new)?;
+        *list = new;
+        self.revision.fetch_add(1, Ordering::AcqRel);
+        Ok(true)
     }
 }
 
@@ -143,10 +182,13 @@ mod tests {
         let made = tokens.create(Some("v".into()), true, None, "l".into()).unwrap();
         let secret = made.secret.unwrap();
         let again = Tokens::load(path.clone()).unwrap();
-        assert_eq!(again.check(&secret), Some(Rights { volume: Some("v".into()), read_only: true }));
+        let mut rights = again.check(&secret).unwrap();
+        assert_eq!((rights.volume.as_deref(), rights.read_only), (Some("v"), true));
+        assert!(again.holds(&mut rights));
         assert!(!fs::read_to_string(&path).unwrap().contains(&secret));
         assert_eq!(again.check("wrong"), None);
         assert!(again.revoke(&made.id).unwrap());
+        assert!(!again.holds(&mut rights) && !again.revoke(&made.id).unwrap());
         assert_eq!(again.check(&secret), None);
         let expired = again.create(None, false, Some(0), String::new()).unwrap();
         assert_eq!(again.check(&expired.secret.unwrap()), None);

@@ -192,6 +192,48 @@ impl Operation {
 }
 
 impl Operation {
+    /// Every value of [`Operation::name`].
+    pub const NAMES: &'static [&'static str] = &["lookup", "parent", "get_attributes", "set_attributes", "create", "create_unnamed", "make_node", "make_directory", "make_symlink", "link", "unlink", "remove_directory", "rename", "read_symlink", "open", "release", "read", "write", "sync", "allocate", "seek", "clone_range", "read_directory", "get_xattr", "set_xattr", "list_xattrs", "remove_xattr", "statistics", "test_lock", "set_lock", "unlock"];
+
+    /// The operation's name in metrics and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Operation::Lookup { .. } => "lookup",
+            Operation::Parent { .. } => "parent",
+            Operation::GetAttributes { .. } => "get_attributes",
+            Operation::SetAttributes { .. } => "set_attributes",
+            Operation::Create { .. } => "create",
+            Operation::CreateUnnamed { .. } => "create_unnamed",
+            Operation::MakeNode { .. } => "make_node",
+            Operation::MakeDirectory { .. } => "make_directory",
+            Operation::MakeSymlink { .. } => "make_symlink",
+            Operation::Link { .. } => "link",
+            Operation::Unlink { .. } => "unlink",
+            Operation::RemoveDirectory { .. } => "remove_directory",
+            Operation::Rename { .. } => "rename",
+            Operation::ReadSymlink { .. } => "read_symlink",
+            Operation::Open { .. } => "open",
+            Operation::Release { .. } => "release",
+            Operation::Read { .. } => "read",
+            Operation::Write { .. } => "write",
+            Operation::Sync => "sync",
+            Operation::Allocate { .. } => "allocate",
+            Operation::Seek { .. } => "seek",
+            Operation::CloneRange { .. } => "clone_range",
+            Operation::ReadDirectory { .. } => "read_directory",
+            Operation::GetXattr { .. } => "get_xattr",
+            Operation::SetXattr { .. } => "set_xattr",
+            Operation::ListXattrs { .. } => "list_xattrs",
+            Operation::RemoveXattr { .. } => "remove_xattr",
+            Operation::Statistics => "statistics",
+            Operation::TestLock { .. } => "test_lock",
+            Operation::SetLock { .. } => "set_lock",
+            Operation::Unlock { .. } => "unlock",
+        }
+    }
+}
+
+impl Operation {
     /// Visit every inode number that the operation names.
     pub fn inodes_mut(&mut self, mut visit: impl FnMut(&mut InodeId)) {
         use Operation as O;

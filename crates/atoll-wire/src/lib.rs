@@ -2,8 +2,14 @@
 //!
 //! A frame is `u32 length` (little-endian, of what follows), `u64 id`, and a
 //! message in postcard encoding. Requests carry an id that their answer
-//! repeats; id 0 is for what the server says unasked. Every frame is bounded by
-//! [`FRAME_BYTES_MAX`], and decoding allocates no more than the frame holds.
+//! repeats; id 0 is for what the server says unasked. The first frame of a
+//! connection is a [`Hello`] behind [`MAGIC`] and the version ([`encode_hello`]):
+//! those, and the layout of [`Response::Refused`], are the same in every release,
+//! so that releases that do not fit each other can say so.
+//!
+//! Every frame is bounded by [`FRAME_BYTES_MAX`], the first one by
+//! [`HELLO_BYTES_MAX`], and the operations of one by `COMPOUND_OPERATIONS_MAX`
+//! while it is decoded.
 
 use atoll_types::{Caller, Errno, Operation, OperationSeq, Outcome, SessionId, limits};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -13,6 +19,10 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u16 = 1;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
+/// Largest first frame, from a peer that is not known yet, in bytes.
+pub const HELLO_BYTES_MAX: usize = 4096;
+/// What the first frame of a connection starts with.
+pub const MAGIC: [u8; 4] = *b"ATOL";
 
 /// How to resume a session after its connection broke.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +48,6 @@ pub enum Lane {
 /// The first message of every connection.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    pub version: u16,
     pub features: u64,
     pub token: Option<String>,
     /// `None` for a connection that only administers.
@@ -49,11 +58,7 @@ pub struct Hello {
 
 impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Hello(version {}, volume {:?}, resume {:?}, {:?})",
-            self.version, self.volume, self.resume, self.lane
-        )
+        write!(f, "Hello(volume {:?}, resume {:?}, {:?})", self.volume, self.resume, self.lane)
     }
 }
 
@@ -65,22 +70,51 @@ pub struct Execute {
     pub sequence: OperationSeq,
     /// The client has the answers of every mutation below this number.
     pub acknowledged: OperationSeq,
+    /// 1 to `COMPOUND_OPERATIONS_MAX`.
+    #[serde(deserialize_with = "bounded")]
     pub operations: Vec<Operation>,
+}
+
+/// Refuses too many operations before they take memory.
+fn bounded<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Operation>, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Vec<Operation>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "1 to {} operations", limits::COMPOUND_OPERATIONS_MAX)
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
+            let mut operations = Vec::new();
+            while let Some(operation) = sequence.next_element()? {
+                if operations.len() == limits::COMPOUND_OPERATIONS_MAX {
+                    return Err(serde::de::Error::invalid_length(operations.len() + 1, &self));
+                }
+                operations.push(operation);
+            }
+            if operations.is_empty() {
+                return Err(serde::de::Error::invalid_length(0, &self));
+            }
+            Ok(operations)
+        }
+    }
+    from.deserialize_seq(Visitor)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    Hello(Hello),
     Execute(Execute),
     /// Give up the waiting request with this id; it answers `EINTR` unless it is done.
     Cancel(u64),
     Ping,
+    /// The session ends now, not when its time is over; answered by [`Response::Ended`].
+    Goodbye,
     Admin(AdminRequest),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    pub version: u16,
     pub features: u64,
     /// `None` for a connection that only administers.
     pub resume: Option<Resume>,
@@ -91,15 +125,16 @@ pub struct Welcome {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Response {
+    /// The request was refused; `message` is for people and says what to do. First, so that every release knows it.
+    Refused {
+        message: String,
+    },
     Welcome(Welcome),
     /// One result for each operation executed; the last one may be the error that stopped them.
     Results(Vec<Result<Outcome, Errno>>),
     Pong,
+    Ended,
     Admin(AdminReply),
-    /// The request was refused; `message` is for people and says what to do.
-    Refused {
-        message: String,
-    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,17 +192,42 @@ pub enum AdminReply {
 /// Why a frame is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    #[error("a frame of {0} bytes: at most {FRAME_BYTES_MAX} are allowed")]
+    #[error("a frame of {0} bytes is too large")]
     TooLarge(usize),
     #[error("malformed message")]
     Malformed,
+    #[error("the peer speaks protocol {0}, this release {VERSION}: use the same release on both sides")]
+    Version(u16),
+}
+
+/// Append the first frame of a connection.
+pub fn encode_hello(id: u64, hello: &Hello, out: &mut BytesMut) -> Result<(), WireError> {
+    let mut preamble = [0; 6];
+    preamble[..4].copy_from_slice(&MAGIC);
+    preamble[4..].copy_from_slice(&VERSION.to_le_bytes());
+    frame(id, &preamble, hello, out)
+}
+
+/// The first message of a connection.
+pub fn decode_hello(body: &[u8]) -> Result<Hello, WireError> {
+    let body = body.strip_prefix(&MAGIC).ok_or(WireError::Malformed)?;
+    let (version, body) = body.split_first_chunk().ok_or(WireError::Malformed)?;
+    match u16::from_le_bytes(*version) {
+        VERSION => decode(body),
+        other => Err(WireError::Version(other)),
+    }
 }
 
 /// Append one frame.
 pub fn encode<M: Serialize>(id: u64, message: &M, out: &mut BytesMut) -> Result<(), WireError> {
+    frame(id, &[], message, out)
+}
+
+fn frame<M: Serialize>(id: u64, preamble: &[u8], message: &M, out: &mut BytesMut) -> Result<(), WireError> {
     let start = out.len();
     out.put_u32_le(0);
     out.put_u64_le(id);
+    out.extend_from_slice(preamble);
     let encoded = postcard::to_allocvec(message).map_err(|_| WireError::Malformed)?;
     out.extend_from_slice(&encoded);
     let length = out.len() - start - 4;
@@ -179,11 +239,11 @@ pub fn encode<M: Serialize>(id: u64, message: &M, out: &mut BytesMut) -> Result<
     Ok(())
 }
 
-/// Take the next whole frame from what was received; `None` when more is needed.
-pub fn next_frame(received: &mut BytesMut) -> Result<Option<(u64, Bytes)>, WireError> {
+/// Take the next whole frame of at most `most` bytes from what was received; `None` when more is needed.
+pub fn next_frame(received: &mut BytesMut, most: usize) -> Result<Option<(u64, Bytes)>, WireError> {
     let Some(header) = received.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_le_bytes(*header) as usize;
-    if length > FRAME_BYTES_MAX {
+    if length > most {
         return Err(WireError::TooLarge(length));
     }
     if length < 8 {
@@ -207,16 +267,6 @@ pub fn decode<'a, M: Deserialize<'a>>(body: &'a [u8]) -> Result<M, WireError> {
     }
 }
 
-impl Execute {
-    /// `Malformed` when it holds more operations than a compound may.
-    pub fn check(&self) -> Result<(), WireError> {
-        if self.operations.is_empty() || self.operations.len() > limits::COMPOUND_OPERATIONS_MAX {
-            return Err(WireError::Malformed);
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,7 +287,7 @@ mod tests {
     fn a_message_comes_back_as_it_was() {
         let mut wire = BytesMut::new();
         encode(7, &request(), &mut wire).unwrap();
-        let (id, body) = next_frame(&mut wire).unwrap().unwrap();
+        let (id, body) = next_frame(&mut wire, FRAME_BYTES_MAX).unwrap().unwrap();
         assert_eq!((id, decode::<Request>(&body).unwrap()), (7, request()));
         assert!(wire.is_empty());
     }
@@ -247,7 +297,7 @@ mod tests {
         let mut whole = BytesMut::new();
         encode(7, &request(), &mut whole).unwrap();
         for cut in 0..whole.len() {
-            assert_eq!(next_frame(&mut BytesMut::from(&whole[..cut])), Ok(None));
+            assert_eq!(next_frame(&mut BytesMut::from(&whole[..cut]), FRAME_BYTES_MAX), Ok(None));
         }
     }
 
@@ -255,17 +305,57 @@ mod tests {
     fn a_name_that_no_directory_can_hold_is_malformed() {
         let mut wire = BytesMut::new();
         encode(1, &request(), &mut wire).unwrap();
-        let (_, body) = next_frame(&mut wire).unwrap().unwrap();
+        let (_, body) = next_frame(&mut wire, FRAME_BYTES_MAX).unwrap().unwrap();
         let at = body.windows(4).position(|w| w == b"name").unwrap();
         let mut bad = body.to_vec();
         bad[at] = b'/';
         assert_eq!(decode::<Request>(&bad), Err(WireError::Malformed));
     }
 
+    fn compound(operations: usize) -> Vec<u8> {
+        let execute = Execute {
+            caller: Caller::default(),
+            sequence: OperationSeq(0),
+            acknowledged: OperationSeq(0),
+            operations: vec![Operation::Sync; operations],
+        };
+        postcard::to_allocvec(&Request::Execute(execute)).unwrap()
+    }
+
+    #[test]
+    fn a_compound_is_bounded() {
+        assert!(decode::<Request>(&compound(limits::COMPOUND_OPERATIONS_MAX)).is_ok());
+        assert_eq!(decode::<Request>(&compound(limits::COMPOUND_OPERATIONS_MAX + 1)), Err(WireError::Malformed));
+        assert_eq!(decode::<Request>(&compound(0)), Err(WireError::Malformed));
+    }
+
+    #[test]
+    fn a_hello_names_its_version_before_anything_else() {
+        let hello = Hello { features: 0, token: None, volume: Some("v".into()), resume: None, lane: Lane::Bulk };
+        let mut wire = BytesMut::new();
+        encode_hello(1, &hello, &mut wire).unwrap();
+        assert_eq!(next_frame(&mut wire.clone(), 8), Err(WireError::TooLarge(wire.len() - 4)));
+        let (_, body) = next_frame(&mut wire, HELLO_BYTES_MAX).unwrap().unwrap();
+        assert_eq!(decode_hello(&body), Ok(hello));
+        let mut future = body.to_vec();
+        future[4] = 9;
+        future.truncate(7);
+        assert_eq!(decode_hello(&future), Err(WireError::Version(9)));
+        future[0] = b'X';
+        assert_eq!(decode_hello(&future), Err(WireError::Malformed));
+    }
+
+    #[test]
+    fn a_refusal_has_the_layout_of_every_release() {
+        let refused = Response::Refused { message: "no".into() };
+        assert_eq!(postcard::to_allocvec(&refused).unwrap(), b"\0\x02no");
+    }
+
     proptest! {
         #[test]
         fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = next_frame(&mut BytesMut::from(&bytes[..]));
+            let _ = next_frame(&mut BytesMut::from(&bytes[..]), FRAME_BYTES_MAX);
+            let _ = decode_hello(&bytes);
             let _ = decode::<Request>(&bytes);
             let _ = decode::<Response>(&bytes);
         }
@@ -276,7 +366,7 @@ mod tests {
             encode(7, &request(), &mut wire).unwrap();
             let at = 12 + at % (wire.len() - 12);
             wire[at] = with;
-            if let Ok(Some((_, body))) = next_frame(&mut wire) {
+            if let Ok(Some((_, body))) = next_frame(&mut wire, FRAME_BYTES_MAX) {
                 let _ = decode::<Request>(&body);
             }
         }

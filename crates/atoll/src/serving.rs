@@ -78,6 +78,6 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
         mounting::detach(directory)?;
         let _ = gone.await;
     }
-    session.close();
+    session.close().await;
     server.stop().await.map_err(|error| error.to_string())
 }

@@ -1,0 +1,95 @@
+//! What the server counts, in Prometheus' text format.
+
+use std::time::Instant;
+
+use atoll_types::Operation;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use rustc_hash::FxHashMap;
+
+use crate::server::Context;
+
+/// Upper bounds of the latency histogram, in seconds.
+const BUCKETS: &[f64] = &[5e-6, 2e-5, 1e-4, 5e-4, 2e-3, 1e-2, 5e-2, 0.2, 1.0, 5.0];
+
+struct PerOperation {
+    seconds: Histogram,
+    errors: IntCounter,
+}
+
+pub(crate) struct Metrics {
+    registry: Registry,
+    operations: FxHashMap<&'static str, PerOperation>,
+    pub refused: IntCounter,
+    server: IntGaugeVec,
+    volumes: IntGaugeVec,
+}
+
+impl Metrics {
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let seconds = HistogramVec::new(
+            HistogramOpts::new("atoll_operation_seconds", "Time an operation took in the server, waits included.")
+                .buckets(BUCKETS.to_vec()),
+            &["operation"],
+        )?;
+        let errors = IntCounterVec::new(
+            Opts::new("atoll_operation_errors_total", "Operations that ended in an error."),
+            &["operation"],
+        )?;
+        let refused = IntCounter::new("atoll_connections_refused_total", "Connections that were not let in.")?;
+        let server = IntGaugeVec::new(Opts::new("atoll_server", "Figures of the server."), &["figure"])?;
+        let volumes =
+            IntGaugeVec::new(Opts::new("atoll_volume", "Figures of an open volume."), &["volume", "figure"])?;
+        let all: [Box<dyn Collector>; 5] = [
+            Box::new(seconds.clone()),
+            Box::new(errors.clone()),
+            Box::new(refused.clone()),
+            Box::new(server.clone()),
+            Box::new(volumes.clone()),
+        ];
+        for one in all {
+            registry.register(one)?;
+        }
+        let per = |name: &&'static str| {
+            let (seconds, errors) = (seconds.with_label_values(&[*name]), errors.with_label_values(&[*name]));
+            (*name, PerOperation { seconds, errors })
+        };
+        let operations = Operation::NAMES.iter().map(per).collect();
+        Ok(Metrics { registry, operations, refused, server, volumes })
+    }
+
+    /// One operation was executed.
+    pub fn executed(&self, name: &'static str, started: Instant, failed: bool) {
+        if let Some(of) = self.operations.get(name) {
+            of.seconds.observe(started.elapsed().as_secs_f64());
+            if failed {
+                of.errors.inc();
+            }
+        }
+    }
+
+    /// All figures as of now.
+    pub async fn text(&self, context: &Context) -> String {
+        let set = |figure: &str, value: u64| self.server.with_label_values(&[figure]).set(value as i64);
+        set("sessions", context.sessions.count(None));
+        set("uptime_seconds", context.uptime().as_secs());
+        self.volumes.reset();
+        for (name, report) in context.registry.reports().await {
+            let set =
+                |figure: &str, value: u64| self.volumes.with_label_values(&[&name, figure]).set(value as i64);
+            set("sessions", context.sessions.count(Some(&name)));
+            for (figure, value) in report {
+                set(figure, value);
+            }
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "cannot write the metrics");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
