@@ -96,7 +96,7 @@ impl Session {
                 opens: HashMap::new(),
                 closed: false,
             }),
-            next_id: AtomicU64::new(2),
+            next_id: AtomicU64::new(3),
             read_only: AtomicBool::new(false),
             ending: Notify::new(),
             ended: Notify::new(),
@@ -111,24 +111,21 @@ impl Session {
     }
 
     /// Send one operation; `done` gets its result on a runtime thread and must not block.
-    /// The answer is a number for [`Session::cancel`].
+    /// `id` names it for [`Session::interrupt`]: an even number that no other request of the session has.
     pub fn submit(
         &self,
+        id: u64,
         caller: Caller,
         operation: Operation,
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
-    ) -> u64 {
+    ) {
+        debug_assert!(id.is_multiple_of(2));
         let one = |results: Results| done(results.into_iter().next().unwrap_or(Err(Errno::EIO)));
-        self.send(caller, vec![operation], Box::new(one))
+        self.send(id, caller, vec![operation], Box::new(one));
     }
 
     pub async fn call(&self, caller: Caller, operation: Operation) -> Result<Outcome, Errno> {
-        let (sender, receiver) = oneshot::channel();
-        let done = move |result| {
-            let _ = sender.send(result);
-        };
-        self.submit(caller, operation, Box::new(done));
-        receiver.await.unwrap_or(Err(Errno::EIO))
+        self.compound(caller, vec![operation]).await.into_iter().next().unwrap_or(Err(Errno::EIO))
     }
 
     /// Operations in order up to the first that fails, in one round trip.
@@ -137,20 +134,55 @@ impl Session {
         let done = move |results| {
             let _ = sender.send(results);
         };
-        self.send(caller, operations, Box::new(done));
+        self.send(self.own_id(), caller, operations, Box::new(done));
         receiver.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
     }
 
-    /// Give up a waiting request: it answers `EINTR` unless it is done already.
-    pub fn cancel(&self, id: u64) {
-        if let Some(bytes) = encode(0, &Request::Cancel(id)) {
-            let state = self.state.lock();
-            if state.pending.contains_key(&id)
-                && let Some(control) = &state.control
-            {
-                let _ = control.send(bytes);
+    /// Send one operation whose result nobody waits for.
+    pub fn tell(&self, operation: Operation) {
+        self.send(self.own_id(), Caller::default(), vec![operation], Box::new(|_| ()));
+    }
+
+    fn own_id(&self) -> u64 {
+        self.next_id.fetch_add(2, Ordering::Relaxed)
+    }
+
+    /// A signal came for the caller of a request. A wait for a lock ends in `EINTR`. If the caller was
+    /// killed, whatever it waits for answers `EINTR` at once and goes on without it.
+    /// False when there is no such request, or not yet.
+    pub fn interrupt(self: &Arc<Self>, id: u64, killed: bool) -> bool {
+        let abandoned = {
+            let mut state = self.state.lock();
+            let away = state.control.is_none();
+            let Some(pending) = state.pending.get_mut(&id) else { return false };
+            let waits = pending.execute.operations.iter().any(|o| matches!(o, Operation::SetLock { wait: true, .. }));
+            if waits && away {
+                // The server forgets such a wait with its connection.
+                state.pending.remove(&id).map(|pending| pending.done)
+            } else if waits {
+                if let (Some(control), Some(bytes)) = (&state.control, encode(0, &Request::Cancel(id))) {
+                    let _ = control.send(bytes);
+                }
+                None
+            } else if killed {
+                let (session, operations) = (Arc::downgrade(self), pending.execute.operations.clone());
+                let late = move |results: Results| {
+                    let Some(session) = session.upgrade() else { return };
+                    for (operation, result) in operations.iter().zip(&results) {
+                        if let Some(inode) = opened(operation, result) {
+                            session.tell(Operation::Release { inode });
+                        }
+                    }
+                };
+                Some(std::mem::replace(&mut pending.done, Box::new(late)))
+            } else {
+                None
             }
+        };
+        if let Some(done) = abandoned {
+            done(vec![Err(Errno::EINTR)]);
         }
+        true
     }
 
     /// End the session: the server gives back what it has open and locked at once. Requests without an answer fail.
@@ -167,8 +199,7 @@ impl Session {
         self.ending.notify_one();
     }
 
-    fn send(&self, caller: Caller, operations: Vec<Operation>, done: Done) -> u64 {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+    fn send(&self, id: u64, caller: Caller, operations: Vec<Operation>, done: Done) {
         let lane = operations.first().map_or(Lane::Control, lane);
         let mutates = operations.iter().any(Operation::mutates);
         let mut state = self.state.lock();
@@ -176,7 +207,7 @@ impl Session {
         if state.closed || state.away_since.is_some_and(too_long) {
             drop(state);
             done(vec![Err(Errno::EIO)]);
-            return id;
+            return;
         }
         let mut sequence = 0;
         if mutates {
@@ -189,7 +220,7 @@ impl Session {
             Execute { caller, sequence: OperationSeq(sequence), acknowledged: OperationSeq(acknowledged), operations };
         let request = Request::Execute(execute);
         let bytes = encode(id, &request);
-        let Request::Execute(execute) = request else { return id };
+        let Request::Execute(execute) = request else { return };
         match bytes {
             Some(bytes) => {
                 state.deliver(lane, bytes);
@@ -201,7 +232,6 @@ impl Session {
                 done(vec![Err(Errno::EINVAL)]);
             }
         }
-        id
     }
 
     fn answer(&self, id: u64, results: Results) {
@@ -374,22 +404,27 @@ impl State {
     }
 
     fn track(&mut self, operation: &Operation, result: &Result<Outcome, Errno>) {
-        let opened = match (operation, result) {
-            (Operation::Open { inode, .. }, Ok(_)) => *inode,
-            (Operation::Create { .. }, Ok(Outcome::Created { attributes, .. })) => attributes.inode,
-            (Operation::CreateUnnamed { .. }, Ok(Outcome::Entry(attributes))) => attributes.inode,
-            (Operation::Release { inode }, Ok(_)) => {
-                if let Some(count) = self.opens.get_mut(inode) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.opens.remove(inode);
-                    }
-                }
-                return;
+        if let Some(inode) = opened(operation, result) {
+            *self.opens.entry(inode).or_default() += 1;
+        }
+        if let (Operation::Release { inode }, Ok(_)) = (operation, result)
+            && let Some(count) = self.opens.get_mut(inode)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.opens.remove(inode);
             }
-            _ => return,
-        };
-        *self.opens.entry(opened).or_default() += 1;
+        }
+    }
+}
+
+/// The inode that this operation opened.
+fn opened(operation: &Operation, result: &Result<Outcome, Errno>) -> Option<InodeId> {
+    match (operation, result) {
+        (Operation::Open { inode, .. }, Ok(_)) => Some(*inode),
+        (Operation::Create { .. }, Ok(Outcome::Created { attributes, .. }))
+        | (Operation::CreateUnnamed { .. }, Ok(Outcome::Entry(attributes))) => Some(attributes.inode),
+        _ => None,
     }
 }
 
@@ -413,13 +448,7 @@ pub struct Admin {
 
 impl Admin {
     pub async fn connect(config: &ClientConfig) -> Result<Admin, ClientError> {
-        let hello = Hello {
-            features: 0,
-            token: config.token.clone(),
-            volume: None,
-            resume: None,
-            lane: Lane::Control,
-        };
+        let hello = Hello { features: 0, token: config.token.clone(), volume: None, resume: None, lane: Lane::Control };
         Ok(Admin { connection: tokio::sync::Mutex::new(connection::connect(config, hello).await?) })
     }
 

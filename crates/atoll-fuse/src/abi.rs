@@ -1,6 +1,6 @@
 //! Numbers and layouts of the kernel protocol (linux/fuse.h, protocol 7.31 and later).
 
-use atoll_types::Attributes;
+use atoll_types::{Attributes, Caller, Timestamp};
 
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
@@ -44,10 +44,11 @@ pub const LSEEK: u32 = 46;
 pub const COPY_FILE_RANGE: u32 = 47;
 pub const SYNCFS: u32 = 50;
 pub const TMPFILE: u32 = 51;
+pub const STATX: u32 = 52;
 
 /// What this mount wants of the kernel: asynchronous reads and direct I/O, POSIX locks and flock,
 /// atomic O_TRUNC, big writes, the umask left to us, revalidation of data, parallel directory
-/// operations, ACLs, 1 MiB requests, kill-priv v2, longer INIT.
+/// operations, ACLs, 1 MiB requests, kill-priv v2, the longer SETXATTR and INIT.
 pub const FLAGS: u64 = 1
     | 1 << 1
     | 1 << 3
@@ -60,6 +61,7 @@ pub const FLAGS: u64 = 1
     | 1 << 20
     | 1 << 22
     | 1 << 28
+    | 1 << 29
     | 1 << 30
     | DIRECT_IO_ALLOW_MMAP;
 pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
@@ -69,6 +71,7 @@ pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 pub const LK_FLOCK: u32 = 1;
+pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
 
 /// Fields of a request, in order. Short requests give zeros and are found out by `bad`.
 pub struct Fields<'a> {
@@ -143,6 +146,12 @@ pub struct Header {
     pub pid: u32,
 }
 
+impl Header {
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.uid, gid: self.gid, pid: self.pid }
+    }
+}
+
 pub const HEADER_BYTES: usize = 40;
 
 /// Split a request from the kernel; `None` when it is shorter than it says.
@@ -200,6 +209,21 @@ impl Body {
     /// `fuse_attr_out` with a lifetime of zero.
     pub fn attr(self, a: &Attributes) -> Self {
         self.u64(0).u32(0).u32(0).attributes(a)
+    }
+
+    /// `fuse_statx_out` with a lifetime of zero.
+    pub fn statx(self, a: &Attributes) -> Self {
+        const BASIC_AND_BIRTH: u32 = 0xfff;
+        let time = |body: Body, t: Timestamp| body.u64(t.seconds as u64).u32(t.nanos).u32(0);
+        let body = self.u64(0).u32(0).u32(0).u64(0).u64(0);
+        let body = body.u32(BASIC_AND_BIRTH).u32(4096).u64(0).u32(a.links).u32(a.uid).u32(a.gid);
+        let body = body.u16(a.mode.0 as u16).u16(0);
+        let body = body.u64(a.inode.0).u64(a.size).u64(a.allocated.div_ceil(512)).u64(0);
+        let body = [a.accessed, a.created, a.changed, a.modified].into_iter().fold(body, time);
+        let (major, minor) = (rustix::fs::major(a.device.into()), rustix::fs::minor(a.device.into()));
+        let mut body = body.u32(major).u32(minor).u32(0).u32(0);
+        body.0.resize(body.0.len() + 14 * 8, 0);
+        body
     }
 
     pub fn open(self, handle: u64, flags: u32) -> Self {

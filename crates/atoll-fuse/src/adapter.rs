@@ -20,37 +20,35 @@ use parking_lot::Mutex;
 use crate::abi::{self, Body, Fields, Header};
 use crate::session::Reply;
 
-type Done = Box<dyn FnOnce(Result<Outcome, Errno>) + Send>;
+pub type Done = Box<dyn FnOnce(Result<Outcome, Errno>) + Send>;
 
 /// Who executes operations.
 pub trait Remote: Send + Sync + 'static {
-    /// `done` is called once, from any thread. The answer is a number for `cancel`.
-    fn submit(&self, caller: Caller, operation: Operation, done: Done) -> u64;
-    fn cancel(&self, id: u64);
+    /// `done` is called once, from any thread. `id` is even and names the request for `interrupt`.
+    fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Done);
+    /// Fire and forget.
+    fn tell(&self, operation: Operation);
+    /// A signal came for the caller; `killed`: it will never look at the answer.
+    /// False when there is no such request, or not yet.
+    fn interrupt(&self, id: u64, killed: bool) -> bool;
 }
 
 impl Remote for Arc<atoll_client::Session> {
-    fn submit(&self, caller: Caller, operation: Operation, done: Done) -> u64 {
-        atoll_client::Session::submit(self, caller, operation, done)
+    fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Done) {
+        atoll_client::Session::submit(self, id, caller, operation, done);
     }
 
-    fn cancel(&self, id: u64) {
-        atoll_client::Session::cancel(self, id);
+    fn tell(&self, operation: Operation) {
+        atoll_client::Session::tell(self, operation);
+    }
+
+    fn interrupt(&self, id: u64, killed: bool) -> bool {
+        atoll_client::Session::interrupt(self, id, killed)
     }
 }
 
-/// Most interrupts remembered for requests that are not known yet.
-const EARLY_MAX: usize = 1024;
-/// Bytes of a listing asked for at a time, in entries.
+/// Entries of a listing asked for at a time.
 const LISTING_ENTRIES: u32 = 512;
-
-#[derive(Default)]
-struct Waits {
-    /// Waiting lock requests: the kernel's number to ours, `None` until that is known.
-    ids: HashMap<u64, Option<u64>>,
-    /// Interrupts that came before their request.
-    early: HashSet<u64>,
-}
 
 #[derive(Default)]
 struct Locked {
@@ -74,7 +72,6 @@ impl Locked {
 /// A mounted volume.
 pub struct VolumeFs {
     remote: Box<dyn Remote>,
-    waits: Arc<Mutex<Waits>>,
     locked: Mutex<Locked>,
     next_handle: AtomicU64,
 }
@@ -94,17 +91,12 @@ const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
 
 impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
-        VolumeFs {
-            remote: Box::new(remote),
-            waits: Arc::default(),
-            locked: Mutex::default(),
-            next_handle: AtomicU64::new(1),
-        }
+        VolumeFs { remote: Box::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1) }
     }
 
     fn submit(
         &self,
-        caller: Caller,
+        from: Header,
         operation: Operation,
         reply: Reply,
         answer: impl FnOnce(Outcome) -> Result<Body, Errno> + Send + 'static,
@@ -113,32 +105,28 @@ impl VolumeFs {
             Ok(body) => reply.ok(body),
             Err(errno) => reply.error(errno),
         };
-        self.remote.submit(caller, operation, Box::new(done));
+        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
     }
 
-    fn entry(&self, caller: Caller, operation: Operation, reply: Reply) {
-        self.submit(caller, operation, reply, |o| Ok(Body::default().entry(&attributes(o)?)));
+    fn entry(&self, from: Header, operation: Operation, reply: Reply) {
+        self.submit(from, operation, reply, |o| Ok(Body::default().entry(&attributes(o)?)));
     }
 
-    fn attr(&self, caller: Caller, operation: Operation, reply: Reply) {
-        self.submit(caller, operation, reply, |o| Ok(Body::default().attr(&attributes(o)?)));
+    fn done(&self, from: Header, operation: Operation, reply: Reply) {
+        self.submit(from, operation, reply, |_| Ok(Body::default()));
     }
 
-    fn done(&self, caller: Caller, operation: Operation, reply: Reply) {
-        self.submit(caller, operation, reply, |_| Ok(Body::default()));
-    }
-
-    fn data(&self, caller: Caller, operation: Operation, reply: Reply) {
+    fn data(&self, from: Header, operation: Operation, reply: Reply) {
         let done = move |result| match result {
             Ok(Outcome::Data(bytes)) => reply.bytes(&bytes),
             Ok(_) => reply.error(Errno::EPROTO),
             Err(errno) => reply.error(errno),
         };
-        self.remote.submit(caller, operation, Box::new(done));
+        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
     }
 
     /// Extended attributes: size 0 asks for the length.
-    fn sized(&self, caller: Caller, operation: Operation, size: u32, reply: Reply) {
+    fn sized(&self, from: Header, operation: Operation, size: u32, reply: Reply) {
         let done = move |result| match result {
             Ok(Outcome::Data(bytes)) if size == 0 => reply.ok(Body::default().u32(bytes.len() as u32).u32(0)),
             Ok(Outcome::Data(bytes)) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
@@ -146,29 +134,12 @@ impl VolumeFs {
             Ok(_) => reply.error(Errno::EPROTO),
             Err(errno) => reply.error(errno),
         };
-        self.remote.submit(caller, operation, Box::new(done));
+        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
     }
 
-    /// Fire and forget.
-    fn tell(&self, operation: Operation) {
-        self.remote.submit(Caller::default(), operation, Box::new(|_| ()));
-    }
-
-    pub(crate) fn interrupt(&self, unique: u64) {
-        let id = {
-            let mut waits = self.waits.lock();
-            let id = waits.ids.get(&unique).copied().flatten();
-            if id.is_none() {
-                if waits.early.len() >= EARLY_MAX {
-                    waits.early.clear();
-                }
-                waits.early.insert(unique);
-            }
-            id
-        };
-        if let Some(id) = id {
-            self.remote.cancel(id);
-        }
+    /// A signal came for the thread that made request `unique`; false when that request is not known.
+    pub(crate) fn interrupt(&self, unique: u64, thread: u32) -> bool {
+        self.remote.interrupt(unique, is_killed(thread))
     }
 
     pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
@@ -179,7 +150,6 @@ impl VolumeFs {
     }
 
     fn try_dispatch(&self, header: Header, f: &mut Fields<'_>, reply: Reply) -> Result<(), (Reply, Errno)> {
-        let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
         let inode = InodeId(header.node);
         let operation = match self.parse(header, f) {
             Ok(operation) => operation,
@@ -189,30 +159,35 @@ impl VolumeFs {
             return Err((reply, Errno::EINVAL));
         }
         match operation {
-            Parsed::Entry(operation) => self.entry(caller, operation, reply),
-            Parsed::Attr(operation) => self.attr(caller, operation, reply),
-            Parsed::Done(operation) => self.done(caller, operation, reply),
-            Parsed::Data(operation) => self.data(caller, operation, reply),
-            Parsed::Sized(operation, size) => self.sized(caller, operation, size, reply),
+            Parsed::Entry(operation) => self.entry(header, operation, reply),
+            Parsed::Attr(operation) => {
+                self.submit(header, operation, reply, |o| Ok(Body::default().attr(&attributes(o)?)))
+            }
+            Parsed::Statx(operation) => {
+                self.submit(header, operation, reply, |o| Ok(Body::default().statx(&attributes(o)?)))
+            }
+            Parsed::Done(operation) => self.done(header, operation, reply),
+            Parsed::Data(operation) => self.data(header, operation, reply),
+            Parsed::Sized(operation, size) => self.sized(header, operation, size, reply),
             Parsed::Open(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.submit(caller, operation, reply, move |_| Ok(Body::default().open(handle, flags)));
+                self.submit(header, operation, reply, move |_| Ok(Body::default().open(handle, flags)));
             }
             Parsed::Create(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.submit(caller, operation, reply, move |outcome| {
+                self.submit(header, operation, reply, move |outcome| {
                     Ok(Body::default().entry(&attributes(outcome)?).open(handle, flags))
                 });
             }
-            Parsed::Written(operation) => self.submit(caller, operation, reply, |outcome| match outcome {
+            Parsed::Written(operation) => self.submit(header, operation, reply, |outcome| match outcome {
                 Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::Offset(operation) => self.submit(caller, operation, reply, |outcome| match outcome {
+            Parsed::Offset(operation) => self.submit(header, operation, reply, |outcome| match outcome {
                 Outcome::Offset(offset) => Ok(Body::default().u64(offset)),
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::Statistics => self.submit(caller, Operation::Statistics, reply, |outcome| match outcome {
+            Parsed::Statistics => self.submit(header, Operation::Statistics, reply, |outcome| match outcome {
                 Outcome::Space(s) => {
                     const BLOCK: u64 = 4096;
                     let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;
@@ -231,18 +206,18 @@ impl VolumeFs {
                 }
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::List { offset, size } => self.list(caller, inode, offset, size as usize, reply),
+            Parsed::List { offset, size } => self.list(header, inode, offset, size as usize, reply),
             Parsed::OpenDirectory => reply.ok(Body::default().open(0, 0)),
             Parsed::Nothing => reply.ok(Body::default()),
             Parsed::Release { handle, flocked } => {
                 if flocked {
                     let owner = LockOwner(handle);
-                    self.tell(Operation::Unlock { inode, space: LockSpace::Whole, owner, range: EVERYTHING });
+                    self.remote.tell(Operation::Unlock { inode, space: LockSpace::Whole, owner, range: EVERYTHING });
                 }
                 for owner in self.locked.lock().released(inode, handle) {
-                    self.tell(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
+                    self.remote.tell(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
                 }
-                self.tell(Operation::Release { inode });
+                self.remote.tell(Operation::Release { inode });
                 reply.ok(Body::default());
             }
             Parsed::Flush { handle, owner } => {
@@ -255,20 +230,20 @@ impl VolumeFs {
                 };
                 if unlock {
                     let unlock = Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING };
-                    self.done(caller, unlock, reply);
+                    self.done(header, unlock, reply);
                 } else {
                     reply.ok(Body::default());
                 }
             }
             Parsed::TestLock(lock) => {
-                self.submit(caller, Operation::TestLock { inode, lock }, reply, |outcome| match outcome {
+                self.submit(header, Operation::TestLock { inode, lock }, reply, |outcome| match outcome {
                     Outcome::Conflict(conflict) => Ok(lock_reply(conflict)),
                     _ => Err(Errno::EPROTO),
                 });
             }
             Parsed::Unlock(lock) => {
                 let Lock { space, owner, range, .. } = lock;
-                self.done(caller, Operation::Unlock { inode, space, owner, range }, reply);
+                self.done(header, Operation::Unlock { inode, space, owner, range }, reply);
             }
             Parsed::SetLock { lock, wait, handle } => {
                 if lock.space == LockSpace::Range {
@@ -277,47 +252,20 @@ impl VolumeFs {
                     locked.handles.entry(handle).or_default().insert((inode, lock.owner));
                 }
                 let operation = Operation::SetLock { inode, lock, wait };
-                if wait {
-                    self.wait_for_lock(header.unique, caller, operation, reply)
-                } else {
-                    self.done(caller, operation, reply)
-                }
+                self.done(header, operation, reply)
             }
         }
         Ok(())
     }
 
-    fn wait_for_lock(&self, unique: u64, caller: Caller, operation: Operation, reply: Reply) {
-        let waits = self.waits.clone();
-        let done = move |result: Result<Outcome, Errno>| {
-            waits.lock().ids.remove(&unique);
-            match result {
-                Ok(_) => reply.ok(Body::default()),
-                Err(errno) => reply.error(errno),
-            }
-        };
-        self.waits.lock().ids.insert(unique, None);
-        let id = self.remote.submit(caller, operation, Box::new(done));
-        let early = {
-            let mut waits = self.waits.lock();
-            if let Some(known) = waits.ids.get_mut(&unique) {
-                *known = Some(id);
-            }
-            waits.early.remove(&unique)
-        };
-        if early {
-            self.remote.cancel(id);
-        }
-    }
-
-    fn list(&self, caller: Caller, inode: InodeId, offset: u64, size: usize, reply: Reply) {
+    fn list(&self, header: Header, inode: InodeId, offset: u64, size: usize, reply: Reply) {
         let operation = Operation::ReadDirectory {
             inode,
             after: offset.saturating_sub(2),
             entries_max: LISTING_ENTRIES,
             with_attributes: false,
         };
-        self.submit(caller, operation, reply, move |outcome| {
+        self.submit(header, operation, reply, move |outcome| {
             let Outcome::Listing { entries, .. } = outcome else { return Err(Errno::EPROTO) };
             let mut body = Vec::with_capacity(size);
             let dots = [(1, &b"."[..]), (2, b"..")].into_iter().filter(|(at, _)| *at > offset);
@@ -344,6 +292,7 @@ impl VolumeFs {
                 bytes => Parsed::Entry(O::Lookup { parent, name: name(bytes)? }),
             },
             abi::GETATTR => Parsed::Attr(O::GetAttributes { inode }),
+            abi::STATX => Parsed::Statx(O::GetAttributes { inode }),
             abi::SETATTR => Parsed::Attr(O::SetAttributes { inode, changes: changes(f) }),
             abi::READLINK => Parsed::Data(O::ReadSymlink { inode }),
             abi::SYMLINK => {
@@ -433,7 +382,8 @@ impl VolumeFs {
             }
             abi::FSYNC | abi::FSYNCDIR | abi::SYNCFS => Parsed::Done(O::Sync),
             abi::SETXATTR => {
-                let (size, flags) = (f.u32(), f.u32());
+                let (size, flags, extra, _) = (f.u32(), f.u32(), f.u32(), f.u32());
+                let drop_privileges = extra & abi::SETXATTR_ACL_KILL_SGID != 0;
                 let name = Bytes::copy_from_slice(f.string());
                 let value = Bytes::copy_from_slice(f.bytes(size as usize));
                 let mode = match flags {
@@ -442,7 +392,7 @@ impl VolumeFs {
                     2 => XattrMode::Replace,
                     _ => return Err(Errno::EINVAL),
                 };
-                Parsed::Done(O::SetXattr { inode, name, value, mode, drop_privileges: false })
+                Parsed::Done(O::SetXattr { inode, name, value, mode, drop_privileges })
             }
             abi::GETXATTR => {
                 let (size, _) = (f.u32(), f.u32());
@@ -494,10 +444,21 @@ impl VolumeFs {
     }
 }
 
+/// Whether a thread is dying: every fatal signal becomes a pending SIGKILL.
+fn is_killed(thread: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return true };
+    let kill = 1 << (libc::SIGKILL - 1);
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")))
+        .any(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|pending| pending & kill != 0))
+}
+
 /// A request, by how its outcome is answered.
 enum Parsed {
     Entry(Operation),
     Attr(Operation),
+    Statx(Operation),
     Done(Operation),
     Data(Operation),
     Sized(Operation, u32),

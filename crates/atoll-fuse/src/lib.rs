@@ -8,7 +8,11 @@
 
 mod abi;
 mod adapter;
+mod mount;
+mod null;
 mod session;
 
 pub use adapter::{Remote, VolumeFs};
-pub use session::{FuseError, MountOptions, Mounted, mount, unmount};
+pub use mount::{FuseError, MountOptions, unmount};
+pub use null::NullRemote;
+pub use session::{Mounted, mount};

@@ -1,49 +1,22 @@
-//! Mounting, the session loop, replies.
+//! The session loop and replies.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_types::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::abi::{self, Body, Fields, Header};
 use crate::adapter::VolumeFs;
+use crate::mount::{self, FuseError, MountOptions};
 
-/// Largest write, in bytes.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Largest read and write, in bytes.
+pub(crate) const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// Room for a write and its headers.
 const REQUEST_BYTES_MAX: usize = WRITE_BYTES_MAX as usize + 64 * 1024;
 /// Oldest minor version of the protocol that is spoken (Linux 5.4).
 const MINOR_MIN: u32 = 31;
-
-/// How to mount.
-#[derive(Clone, Debug)]
-pub struct MountOptions {
-    pub directory: PathBuf,
-    /// What `mount` shows as the source.
-    pub source: String,
-    pub allow_other: bool,
-    pub read_only: bool,
-    /// Threads that read requests, at least 1.
-    pub threads: usize,
-}
-
-/// Why a mount failed; every message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum FuseError {
-    #[error("cannot open /dev/fuse: {0}: load the fuse module, or give the container the device")]
-    Device(std::io::Error),
-    #[error("cannot mount on {directory}: {reason}")]
-    Mount { directory: String, reason: String },
-    #[error("the kernel's FUSE protocol 7.{0} is too old: Linux 5.4 or later is needed")]
-    Old(u32),
-    #[error("session: {0}")]
-    Session(std::io::Error),
-}
 
 /// A served mount.
 pub struct Mounted {
@@ -57,17 +30,6 @@ impl Mounted {
             let _ = thread.join();
         }
     }
-}
-
-/// Detach a mount; open files stay usable until they are closed.
-pub fn unmount(directory: &Path) -> Result<(), FuseError> {
-    rustix::mount::unmount(directory, UnmountFlags::empty()).map_err(|error| FuseError::Mount {
-        directory: directory.display().to_string(),
-        reason: match error {
-            rustix::io::Errno::BUSY => "it is in use: close what is open in it (`fuser -m` shows it)".into(),
-            error => error.to_string(),
-        },
-    })
 }
 
 /// The answer to one request. Dropped without one, it answers `EIO`.
@@ -121,25 +83,7 @@ impl Drop for Reply {
 
 /// Mount and serve in threads of its own.
 pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounted, FuseError> {
-    let device = File::options().read(true).write(true).open("/dev/fuse").map_err(FuseError::Device)?;
-    let refuse = |reason: String| FuseError::Mount { directory: options.directory.display().to_string(), reason };
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={}",
-        device.as_raw_fd(),
-        rustix::process::getuid().as_raw(),
-        rustix::process::getgid().as_raw(),
-        WRITE_BYTES_MAX
-    );
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
-    let data = CString::new(data).map_err(|error| refuse(error.to_string()))?;
-    let flags = if options.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    rustix::mount::mount(options.source.as_str(), &options.directory, "fuse.atoll", flags, Some(data.as_c_str()))
-        .map_err(|error| match error {
-            rustix::io::Errno::PERM => refuse("mounting needs root".into()),
-            error => refuse(error.to_string()),
-        })?;
+    let device = mount::attach(options)?;
     let serve = || -> Result<Mounted, FuseError> {
         let mut device = device;
         initialise(&mut device)?;
@@ -153,9 +97,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
         threads.push(std::thread::spawn(move || run(&device, &filesystem)));
         Ok(Mounted { threads })
     };
-    serve().inspect_err(|_| {
-        let _ = rustix::mount::unmount(&options.directory, UnmountFlags::DETACH);
-    })
+    serve().inspect_err(|_| mount::abandon(&options.directory))
 }
 
 /// A further descriptor of the same connection, with a queue of its own.
@@ -229,10 +171,11 @@ fn run(device: &Arc<File>, filesystem: &VolumeFs) {
         let reply = Reply { device: device.clone(), unique, answered: false };
         match opcode {
             abi::FORGET | abi::BATCH_FORGET => reply.nothing(),
-            abi::INTERRUPT => {
-                reply.nothing();
-                filesystem.interrupt(Fields::new(body).u64());
-            }
+            abi::INTERRUPT => match filesystem.interrupt(Fields::new(body).u64(), header.pid) {
+                true => reply.nothing(),
+                // Not submitted yet, or answered already: the kernel sends it again or forgets it.
+                false => reply.error(Errno::EAGAIN),
+            },
             abi::DESTROY => reply.ok(Body::default()),
             _ => filesystem.dispatch(header, body, reply),
         }

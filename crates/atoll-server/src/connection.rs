@@ -8,7 +8,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome};
-use atoll_wire::{AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Request, Response, Welcome};
+use atoll_wire::{
+    AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Request, Response, Welcome,
+};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

@@ -42,8 +42,7 @@ impl Metrics {
         )?;
         let refused = IntCounter::new("atoll_connections_refused_total", "Connections that were not let in.")?;
         let server = IntGaugeVec::new(Opts::new("atoll_server", "Figures of the server."), &["figure"])?;
-        let volumes =
-            IntGaugeVec::new(Opts::new("atoll_volume", "Figures of an open volume."), &["volume", "figure"])?;
+        let volumes = IntGaugeVec::new(Opts::new("atoll_volume", "Figures of an open volume."), &["volume", "figure"])?;
         let all: [Box<dyn Collector>; 5] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
@@ -79,8 +78,7 @@ impl Metrics {
         set("uptime_seconds", context.uptime().as_secs());
         self.volumes.reset();
         for (name, report) in context.registry.reports().await {
-            let set =
-                |figure: &str, value: u64| self.volumes.with_label_values(&[&name, figure]).set(value as i64);
+            let set = |figure: &str, value: u64| self.volumes.with_label_values(&[&name, figure]).set(value as i64);
             set("sessions", context.sessions.count(Some(&name)));
             for (figure, value) in report {
                 set(figure, value);

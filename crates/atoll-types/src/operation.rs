@@ -193,7 +193,39 @@ impl Operation {
 
 impl Operation {
     /// Every value of [`Operation::name`].
-    pub const NAMES: &'static [&'static str] = &["lookup", "parent", "get_attributes", "set_attributes", "create", "create_unnamed", "make_node", "make_directory", "make_symlink", "link", "unlink", "remove_directory", "rename", "read_symlink", "open", "release", "read", "write", "sync", "allocate", "seek", "clone_range", "read_directory", "get_xattr", "set_xattr", "list_xattrs", "remove_xattr", "statistics", "test_lock", "set_lock", "unlock"];
+    pub const NAMES: &'static [&'static str] = &[
+        "lookup",
+        "parent",
+        "get_attributes",
+        "set_attributes",
+        "create",
+        "create_unnamed",
+        "make_node",
+        "make_directory",
+        "make_symlink",
+        "link",
+        "unlink",
+        "remove_directory",
+        "rename",
+        "read_symlink",
+        "open",
+        "release",
+        "read",
+        "write",
+        "sync",
+        "allocate",
+        "seek",
+        "clone_range",
+        "read_directory",
+        "get_xattr",
+        "set_xattr",
+        "list_xattrs",
+        "remove_xattr",
+        "statistics",
+        "test_lock",
+        "set_lock",
+        "unlock",
+    ];
 
     /// The operation's name in metrics and logs.
     pub fn name(&self) -> &'static str {

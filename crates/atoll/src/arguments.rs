@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use atoll_client::ClientConfig;
 use clap::{Args, Parser, Subcommand};
@@ -27,8 +27,17 @@ pub struct Arguments {
     /// What to log: error, warn, info, debug, or a filter by target.
     #[arg(long, global = true, env = "ATOLL_LOG", default_value = "warn")]
     pub log: String,
+    #[arg(long, global = true, env = "ATOLL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// One line per event, for people or for machines.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -48,14 +57,15 @@ pub enum Command {
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Mount a volume.
+    /// Mount a volume; returns once it is usable.
     Mount {
         volume: String,
         directory: PathBuf,
         /// Stay in the foreground.
         #[arg(long)]
         foreground: bool,
-        /// ro, reply_timeout=SECONDS.
+        /// As in fstab: ro, noatime, nosuid, nodev, noexec, [no]allow_other, reply_timeout=SECONDS,
+        /// server=ADDRESS, token_file=PATH, ca=PATH.
         #[arg(short, long = "options", value_delimiter = ',')]
         options: Vec<String>,
     },
@@ -89,34 +99,79 @@ pub enum Command {
     },
     /// Bytes and files under VOLUME:/path.
     Du { path: String },
+    /// Measure.
+    Bench {
+        /// Serve a trivial tree in memory on this directory until it is unmounted: what the kernel and the session
+        /// loop cost by themselves.
+        #[arg(long, value_name = "DIRECTORY")]
+        null_fuse: PathBuf,
+    },
     /// Print a completion script.
     Completions { shell: clap_complete::Shell },
+    /// Write the manual pages to a folder.
+    Man { folder: PathBuf },
 }
 
-#[derive(Args)]
+/// Flags win over the environment, and that over the configuration file, whose keys are the flags' names.
+#[derive(Args, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Serve {
+    /// Configuration file (TOML) with these flags as keys, for example `store = "s3://bucket/prefix"`.
+    #[arg(long, env = "ATOLL_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
     /// Where the server keeps its log, staging, tokens, and by default the objects.
-    #[arg(long)]
-    pub data: PathBuf,
+    #[arg(long, env = "ATOLL_DATA")]
+    pub data: Option<PathBuf>,
     /// file:///FOLDER or s3://BUCKET/PREFIX (credentials and endpoint from AWS_*).
-    #[arg(long)]
+    #[arg(long, env = "ATOLL_STORE")]
     pub store: Option<String>,
     /// TCP address for clients.
-    #[arg(long)]
+    #[arg(long, env = "ATOLL_LISTEN")]
     pub listen: Option<SocketAddr>,
     /// Unix socket for clients [default: atoll.sock in the data folder].
-    #[arg(long)]
+    #[arg(long, env = "ATOLL_SOCKET")]
     pub socket: Option<PathBuf>,
     /// Address of /healthz and /metrics.
-    #[arg(long)]
+    #[arg(long, env = "ATOLL_HTTP")]
     pub http: Option<SocketAddr>,
-    #[arg(long)]
+    /// Certificate chain for TLS, PEM.
+    #[arg(long, env = "ATOLL_TLS_CERT")]
     pub tls_cert: Option<PathBuf>,
-    #[arg(long)]
+    /// Private key for TLS, PEM.
+    #[arg(long, env = "ATOLL_TLS_KEY")]
     pub tls_key: Option<PathBuf>,
     /// Allow plain TCP off loopback.
     #[arg(long)]
     pub insecure: bool,
+    /// Memory for cached file data of each volume, in MiB [default: 256].
+    #[arg(long, env = "ATOLL_CACHE_MIB")]
+    pub cache_mib: Option<u32>,
+}
+
+impl Serve {
+    /// These flags, with what they leave open taken from the configuration file.
+    pub fn with_file(&self) -> Result<Serve> {
+        let file = match &self.config {
+            None => Serve::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+                toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?
+            }
+        };
+        Ok(Serve {
+            config: None,
+            data: self.data.clone().or(file.data),
+            store: self.store.clone().or(file.store),
+            listen: self.listen.or(file.listen),
+            socket: self.socket.clone().or(file.socket),
+            http: self.http.or(file.http),
+            tls_cert: self.tls_cert.clone().or(file.tls_cert),
+            tls_key: self.tls_key.clone().or(file.tls_key),
+            insecure: self.insecure || file.insecure,
+            cache_mib: self.cache_mib.or(file.cache_mib),
+        })
+    }
 }
 
 #[derive(Subcommand)]
@@ -163,12 +218,14 @@ impl Arguments {
         let mut config = ClientConfig::new(address);
         config.ca = self.ca.clone();
         config.token = match &self.token_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                Some(text.trim().to_owned())
-            }
+            Some(path) => Some(read_token(path)?),
             None => std::env::var("ATOLL_TOKEN").ok().filter(|token| !token.is_empty()),
         };
         Ok(config)
     }
+}
+
+pub fn read_token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(text.trim().to_owned())
 }

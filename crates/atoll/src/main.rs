@@ -2,25 +2,37 @@
 //! into the libraries.
 
 mod arguments;
+mod copying;
 mod files;
 mod mounting;
 mod serving;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command, TokenCommand, VolumeCommand};
+use arguments::{Arguments, Command, LogFormat, TokenCommand, VolumeCommand};
 use atoll_client::{Admin, ClientConfig};
 use atoll_wire::{AdminReply, AdminRequest, TokenInfo, VolumeInfo};
 use clap::{CommandFactory, Parser};
+use files::Remote;
 use serde_json::json;
 
 /// What goes wrong is one line for a person.
 type Result<T> = std::result::Result<T, String>;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log).unwrap_or_default();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let arguments = match mounting::helper_arguments(std::env::args_os()) {
+        Some(arguments) => Arguments::parse_from(arguments),
+        None => Arguments::parse(),
+    };
+    let filter = match tracing_subscriber::EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => return finish(Err(format!("--log {}: {error}", arguments.log))),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    match arguments.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
     if let Command::Mount { volume, directory, foreground: false, options } = &arguments.command {
         return finish(mounting::in_background(&arguments, volume, directory, options));
     }
@@ -59,6 +71,12 @@ async fn run(arguments: Arguments) -> Result<()> {
             clap_complete::generate(*shell, &mut Arguments::command(), "atoll", &mut std::io::stdout());
             return Ok(());
         }
+        Command::Man { folder } => {
+            std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            let pages = clap_mangen::generate_to(Arguments::command(), folder);
+            return pages.map_err(|error| format!("{}: {error}", folder.display()));
+        }
+        Command::Bench { null_fuse } => return mounting::null(null_fuse).await,
         _ => {}
     }
     let config = arguments.client()?;
@@ -121,15 +139,24 @@ async fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
-        Command::Ls { path } => files::list(config, &path, as_json).await,
-        Command::Cat { path } => files::cat(config, &path).await,
-        Command::Cp { recursive, source, target } => files::copy(config, &source, &target, recursive).await,
-        Command::Put { source, target } | Command::Get { source, target } => {
-            files::copy(config, &source, &target, false).await
+        Command::Ls { path } => {
+            Remote::with(config, &path, async |remote| files::list(remote, &path, as_json).await).await
         }
-        Command::Rm { recursive, path } => files::remove(config, &path, recursive).await,
-        Command::Du { path } => files::usage(config, &path, as_json).await,
-        Command::Up { .. } | Command::Serve(_) | Command::Umount { .. } | Command::Completions { .. } => Ok(()),
+        Command::Cat { path } => Remote::with(config, &path, async |remote| files::cat(remote, &path).await).await,
+        Command::Cp { recursive, source, target } => copying::copy(config, &source, &target, recursive).await,
+        Command::Put { source, target } | Command::Get { source, target } => {
+            copying::copy(config, &source, &target, false).await
+        }
+        Command::Rm { recursive, path } => {
+            Remote::with(config, &path, async |remote| files::remove(remote, &path, recursive).await).await
+        }
+        Command::Du { path } => Remote::with(config, &path, async |remote| files::usage(remote, as_json).await).await,
+        Command::Up { .. }
+        | Command::Serve(_)
+        | Command::Umount { .. }
+        | Command::Bench { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. } => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `mount` and `umount`.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_client::{ClientConfig, Session};
-use atoll_fuse::{MountOptions, Mounted, VolumeFs};
+use atoll_client::{ClientConfig, ClientError, Session};
+use atoll_fuse::{MountOptions, Mounted, NullRemote, VolumeFs};
 
 use crate::Result;
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, LogFormat, read_token};
 
 /// How long `umount` waits for the mount's process.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,8 +23,46 @@ pub fn check_directory(directory: &Path) -> Result<()> {
     match std::fs::metadata(directory) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(format!("{shown} is not a directory: choose an empty one to mount on")),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+            Err(format!("the process of an earlier mount on {shown} is gone: `atoll umount {shown}` first"))
+        }
         Err(error) => Err(format!("{shown}: {error}: make the directory first")),
     }
+}
+
+/// What `-o` and fstab may say.
+fn parse(options: &[String], config: &mut ClientConfig, mount: &mut MountOptions) -> Result<()> {
+    for option in options.iter().filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("reply_timeout", seconds)) => {
+                let seconds = seconds.parse().map_err(|_| format!("reply_timeout={seconds}: give whole seconds"))?;
+                config.reply_timeout = Duration::from_secs(seconds);
+            }
+            Some(("server", server)) => config.address = server.parse().map_err(|e: ClientError| e.to_string())?,
+            Some(("token_file", path)) => config.token = Some(read_token(Path::new(path))?),
+            Some(("ca", path)) => config.ca = Some(path.into()),
+            _ => match option.as_str() {
+                "ro" => mount.read_only = true,
+                "nosuid" => mount.no_suid = true,
+                "nodev" => mount.no_devices = true,
+                "noexec" => mount.no_exec = true,
+                "noatime" => mount.no_access_times = true,
+                "allow_other" => mount.allow_other = true,
+                "noallow_other" => mount.allow_other = false,
+                // The defaults, and what fstab says to others.
+                "rw" | "suid" | "dev" | "exec" | "relatime" | "defaults" | "_netdev" | "auto" | "noauto" | "nofail"
+                | "user" | "users" | "nouser" => {}
+                other if other.starts_with("x-") || other.starts_with("comment=") => {}
+                other => {
+                    return Err(format!(
+                        "no mount option `{other}`: there are ro, noatime, nosuid, nodev, noexec, allow_other, \
+                         noallow_other, reply_timeout=SECONDS, server=ADDRESS, token_file=PATH, ca=PATH"
+                    ));
+                }
+            },
+        }
+    }
+    Ok(())
 }
 
 /// Connect to a volume and mount it.
@@ -34,36 +73,76 @@ pub async fn mount(
     options: &[String],
 ) -> Result<(Arc<Session>, Mounted)> {
     check_directory(directory)?;
-    let mut read_only = false;
-    for option in options {
-        match option.split_once('=') {
-            Some(("reply_timeout", seconds)) => {
-                let seconds = seconds.parse().map_err(|_| format!("reply_timeout={seconds}: give whole seconds"))?;
-                config.reply_timeout = Duration::from_secs(seconds);
-            }
-            None if option == "ro" => read_only = true,
-            // What fstab passes along.
-            None if ["rw", "defaults", "_netdev", "noauto", "nofail"].contains(&option.as_str()) => {}
-            _ => return Err(format!("no mount option `{option}`: there are ro and reply_timeout=SECONDS")),
-        }
-    }
-    let session = Session::open(config, volume).await.map_err(|error| error.to_string())?;
-    let options = MountOptions {
+    let mut mount = MountOptions {
         directory: directory.to_owned(),
         source: volume.to_owned(),
-        allow_other: true,
-        read_only: read_only || session.is_read_only(),
+        allow_other: rustix::process::geteuid().is_root(),
         threads: THREADS,
+        ..MountOptions::default()
     };
+    parse(options, &mut config, &mut mount)?;
+    let session = Session::open(config, volume).await.map_err(|error| error.to_string())?;
+    mount.read_only |= session.is_read_only();
     let filesystem = Arc::new(VolumeFs::new(session.clone()));
+    match attach(mount, filesystem).await {
+        Ok(mounted) => Ok((session, mounted)),
+        Err(error) => {
+            session.close().await;
+            Err(error)
+        }
+    }
+}
+
+async fn attach(options: MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounted> {
     let mounted = tokio::task::spawn_blocking(move || atoll_fuse::mount(&options, filesystem));
-    let mounted = mounted.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-    Ok((session, mounted))
+    mounted.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+}
+
+/// Serve a tree in memory until it is unmounted.
+pub async fn null(directory: &Path) -> Result<()> {
+    check_directory(directory)?;
+    let options = MountOptions {
+        directory: directory.to_owned(),
+        source: "null".into(),
+        threads: THREADS,
+        ..MountOptions::default()
+    };
+    let mounted = attach(options, Arc::new(VolumeFs::new(NullRemote::default()))).await?;
+    println!("ready");
+    tokio::task::spawn_blocking(move || mounted.join()).await.map_err(|error| error.to_string())
+}
+
+/// The arguments of `mount.atoll` and `mount.fuse.atoll`, which `mount` calls as `SOURCE DIRECTORY [-sfnv] [-o OPTIONS]`,
+/// in the words of `atoll mount`. `None` when this was called by another name.
+pub fn helper_arguments(mut arguments: impl Iterator<Item = OsString>) -> Option<Vec<OsString>> {
+    let called = PathBuf::from(arguments.next()?);
+    if !matches!(called.file_name()?.to_str()?, "mount.atoll" | "mount.fuse.atoll") {
+        return None;
+    }
+    let mut rest: Vec<OsString> = vec!["atoll".into(), "mount".into()];
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("-o") => {
+                rest.push(argument);
+                rest.extend(arguments.next());
+            }
+            // The type that `mount` was told, which says nothing new.
+            Some("-t") => drop(arguments.next()),
+            Some("-s" | "-f" | "-n" | "-v" | "-w" | "-sfnv") => {}
+            Some("-r") => rest.extend(["-o".into(), "ro".into()]),
+            _ => rest.push(argument),
+        }
+    }
+    Some(rest)
 }
 
 fn state_folder() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_dir());
-    runtime.unwrap_or_else(|| "/run".into()).join("atoll-mounts")
+    match (runtime, rustix::process::geteuid()) {
+        (Some(runtime), _) => runtime.join("atoll-mounts"),
+        (None, user) if user.is_root() => "/run/atoll-mounts".into(),
+        (None, user) => format!("/tmp/atoll-mounts-{}", user.as_raw()).into(),
+    }
 }
 
 /// Mounts served by processes of this machine: directory, volume, process.
@@ -101,6 +180,9 @@ pub fn in_background(arguments: &Arguments, volume: &str, directory: &Path, opti
     let binary = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(binary);
     command.arg("--server").arg(&arguments.server).arg("--log").arg(&arguments.log);
+    if arguments.log_format == LogFormat::Json {
+        command.args(["--log-format", "json"]);
+    }
     if let Some(path) = &arguments.token_file {
         command.arg("--token-file").arg(path.canonicalize().unwrap_or_else(|_| path.clone()));
     }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::arguments::Serve;
 use crate::{Result, mounting};
 
-const CACHE_BYTES: u64 = 256 << 20;
+const CACHE_MIB: u32 = 256;
 
 /// Ready at SIGTERM or Ctrl-C.
 async fn asked_to_stop() -> Result<()> {
@@ -21,16 +21,17 @@ async fn asked_to_stop() -> Result<()> {
 }
 
 pub async fn serve(arguments: &Serve) -> Result<()> {
+    let arguments = arguments.with_file()?;
     let config = ServerConfig {
-        data: arguments.data.clone(),
-        store: arguments.store.clone(),
+        data: arguments.data.ok_or("where does the data go? give --data, ATOLL_DATA or `data` in --config")?,
+        store: arguments.store,
         listen: arguments.listen,
-        socket: arguments.socket.clone(),
+        socket: arguments.socket,
         http: arguments.http,
-        tls_cert: arguments.tls_cert.clone(),
-        tls_key: arguments.tls_key.clone(),
+        tls_cert: arguments.tls_cert,
+        tls_key: arguments.tls_key,
         insecure: arguments.insecure,
-        cache_bytes_max: CACHE_BYTES,
+        cache_bytes_max: cache_bytes(arguments.cache_mib),
     };
     let server = Server::start(config).await.map_err(|error| error.to_string())?;
     let addresses = server.addresses();
@@ -43,6 +44,10 @@ pub async fn serve(arguments: &Serve) -> Result<()> {
     server.stop().await.map_err(|error| error.to_string())
 }
 
+fn cache_bytes(mib: Option<u32>) -> u64 {
+    u64::from(mib.unwrap_or(CACHE_MIB)) << 20
+}
+
 fn default_data() -> PathBuf {
     let home = std::env::var_os("XDG_DATA_HOME")
         .map(PathBuf::from)
@@ -53,7 +58,8 @@ fn default_data() -> PathBuf {
 pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) -> Result<()> {
     mounting::check_directory(directory)?;
     let data = data.unwrap_or_else(default_data);
-    let config = ServerConfig { data: data.clone(), store, cache_bytes_max: CACHE_BYTES, ..ServerConfig::default() };
+    let config =
+        ServerConfig { data: data.clone(), store, cache_bytes_max: cache_bytes(None), ..ServerConfig::default() };
     let server = Server::start(config).await.map_err(|error| error.to_string())?;
     let address = ServerAddress::Unix(server.addresses().socket.clone());
     let client = ClientConfig::new(address.clone());
