@@ -1,9 +1,10 @@
 //! An ordered key-value store that holds one volume's metadata.
 //!
 //! Invariant: commits are totally ordered and a crash leaves a prefix of them;
-//! a commit of an authority whose epoch was overtaken fails and nothing of it
-//! is ever visible. Read [`Store`] first.
+//! a commit of an authority whose epoch was overtaken fails, at the latest when
+//! its durability is waited for, and nothing of it is ever visible to others. Read [`Store`] first.
 
+mod bind;
 mod log;
 mod memory;
 mod slate;
@@ -29,12 +30,21 @@ pub enum StoreError {
     /// The batch is larger than [`Limits`] allows; nothing was written.
     #[error("batch too large: {0}")]
     TooLarge(String),
+    /// No key of the caller's: empty, or it starts with the zero byte, as the store's own do.
+    #[error("not a key for callers: {0:?}")]
+    Key(Bytes),
+    /// The local log is not the one this store was written with; nothing was touched.
+    #[error("wrong local log: {0}")]
+    Log(String),
     /// Stored bytes are not what was written.
     #[error("corrupt store: {0}")]
     Corrupt(String),
     /// The store was written by a newer release.
     #[error("format from the future: {0}")]
     Format(String),
+    /// Nobody can wait for a commit that was never made.
+    #[error("no commit {0:?} was ordered")]
+    Unordered(CommitSeq),
     #[error("the store is closed")]
     Closed,
     /// The medium failed; retrying may help.
@@ -96,6 +106,9 @@ pub trait Read: Send + Sync {
     async fn scan(&self, scan: Scan) -> Result<Page>;
 }
 
+/// Callers' keys start here; those before are the store's own and never show.
+const KEY_MIN: &[u8] = &[1];
+
 /// Bounds of one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -109,12 +122,15 @@ impl Limits {
     pub const DEFAULT: Limits =
         Limits { batch_writes_max: 4_000_000, batch_bytes_max: 1 << 30, key_bytes_max: 1024, value_bytes_max: 1 << 20 };
 
-    /// `TooLarge` when the batch is beyond a bound.
+    /// `TooLarge` when the batch is beyond a bound, `Key` when a key is not the caller's.
     pub fn check(&self, batch: &Batch) -> Result<()> {
         let mut bytes = 0;
         for (key, value) in &batch.writes {
+            if key.first().is_none_or(|first| *first < KEY_MIN[0]) {
+                return Err(StoreError::Key(key.clone()));
+            }
             let value_bytes = value.as_ref().map_or(0, Bytes::len);
-            if key.is_empty() || key.len() > self.key_bytes_max || value_bytes > self.value_bytes_max {
+            if key.len() > self.key_bytes_max || value_bytes > self.value_bytes_max {
                 return Err(StoreError::TooLarge(format!("key of {} and value of {value_bytes} bytes", key.len())));
             }
             bytes += key.len() + value_bytes;
@@ -136,13 +152,17 @@ pub trait Store: Read {
     /// A stable view: later commits do not show in it.
     fn snapshot(&self) -> Result<Arc<dyn Read>>;
     /// Ordered and visible when it returns; durable when [`Store::durable`] says so.
-    /// Does not wait for the medium.
+    /// Does not wait for the medium: an authority may learn only from a ticket that it was
+    /// overtaken. Dropping the future leaves the commit whole or not made.
     async fn commit(&self, batch: Batch) -> Result<CommitSeq>;
     /// Wait until the commit `seq` and all before it are durable. Callers that wait at
-    /// the same time share one flush; a flush is started at once, never by a timer.
+    /// the same time share one flush; a flush is started at once, never by a timer. After a
+    /// flush failed, this and every later commit fail: open the store again.
     async fn durable(&self, seq: CommitSeq) -> Result<()>;
     /// The newest commit known to be durable.
     fn durable_seq(&self) -> CommitSeq;
-    /// Make everything durable and release the medium. Later calls answer `Closed`.
+    /// Make everything durable and release the medium. Later calls answer `Closed`, but closing
+    /// again is fine. A store that is dropped instead keeps a prefix of its commits, with all
+    /// that were durable.
     async fn close(&self) -> Result<()>;
 }

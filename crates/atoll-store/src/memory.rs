@@ -132,8 +132,9 @@ impl Store for MemoryStore {
         Ok(CommitSeq(medium.seq))
     }
 
-    async fn durable(&self, _: CommitSeq) -> Result<()> {
-        self.check()
+    async fn durable(&self, seq: CommitSeq) -> Result<()> {
+        self.check()?;
+        if seq.0 > self.medium.0.lock().seq { Err(StoreError::Unordered(seq)) } else { Ok(()) }
     }
 
     fn durable_seq(&self) -> CommitSeq {

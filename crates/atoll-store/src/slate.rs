@@ -11,16 +11,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use slatedb::config::{FlushOptions, FlushType, Settings};
-use slatedb::{Db, ErrorKind, WriteBatch};
+use slatedb::{Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
-use crate::log::{self, Log};
-use crate::{Batch, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
+use crate::bind;
+use crate::log::{Log, LogFolder, Record};
+use crate::{Batch, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
 
-/// Keys of our own; volumes use others.
+/// Where SlateDB lies below the root.
+const DATABASE: &str = "meta";
+/// Keys of our own, before [`KEY_MIN`].
 const APPLIED: &[u8] = b"\0applied";
 const EPOCH: &[u8] = b"\0epoch";
 /// The growing log file is finished at this size, in bytes.
@@ -36,27 +39,33 @@ pub struct SlateConfig {
 }
 
 pub struct SlateStore {
-    db: Arc<Db>,
+    shared: Arc<Shared>,
+    view: View<Db>,
     epoch: u64,
-    next: AtomicU64,
-    /// One commit at a time: preconditions, order of the log and of SlateDB agree.
-    commit: tokio::sync::Mutex<()>,
-    queue: Arc<Queue>,
-    durable: watch::Sender<u64>,
-    flushing: tokio::sync::Mutex<()>,
 }
 
-/// Encoded commits that wait for the log.
-struct Queue {
-    log: Option<Mutex<Log>>,
-    waiting: Mutex<(BytesMut, u64)>,
+/// What a running commit or flush keeps alive when its caller goes away.
+struct Shared {
+    db: Arc<Db>,
+    next: AtomicU64,
+    /// One commit at a time: preconditions, order of the log and of SlateDB agree.
+    commit: Arc<tokio::sync::Mutex<()>>,
+    /// One flush at a time.
+    flushing: Arc<tokio::sync::Mutex<()>>,
+    durable: watch::Sender<u64>,
+    logged: bool,
+    /// Commits that wait for the log, in order.
+    waiting: Mutex<Vec<Record>>,
+    /// `None`: durability `object`, or the store let go of it.
+    log: Mutex<Option<Log>>,
+    /// Set for ever: what follows a commit whose fate is unknown cannot be promised.
     failed: Mutex<Option<StoreError>>,
 }
 
 fn db_error(error: slatedb::Error) -> StoreError {
     match error.kind() {
         ErrorKind::Closed(slatedb::CloseReason::Fenced) => StoreError::Fenced,
-        ErrorKind::Closed(_) => StoreError::Closed,
+        ErrorKind::Closed(slatedb::CloseReason::Clean) => StoreError::Closed,
         ErrorKind::Data => StoreError::Corrupt(error.to_string()),
         _ => StoreError::Io(error.to_string()),
     }
@@ -75,106 +84,153 @@ fn number(value: Option<Bytes>) -> Result<u64> {
 impl SlateStore {
     /// Claim the next epoch and replay what the log holds beyond SlateDB.
     pub async fn open(config: SlateConfig) -> Result<SlateStore> {
+        // The log first: it refuses a second server before SlateDB fences the first.
+        let log = config.log.as_deref().map(LogFolder::open).transpose()?;
+        let id = bind::check(&config.root, DATABASE, log.as_ref()).await?;
         let settings = Settings {
             flush_interval: None,
-            wal_enabled: config.log.is_none(),
+            wal_enabled: log.is_none(),
             l0_sst_size_bytes: config.memtable_bytes,
             max_unflushed_bytes: config.memtable_bytes.saturating_mul(4),
             object_store_max_retries: Some(8),
             garbage_collector_options: None,
             ..Settings::default()
         };
-        let db = Db::builder("meta", config.root.store.clone()).with_settings(settings).build().await;
+        let db = Db::builder(DATABASE, config.root.store.clone()).with_settings(settings).build().await;
         let db = Arc::new(db.map_err(db_error)?);
         let applied = number(db.get(APPLIED).await.map_err(db_error)?)?;
-        let epoch = number(db.get(EPOCH).await.map_err(db_error)?)?;
-        let (log, records) = match &config.log {
-            Some(folder) => {
-                let (log, records) = Log::open(folder, applied)?;
-                (Some(Mutex::new(log)), records)
+        let mut epoch = number(db.get(EPOCH).await.map_err(db_error)?)?;
+        let (log, records) = match log.zip(id) {
+            Some((log, id)) => {
+                let (log, records) = log.start(id, applied)?;
+                (Some(log), records)
             }
             None => (None, Vec::new()),
         };
         let mut newest = applied;
-        let mut logged_epoch = epoch;
         for record in records {
             for (key, value) in &record.batch.writes {
                 if key[..] == *EPOCH {
-                    logged_epoch = number(value.clone())?;
+                    epoch = number(value.clone())?;
                 }
             }
             newest = record.seq;
             apply(&db, record.seq, &record.batch).await?;
         }
-        let (durable, _) = watch::channel(newest);
-        let store = SlateStore {
-            db,
-            epoch: logged_epoch + 1,
+        epoch += 1;
+        let shared = Shared {
+            db: db.clone(),
             next: AtomicU64::new(newest + 1),
-            commit: tokio::sync::Mutex::new(()),
-            queue: Arc::new(Queue { log, waiting: Mutex::default(), failed: Mutex::new(None) }),
-            durable,
-            flushing: tokio::sync::Mutex::new(()),
+            commit: Arc::default(),
+            flushing: Arc::default(),
+            durable: watch::channel(newest).0,
+            logged: log.is_some(),
+            waiting: Mutex::default(),
+            log: Mutex::new(log),
+            failed: Mutex::new(None),
         };
+        let store = SlateStore { shared: Arc::new(shared), view: View(db), epoch };
         let mut claim = Batch::default();
-        claim.put(EPOCH, store.epoch.to_be_bytes().to_vec());
-        let seq = store.commit(claim).await?;
+        claim.put(EPOCH, epoch.to_be_bytes().to_vec());
+        let seq = store.order(claim).await?;
         store.durable(seq).await?;
         Ok(store)
     }
 
-    async fn holds(&self, precondition: &Precondition) -> Result<bool> {
-        Ok(match precondition {
-            Precondition::Absent { key } => Read::get(self, key).await?.is_none(),
-            Precondition::Equals { key, value } => Read::get(self, key).await?.as_ref() == Some(value),
-        })
+    /// Commit a batch that is within the limits.
+    async fn order(&self, batch: Batch) -> Result<CommitSeq> {
+        let turn = self.shared.commit.clone().lock_owned().await;
+        self.shared.check()?;
+        for precondition in &batch.preconditions {
+            let holds = match precondition {
+                Precondition::Absent { key } => self.view.get(key).await?.is_none(),
+                Precondition::Equals { key, value } => self.view.get(key).await?.as_ref() == Some(value),
+            };
+            if !holds {
+                return Err(StoreError::Precondition);
+            }
+        }
+        let shared = self.shared.clone();
+        // A task of its own: a caller that goes away must not part SlateDB from the log.
+        let ordered = tokio::spawn(async move {
+            let _turn = turn;
+            let seq = shared.next.load(Ordering::Acquire);
+            apply(&shared.db, seq, &batch).await.map_err(|error| shared.fail(error))?;
+            if shared.logged {
+                shared.waiting.lock().push(Record { seq, batch });
+            }
+            shared.next.store(seq + 1, Ordering::Release);
+            Ok(CommitSeq(seq))
+        });
+        ordered.await.unwrap_or_else(|_| Err(self.shared.fail(StoreError::Closed)))
+    }
+}
+
+impl Drop for SlateStore {
+    /// Lets go of the log, so that the volume can be opened again.
+    fn drop(&mut self) {
+        self.shared.fail(StoreError::Closed);
+        self.shared.log.lock().take();
+    }
+}
+
+impl Shared {
+    fn check(&self) -> Result<()> {
+        self.failed.lock().clone().map_or(Ok(()), Err)
     }
 
-    /// Write everything queued; one call serves all who wait.
-    async fn flush(&self) -> Result<()> {
-        if let Some(error) = self.queue.failed.lock().clone() {
-            return Err(error);
-        }
-        if self.queue.log.is_none() {
+    /// The first failure stays, and is returned.
+    fn fail(&self, error: StoreError) -> StoreError {
+        self.failed.lock().get_or_insert(error).clone()
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(*self.failed.lock(), Some(StoreError::Closed))
+    }
+
+    /// Write everything that waits; one call serves all who wait.
+    async fn flush(self: Arc<Self>) -> Result<()> {
+        self.check()?;
+        if !self.logged {
             let newest = self.next.load(Ordering::Acquire) - 1;
             self.db.flush().await.map_err(db_error)?;
             self.durable.send_replace(newest);
             return Ok(());
         }
-        let queue = self.queue.clone();
-        let write = move || -> Result<(u64, bool)> {
-            let Some(log) = &queue.log else { return Err(StoreError::Closed) };
-            let mut log = log.lock();
-            let (bytes, newest) = {
-                let mut waiting = queue.waiting.lock();
-                (waiting.0.split(), waiting.1)
-            };
-            log.append(&bytes)?;
-            let full = log.file_bytes >= LOG_FILE_BYTES_MAX;
-            if full {
-                log.rotate(newest)?;
-            }
-            Ok((newest, full))
-        };
-        let written = tokio::task::spawn_blocking(write).await.map_err(|_| StoreError::Closed)?;
-        let (newest, full) = written.inspect_err(|error| *self.queue.failed.lock() = Some(error.clone()))?;
-        self.durable.send_replace(newest);
+        let shared = self.clone();
+        let full = tokio::task::spawn_blocking(move || shared.append()).await.map_err(|_| StoreError::Closed)??;
         if full {
-            self.cover(newest);
+            self.cover();
         }
         Ok(())
     }
 
+    /// Move what waits into the log. Answers whether a log file was finished.
+    fn append(&self) -> Result<bool> {
+        let mut log = self.log.lock();
+        let Some(log) = log.as_mut() else { return Err(StoreError::Closed) };
+        let records = std::mem::take(&mut *self.waiting.lock());
+        log.append(&records)?;
+        let full = log.file_bytes >= LOG_FILE_BYTES_MAX;
+        if full {
+            log.rotate()?;
+        }
+        self.durable.send_replace(log.synced);
+        Ok(full)
+    }
+
     /// Write SlateDB's memory out in the background, then drop the log files it covers.
-    fn cover(&self, newest: u64) {
-        let (db, queue) = (self.db.clone(), self.queue.clone());
+    fn cover(self: Arc<Self>) {
+        let newest = *self.durable.borrow();
         tokio::spawn(async move {
-            if let Err(error) = db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable }).await {
-                tracing::warn!(%error, "cannot write metadata out; the log keeps growing");
+            if let Err(error) = self.db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable }).await {
+                if !self.is_closed() {
+                    tracing::warn!(%error, "cannot write metadata out; the log keeps growing");
+                }
                 return;
             }
-            if let Some(log) = &queue.log
-                && let Err(error) = log.lock().trim(newest)
+            if let Some(log) = self.log.lock().as_mut()
+                && let Err(error) = log.trim(newest)
             {
                 tracing::warn!(%error, "cannot remove covered log files");
             }
@@ -206,11 +262,15 @@ async fn collect(mut iterator: slatedb::DbIterator, scan: &Scan) -> Result<Page>
     Ok(page)
 }
 
-struct View(Arc<slatedb::DbSnapshot>);
+/// What callers see of SlateDB: our own keys are not there.
+struct View<R>(Arc<R>);
 
 #[async_trait]
-impl Read for View {
+impl<R: DbReadOps + Send + Sync> Read for View<R> {
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if key < KEY_MIN {
+            return Ok(None);
+        }
         self.0.get(key).await.map_err(db_error)
     }
 
@@ -223,10 +283,11 @@ impl Read for View {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page> {
-        if scan.start >= scan.end {
+        let start = scan.start.clone().max(Bytes::from_static(KEY_MIN));
+        if start >= scan.end {
             return Ok(Page::default());
         }
-        let iterator = self.0.scan(scan.start.clone()..scan.end.clone()).await.map_err(db_error)?;
+        let iterator = self.0.scan(start..scan.end.clone()).await.map_err(db_error)?;
         collect(iterator, &scan).await
     }
 }
@@ -234,23 +295,15 @@ impl Read for View {
 #[async_trait]
 impl Read for SlateStore {
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        self.db.get(key).await.map_err(db_error)
+        self.view.get(key).await
     }
 
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            values.push(Read::get(self, key).await?);
-        }
-        Ok(values)
+        self.view.multi_get(keys).await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page> {
-        if scan.start >= scan.end {
-            return Ok(Page::default());
-        }
-        let iterator = self.db.scan(scan.start.clone()..scan.end.clone()).await.map_err(db_error)?;
-        collect(iterator, &scan).await
+        self.view.scan(scan).await
     }
 }
 
@@ -265,51 +318,97 @@ impl Store for SlateStore {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Read>> {
-        Ok(Arc::new(View(self.db.snapshot().map_err(db_error)?)))
+        Ok(Arc::new(View(self.shared.db.snapshot().map_err(db_error)?)))
     }
 
     async fn commit(&self, batch: Batch) -> Result<CommitSeq> {
         self.limits().check(&batch)?;
-        let _turn = self.commit.lock().await;
-        if let Some(error) = self.queue.failed.lock().clone() {
-            return Err(error);
-        }
-        for precondition in &batch.preconditions {
-            if !self.holds(precondition).await? {
-                return Err(StoreError::Precondition);
-            }
-        }
-        let seq = self.next.load(Ordering::Acquire);
-        apply(&self.db, seq, &batch).await?;
-        if self.queue.log.is_some() {
-            let mut waiting = self.queue.waiting.lock();
-            log::encode(seq, &batch, &mut waiting.0);
-            waiting.1 = seq;
-        }
-        self.next.store(seq + 1, Ordering::Release);
-        Ok(CommitSeq(seq))
+        self.order(batch).await
     }
 
     async fn durable(&self, seq: CommitSeq) -> Result<()> {
-        while *self.durable.borrow() < seq.0 {
+        if self.shared.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        if seq.0 >= self.shared.next.load(Ordering::Acquire) {
+            return Err(StoreError::Unordered(seq));
+        }
+        while *self.shared.durable.borrow() < seq.0 {
             // Those who come while one flush runs share the next one.
-            let _turn = self.flushing.lock().await;
-            if *self.durable.borrow() < seq.0 {
-                self.flush().await?;
+            let turn = self.shared.flushing.clone().lock_owned().await;
+            if *self.shared.durable.borrow() >= seq.0 {
+                break;
             }
+            let shared = self.shared.clone();
+            // A task of its own: a failure counts even when nobody waits any more.
+            let flushed = tokio::spawn(async move {
+                let _turn = turn;
+                shared.clone().flush().await.map_err(|error| shared.fail(error))
+            });
+            flushed.await.unwrap_or_else(|_| Err(self.shared.fail(StoreError::Closed)))?;
         }
         Ok(())
     }
 
     fn durable_seq(&self) -> CommitSeq {
-        CommitSeq(*self.durable.borrow())
+        CommitSeq(*self.shared.durable.borrow())
     }
 
     async fn close(&self) -> Result<()> {
-        let newest = self.next.load(Ordering::Acquire) - 1;
-        self.durable(CommitSeq(newest)).await?;
-        self.db.close().await.map_err(db_error)?;
-        *self.queue.failed.lock() = Some(StoreError::Closed);
-        Ok(())
+        let _turn = self.shared.commit.lock().await;
+        if self.shared.is_closed() {
+            return Ok(());
+        }
+        let newest = self.shared.next.load(Ordering::Acquire) - 1;
+        let flushed = self.durable(CommitSeq(newest)).await;
+        let closed = self.shared.db.close().await.map_err(db_error);
+        *self.shared.failed.lock() = Some(StoreError::Closed);
+        self.shared.log.lock().take();
+        flushed.and(closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_object::ObjectOptions;
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn put(key: &'static str) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(key, "value");
+        batch
+    }
+
+    /// After a failed write or sync the kernel may have dropped the pages: the next
+    /// sync that succeeds says nothing about them.
+    #[tokio::test]
+    async fn a_failed_log_write_is_never_followed_by_a_promise() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/objects", folder.path().display());
+        let config = || SlateConfig {
+            root: atoll_object::open(&url, &ObjectOptions::default()).unwrap(),
+            log: Some(folder.path().join("log")),
+            memtable_bytes: 1 << 20,
+        };
+        let store = SlateStore::open(config()).await.unwrap();
+        let kept = store.commit(put("kept")).await.unwrap();
+        store.durable(kept).await.unwrap();
+        let lost = store.commit(put("lost")).await.unwrap();
+        let good = store.shared.log.lock().as_mut().unwrap().break_file();
+        // The caller that would learn of it goes away at once.
+        assert!(store.durable(lost).now_or_never().is_none());
+        while store.shared.check().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        store.shared.log.lock().as_mut().unwrap().mend_file(good);
+        assert!(matches!(store.durable(lost).await, Err(StoreError::Io(_))));
+        assert!(matches!(store.commit(put("later")).await, Err(StoreError::Io(_))));
+        store.durable(kept).await.unwrap();
+        drop(store);
+        let store = SlateStore::open(config()).await.unwrap();
+        assert!(store.get(b"kept").await.unwrap().is_some());
+        assert!(store.get(b"later").await.unwrap().is_none());
     }
 }
