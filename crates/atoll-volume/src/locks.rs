@@ -1,8 +1,9 @@
 //! Advisory locks of a volume, as a pure table: no tasks, no clocks.
 //!
 //! Invariant: locks of different owners in one space never conflict where they
-//! overlap. Waiters are granted first in, first out; a request that would close
-//! a cycle of waiting owners is refused.
+//! overlap. Waiters are granted first in, first out, but who holds locks need not
+//! queue behind others, because they may wait for those; a request that would
+//! close a cycle of waiting owners is refused.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -48,11 +49,21 @@ impl Held {
     }
 }
 
+/// A lock that its waiter got but did not hear of yet.
+#[derive(Debug)]
+struct Unseen {
+    inode: InodeId,
+    granted: Held,
+    /// What the holder held of the inode before.
+    before: Vec<Held>,
+}
+
 #[derive(Debug, Default)]
 pub struct LockTable {
     held: HashMap<InodeId, Vec<Held>>,
     /// In order of arrival.
     waiting: BTreeMap<WaiterId, (InodeId, Held)>,
+    unseen: HashMap<WaiterId, Unseen>,
     next_waiter: u64,
 }
 
@@ -74,26 +85,28 @@ impl LockTable {
 
     /// Take or convert a lock. The second value lists waiters that this call let in (a downgrade does).
     pub fn set(&mut self, inode: InodeId, session: SessionId, lock: &Lock, wait: bool) -> (SetOutcome, Vec<WaiterId>) {
+        let wish = Held { session, lock: *lock };
         if self.test(inode, session, lock).is_none() {
-            self.grant(inode, session, lock);
-            return (SetOutcome::Granted, self.admit(inode));
+            self.grant(inode, &wish);
+            let mut inodes = self.awaited_by(&wish);
+            inodes.push(inode);
+            return (SetOutcome::Granted, self.admit(inodes));
         }
-        if !wait {
-            return (SetOutcome::WouldBlock, Vec::new());
-        }
-        if self.waiting.len() >= WAITERS_MAX {
+        if wait && self.waiting.len() >= WAITERS_MAX {
             return (SetOutcome::TooMany, Vec::new());
         }
-        let wish = Held { session, lock: *lock };
-        if lock.space == LockSpace::Range && self.closes_a_cycle(inode, &wish) {
+        if wait && lock.space == LockSpace::Range && self.closes_a_cycle(inode, &wish) {
             return (SetOutcome::Deadlock, Vec::new());
         }
-        // flock gives the old lock back before it waits for the new one (flock(2), "converting a lock").
+        // flock gives the old lock back before it tries for the new one (flock(2), "converting a lock").
         let granted = if lock.space == LockSpace::Whole {
             self.unlock(inode, session, lock.space, lock.owner, lock.range)
         } else {
             Vec::new()
         };
+        if !wait {
+            return (SetOutcome::WouldBlock, granted);
+        }
         let waiter = WaiterId(self.next_waiter);
         self.next_waiter += 1;
         self.waiting.insert(waiter, (inode, wish));
@@ -110,15 +123,36 @@ impl LockTable {
         range: ByteRange,
     ) -> Vec<WaiterId> {
         self.cut(inode, session, space, owner, range);
-        self.admit(inode)
+        self.admit(vec![inode])
     }
 
-    /// A waiter no longer wants its lock. If it was granted meanwhile, nothing happens.
+    /// A waiter learned that it has its lock: from now on the lock is its owner's to give back.
+    pub fn seen(&mut self, waiter: WaiterId) {
+        self.unseen.remove(&waiter);
+    }
+
+    /// A waiter no longer wants its lock. If it was granted and not seen, its owner holds again what it
+    /// held before. If it was seen, nothing happens.
     pub fn withdraw(&mut self, waiter: WaiterId) -> Vec<WaiterId> {
-        match self.waiting.remove(&waiter) {
-            Some((inode, _)) => self.admit(inode),
-            None => Vec::new(),
+        if let Some((inode, _)) = self.waiting.remove(&waiter) {
+            return self.admit(vec![inode]);
         }
+        let Some(Unseen { inode, granted, before }) = self.unseen.remove(&waiter) else { return Vec::new() };
+        let wish = granted.lock;
+        self.cut(inode, granted.session, wish.space, wish.owner, wish.range);
+        for mut held in before {
+            let range = &mut held.lock.range;
+            *range = ByteRange::new(range.start.max(wish.range.start), range.end.min(wish.range.end));
+            if range.is_empty() {
+                continue;
+            }
+            if wish.kind == LockKind::Shared {
+                // Others may share by now what it shared.
+                held.lock.kind = LockKind::Shared;
+            }
+            self.grant(inode, &held);
+        }
+        self.admit(vec![inode])
     }
 
     /// True while the waiter is queued.
@@ -129,21 +163,22 @@ impl LockTable {
     /// Everything of a session goes.
     pub fn end_session(&mut self, session: SessionId) -> Vec<WaiterId> {
         self.waiting.retain(|_, (_, held)| held.session != session);
+        self.unseen.retain(|_, unseen| unseen.granted.session != session);
         let inodes: Vec<InodeId> = self.held.keys().copied().collect();
-        let mut granted = Vec::new();
-        for inode in inodes {
+        for &inode in &inodes {
             if let Some(held) = self.held.get_mut(&inode) {
                 held.retain(|h| h.session != session);
                 if held.is_empty() {
                     self.held.remove(&inode);
                 }
             }
-            granted.extend(self.admit(inode));
         }
-        granted
+        self.admit(inodes)
     }
 
-    fn grant(&mut self, inode: InodeId, session: SessionId, lock: &Lock) {
+    fn grant(&mut self, inode: InodeId, wish: &Held) {
+        let Held { session, lock } = wish;
+        let session = *session;
         self.cut(inode, session, lock.space, lock.owner, lock.range);
         let held = self.held.entry(inode).or_default();
         let mut merged = *lock;
@@ -180,24 +215,50 @@ impl LockTable {
         }
     }
 
-    /// Let in, in order of arrival, every waiter of `inode` that conflicts with no holder and no earlier waiter.
-    fn admit(&mut self, inode: InodeId) -> Vec<WaiterId> {
-        let queue: Vec<(WaiterId, Held)> =
-            self.waiting.iter().filter(|(_, (i, _))| *i == inode).map(|(id, (_, held))| (*id, *held)).collect();
-        let mut passed_over: Vec<Held> = Vec::new();
+    /// Let in, in order of arrival, every waiter of the inodes that conflicts with no holder and no earlier
+    /// waiter. A holder of other locks may overtake: the earlier waiter may wait for just those.
+    fn admit(&mut self, mut inodes: Vec<InodeId>) -> Vec<WaiterId> {
         let mut granted = Vec::new();
-        for (id, wish) in queue {
-            let blocked = self.test(inode, wish.session, &wish.lock).is_some()
-                || passed_over.iter().any(|earlier| earlier.conflicts(wish.session, &wish.lock));
-            if blocked {
-                passed_over.push(wish);
-            } else {
+        while let Some(inode) = inodes.pop() {
+            let queue: Vec<(WaiterId, Held)> =
+                self.waiting.iter().filter(|(_, (i, _))| *i == inode).map(|(id, (_, held))| (*id, *held)).collect();
+            let mut passed_over: Vec<Held> = Vec::new();
+            for (id, wish) in queue {
+                let blocked = self.test(inode, wish.session, &wish.lock).is_some()
+                    || (passed_over.iter().any(|earlier| earlier.conflicts(wish.session, &wish.lock))
+                        && !self.holds_any(&wish));
+                if blocked {
+                    passed_over.push(wish);
+                    continue;
+                }
                 self.waiting.remove(&id);
-                self.grant(inode, wish.session, &wish.lock);
+                let held = self.held.get(&inode).into_iter().flatten();
+                let own = |h: &&Held| h.holder() == wish.holder() && h.lock.space == wish.lock.space;
+                let before: Vec<Held> = held.filter(own).copied().collect();
+                let converts = !before.is_empty();
+                self.grant(inode, &wish);
+                self.unseen.insert(id, Unseen { inode, granted: wish, before });
                 granted.push(id);
+                inodes.extend(self.awaited_by(&wish));
+                if converts {
+                    // It may have given way to an earlier waiter: start again.
+                    inodes.push(inode);
+                    break;
+                }
             }
         }
         granted
+    }
+
+    fn holds_any(&self, wish: &Held) -> bool {
+        let mut held = self.held.values().flatten();
+        held.any(|h| h.holder() == wish.holder() && h.lock.space == wish.lock.space)
+    }
+
+    /// Inodes where the holder waits for further locks, which it may overtake others for now.
+    fn awaited_by(&self, holder: &Held) -> Vec<InodeId> {
+        let same = |w: &Held| w.holder() == holder.holder() && w.lock.space == holder.lock.space;
+        self.waiting.values().filter(|(_, wish)| same(wish)).map(|(inode, _)| *inode).collect()
     }
 
     fn closes_a_cycle(&self, inode: InodeId, wish: &Held) -> bool {
@@ -307,5 +368,69 @@ mod tests {
         let (SetOutcome::Queued(stays), _) = table.set(FILE, SESSION, &lock(3, Shared, 0, 10), true) else { panic!() };
         assert!(table.withdraw(gone).is_empty());
         assert_eq!(table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(1), ByteRange::new(0, 10)), [stays]);
+    }
+
+    fn queued(set: (SetOutcome, Vec<WaiterId>)) -> WaiterId {
+        let SetOutcome::Queued(waiter) = set.0 else { panic!("{set:?}") };
+        waiter
+    }
+
+    fn everything(table: &mut LockTable, owner: u64) -> Vec<WaiterId> {
+        table.unlock(FILE, SESSION, LockSpace::Range, LockOwner(owner), ByteRange::new(0, u64::MAX))
+    }
+
+    #[test]
+    fn a_lock_that_its_waiter_never_heard_of_is_undone() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), false);
+        table.set(FILE, SESSION, &lock(2, Shared, 20, 30), false);
+        let waiter = queued(table.set(FILE, SESSION, &lock(2, Exclusive, 0, 25), true));
+        assert_eq!(everything(&mut table, 1), [waiter]);
+        assert!(table.withdraw(waiter).is_empty());
+        assert_eq!(table.set(FILE, SESSION, &lock(3, Exclusive, 0, 20), false).0, SetOutcome::Granted);
+        assert_eq!(table.set(FILE, SESSION, &lock(3, Shared, 20, 30), false).0, SetOutcome::Granted);
+        assert_eq!(table.set(FILE, SESSION, &lock(3, Exclusive, 20, 30), false).0, SetOutcome::WouldBlock);
+    }
+
+    #[test]
+    fn a_lock_that_its_waiter_heard_of_stays() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), false);
+        let waiter = queued(table.set(FILE, SESSION, &lock(2, Exclusive, 0, 10), true));
+        assert_eq!(everything(&mut table, 1), [waiter]);
+        table.seen(waiter);
+        assert!(table.withdraw(waiter).is_empty());
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn an_upgrade_does_not_queue_behind_who_waits_for_it() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Shared, 0, 10), false);
+        table.set(FILE, SESSION, &lock(2, Shared, 0, 10), false);
+        let writer = queued(table.set(FILE, SESSION, &lock(3, Exclusive, 0, 10), true));
+        let upgrade = queued(table.set(FILE, SESSION, &lock(1, Exclusive, 0, 10), true));
+        assert_eq!(everything(&mut table, 2), [upgrade]);
+        assert_eq!(everything(&mut table, 1), [writer]);
+    }
+
+    #[test]
+    fn a_waiter_whose_grant_is_a_downgrade_lets_earlier_waiters_in() {
+        let mut table = LockTable::default();
+        table.set(FILE, SESSION, &lock(1, Exclusive, 0, 1), false);
+        table.set(FILE, SESSION, &lock(2, Exclusive, 1, 2), false);
+        let earlier = queued(table.set(FILE, SESSION, &lock(3, Shared, 0, 1), true));
+        let downgrade = queued(table.set(FILE, SESSION, &lock(1, Shared, 0, 2), true));
+        assert_eq!(everything(&mut table, 2), [downgrade, earlier]);
+    }
+
+    #[test]
+    fn a_failed_conversion_of_a_whole_file_lock_loses_the_old_one() {
+        let mut table = LockTable::default();
+        let whole = |owner, kind| Lock { space: LockSpace::Whole, ..lock(owner, kind, 0, u64::MAX) };
+        table.set(FILE, SESSION, &whole(1, Shared), false);
+        table.set(FILE, SESSION, &whole(2, Shared), false);
+        assert_eq!(table.set(FILE, SESSION, &whole(1, Exclusive), false).0, SetOutcome::WouldBlock);
+        assert_eq!(table.set(FILE, SESSION, &whole(2, Exclusive), false).0, SetOutcome::Granted);
     }
 }

@@ -647,7 +647,7 @@ impl Volume {
         let mut waiters = self.inner.waiters.lock();
         for waiter in granted {
             if let Some(sender) = waiters.remove(&waiter) {
-                // A receiver that is gone withdrew; its guard unlocks.
+                // Where the receiver is gone, its guard gives the lock back.
                 let _ = sender.send(());
             }
         }
@@ -661,11 +661,13 @@ impl Volume {
             self.grant(vec![waiter]);
         }
         let _guard = WaitGuard { volume: self, waiter };
-        receiver.await.map_err(|_| Errno::EINTR)
+        receiver.await.map_err(|_| Errno::EINTR)?;
+        self.inner.shared.core.lock().locks.seen(waiter);
+        Ok(())
     }
 }
 
-/// Withdraws a lock request whose waiter went away.
+/// Withdraws a lock request whose waiter went away, also when it was granted and the waiter never heard of it.
 struct WaitGuard<'a> {
     volume: &'a Volume,
     waiter: WaiterId,
