@@ -118,7 +118,7 @@ impl Committer {
         if let Some(cut) = &cut {
             batch.writes.extend(cut.writes.iter().map(|(k, v)| (k.clone(), v.clone())));
         }
-        self.add_segments(&point, &mut batch).await?;
+        add_segments(&self.shared, &point, &mut batch).await?;
         let seq = self.shared.store.commit(batch).await?;
         self.shared.core.lock().retire();
         self.shared.store.durable(seq).await?;
@@ -144,32 +144,6 @@ impl Committer {
         }
     }
 
-    async fn add_segments(&self, point: &SyncPoint, batch: &mut Batch) -> Result<(), VolumeError> {
-        {
-            let mut core = self.shared.core.lock();
-            for (ids, state) in [(&point.opened, SegmentState::Open), (&point.uploaded, SegmentState::Uploaded)] {
-                for (key, value) in core.record_segments(ids, state) {
-                    batch.put(key, value);
-                }
-            }
-        }
-        for segment in &point.uploaded {
-            let (start, end) = (format::fragment_key(*segment, 0), format::fragment_key(*segment, u32::MAX));
-            let mut next = Some(start);
-            while let Some(start) = next {
-                let page = self.shared.store.scan(Scan { start, end: end.clone(), entries_max: 1024 }).await?;
-                for (key, _) in page.entries {
-                    batch.delete(key);
-                }
-                next = page.next;
-            }
-        }
-        for (segment, offset, bytes) in &point.fragments {
-            batch.put(format::fragment_key(*segment, *offset), bytes.clone());
-        }
-        Ok(())
-    }
-
     async fn delete_doomed(&mut self) {
         for segment in std::mem::take(&mut self.doomed) {
             match self.shared.blob.delete(segment).await {
@@ -181,6 +155,33 @@ impl Committer {
     }
 }
 
+/// What a sync point says of segments: states, fragments, and fragments that the object replaces.
+async fn add_segments(shared: &Shared, point: &SyncPoint, batch: &mut Batch) -> Result<(), VolumeError> {
+    {
+        let mut core = shared.core.lock();
+        for (ids, state) in [(&point.opened, SegmentState::Open), (&point.uploaded, SegmentState::Uploaded)] {
+            for (key, value) in core.record_segments(ids, state) {
+                batch.put(key, value);
+            }
+        }
+    }
+    for segment in &point.uploaded {
+        let (start, end) = (format::fragment_key(*segment, 0), format::fragment_key(*segment, u32::MAX));
+        let mut next = Some(start);
+        while let Some(start) = next {
+            let page = shared.store.scan(Scan { start, end: end.clone(), entries_max: 1024 }).await?;
+            for (key, _) in page.entries {
+                batch.delete(key);
+            }
+            next = page.next;
+        }
+    }
+    for (segment, offset, bytes) in &point.fragments {
+        batch.put(format::fragment_key(*segment, *offset), bytes.clone());
+    }
+    Ok(())
+}
+
 /// Write every pending change of a volume that takes no more operations.
 pub(crate) async fn close(shared: &Shared) -> Result<(), VolumeError> {
     let point = shared.blob.close().await?;
@@ -190,25 +191,8 @@ pub(crate) async fn close(shared: &Shared) -> Result<(), VolumeError> {
         if core.has_changes() {
             batch.writes.extend(core.cut().writes.iter().map(|(k, v)| (k.clone(), v.clone())));
         }
-        for (ids, state) in [(&point.opened, SegmentState::Open), (&point.uploaded, SegmentState::Uploaded)] {
-            for (key, value) in core.record_segments(ids, state) {
-                batch.put(key, value);
-            }
-        }
     }
-    for segment in &point.uploaded {
-        let scan = Scan {
-            start: format::fragment_key(*segment, 0),
-            end: format::fragment_key(*segment, u32::MAX),
-            entries_max: usize::MAX,
-        };
-        for (key, _) in shared.store.scan(scan).await?.entries {
-            batch.delete(key);
-        }
-    }
-    for (segment, offset, bytes) in &point.fragments {
-        batch.put(format::fragment_key(*segment, *offset), bytes.clone());
-    }
+    add_segments(shared, &point, &mut batch).await?;
     if !batch.writes.is_empty() {
         let seq = shared.store.commit(batch).await?;
         shared.store.durable(seq).await?;

@@ -86,7 +86,16 @@ const NAMES_KEPT_MAX: usize = 65_536;
 #[derive(Clone, Copy)]
 struct Segment {
     state: SegmentState,
+    /// Bytes that extents refer to now.
     live: i64,
+    /// The same as of the last cut, thus of what the store holds after it.
+    live_cut: i64,
+}
+
+impl Segment {
+    fn new(state: SegmentState, live: i64) -> Self {
+        Segment { state, live, live_cut: live }
+    }
 }
 
 /// A batch for the store.
@@ -103,8 +112,9 @@ pub(crate) struct Core {
     dirty: FxHashSet<InodeId>,
     pending: Writes,
     in_flight: Option<Arc<Writes>>,
-    /// Grows when an in-flight batch is retired; a load that spans it is repeated.
-    retired: u64,
+    /// Grows when a batch is cut and when it is retired; a load that spans either is repeated: what it
+    /// read may have changed, left for the store and the cache, all in between.
+    moves: u64,
     /// Number of the newest ordered change.
     ordered: u64,
     counters: Counters,
@@ -113,6 +123,8 @@ pub(crate) struct Core {
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
     emptied: Vec<SegmentId>,
+    /// Made without a name and never linked since: only these may get a first name (`O_TMPFILE`).
+    unnamed: FxHashSet<InodeId>,
     /// Open counts by inode.
     opens: FxHashMap<InodeId, u32>,
     session_opens: HashMap<SessionId, FxHashMap<InodeId, u32>>,
@@ -134,13 +146,14 @@ impl Core {
             dirty: FxHashSet::default(),
             pending: Writes::new(),
             in_flight: None,
-            retired: 0,
+            moves: 0,
             ordered: 0,
             next_inode: counters.next_inode,
             counters,
-            segments: segments.into_iter().map(|(id, state, live)| (id, Segment { state, live })).collect(),
+            segments: segments.into_iter().map(|(id, state, live)| (id, Segment::new(state, live))).collect(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
+            unnamed: FxHashSet::default(),
             opens: FxHashMap::default(),
             session_opens: HashMap::new(),
             locks: LockTable::default(),
@@ -224,7 +237,7 @@ impl Core {
 
     /// Remember before a load; [`Core::install`] refuses when the store moved meanwhile.
     pub fn load_stamp(&self) -> u64 {
-        self.retired
+        self.moves
     }
 
     /// The pending value of a key: `Some(None)` = pending deletion.
@@ -244,14 +257,14 @@ impl Core {
     }
 
     pub fn install_inode(&mut self, stamp: u64, inode: InodeId, record: InodeRecord) {
-        if stamp != self.retired || self.inodes.contains_key(&inode) {
+        if stamp != self.moves || self.inodes.contains_key(&inode) {
             return;
         }
         self.cache(inode, record);
     }
 
     pub fn install_dentry(&mut self, stamp: u64, parent: InodeId, name: Name, dentry: Option<Dentry>) {
-        if stamp != self.retired {
+        if stamp != self.moves {
             return;
         }
         if let Some(cached) = self.inodes.get_mut(&parent) {
@@ -264,7 +277,7 @@ impl Core {
     }
 
     pub fn install_extents(&mut self, stamp: u64, inode: InodeId, map: ExtentMap) {
-        if stamp != self.retired {
+        if stamp != self.moves {
             return;
         }
         if let Some(cached) = self.inodes.get_mut(&inode) {
@@ -273,7 +286,7 @@ impl Core {
     }
 
     pub fn install_xattrs(&mut self, stamp: u64, inode: InodeId, map: BTreeMap<Bytes, Bytes>) {
-        if stamp != self.retired {
+        if stamp != self.moves {
             return;
         }
         if let Some(cached) = self.inodes.get_mut(&inode) {
@@ -405,7 +418,7 @@ impl Core {
             self.write(format::extent_key(inode, offset), Some(format::encode_extent(&extent)));
         }
         for (segment, delta) in changes.live {
-            let entry = self.segments.entry(segment).or_insert(Segment { state: SegmentState::Open, live: 0 });
+            let entry = self.segments.entry(segment).or_insert(Segment::new(SegmentState::Open, 0));
             let before = entry.live;
             entry.live += delta;
             self.dirty_segments.insert(segment);
@@ -444,34 +457,37 @@ impl Core {
             }
         }
         for segment in std::mem::take(&mut self.dirty_segments) {
-            if let Some(known) = self.segments.get(&segment) {
+            if let Some(known) = self.segments.get_mut(&segment) {
+                known.live_cut = known.live;
                 writes.insert(format::segment_key(segment), Some(format::encode_segment(known.state, known.live)));
             }
         }
         writes.insert(format::counters_key(), Some(self.counters.encode()));
         let writes = Arc::new(writes);
         self.in_flight = Some(writes.clone());
+        self.moves += 1;
         Cut { writes, ordered: self.ordered }
     }
 
     /// The batch in flight is in the store now.
     pub fn retire(&mut self) {
         self.in_flight = None;
-        self.retired += 1;
+        self.moves += 1;
     }
 
-    /// Segments were opened or uploaded; their records, for the batch that says so.
+    /// Segments were opened or uploaded; their records, for the batch that says so. They count what the
+    /// last cut left: a record that ran ahead of its extents would let a crash doom a segment in use.
     pub fn record_segments(&mut self, ids: &[SegmentId], state: SegmentState) -> Vec<(Bytes, Bytes)> {
         let mut records = Vec::with_capacity(ids.len());
         for &id in ids {
-            let segment = self.segments.entry(id).or_insert(Segment { state, live: 0 });
+            let segment = self.segments.entry(id).or_insert(Segment::new(state, 0));
             if segment.state == SegmentState::Open {
                 segment.state = state;
             }
             if segment.state == SegmentState::Uploaded && segment.live <= 0 {
                 self.emptied.push(id);
             }
-            records.push((format::segment_key(id), format::encode_segment(segment.state, segment.live)));
+            records.push((format::segment_key(id), format::encode_segment(segment.state, segment.live_cut)));
         }
         records
     }
@@ -563,4 +579,41 @@ pub(crate) fn merge(page: Page, overlay: Writes, end: &Bytes) -> Vec<(Bytes, Byt
         };
     }
     merged.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn core() -> Core {
+        let mut core = Core::new(Counters { next_inode: 2, ..Counters::default() }, [], 8, "local");
+        core.cache(InodeId::ROOT, root(Timestamp::default()));
+        core
+    }
+
+    #[test]
+    fn a_load_that_spans_a_cut_is_refused() {
+        let mut core = core();
+        let stamp = core.load_stamp();
+        core.mark(InodeId::ROOT);
+        core.cut();
+        core.inodes.clear();
+        core.install_inode(stamp, InodeId::ROOT, root(Timestamp::default()));
+        assert!(core.inode(InodeId::ROOT).is_err());
+    }
+
+    #[test]
+    fn the_record_of_a_segment_counts_what_its_batch_refers_to() {
+        let mut core = core();
+        let segment = SegmentId(5);
+        let live = |bytes| Changes { live: HashMap::from([(segment, bytes)]), ..Changes::default() };
+        core.apply_changes(InodeId::ROOT, live(100));
+        core.cut();
+        core.apply_changes(InodeId::ROOT, live(-100));
+        let records = core.record_segments(&[segment], SegmentState::Uploaded);
+        assert_eq!(format::decode_segment(&records[0].1).unwrap(), (SegmentState::Uploaded, 100));
+        let cut = core.cut();
+        let record = cut.writes[&format::segment_key(segment)].clone().unwrap();
+        assert_eq!(format::decode_segment(&record).unwrap(), (SegmentState::Uploaded, 0));
+    }
 }
