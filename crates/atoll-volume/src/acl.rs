@@ -24,11 +24,16 @@ struct Entry {
     id: u32,
 }
 
-fn parse(acl: &[u8]) -> Result<Vec<Entry>, Errno> {
-    if acl.len() < 4 || !(acl.len() - 4).is_multiple_of(8) || acl[..4] != VERSION.to_le_bytes() {
+/// The entries, whatever they say together.
+fn decode(acl: &[u8]) -> Result<Vec<Entry>, Errno> {
+    let (version, entries) = acl.split_first_chunk::<4>().ok_or(Errno::EINVAL)?;
+    if *version != VERSION.to_le_bytes() {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if !entries.len().is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    let entries: Vec<Entry> = acl[4..]
+    let entries: Vec<Entry> = entries
         .chunks_exact(8)
         .map(|c| Entry {
             tag: u16::from_le_bytes([c[0], c[1]]),
@@ -36,11 +41,25 @@ fn parse(acl: &[u8]) -> Result<Vec<Entry>, Errno> {
             id: u32::from_le_bytes([c[4], c[5], c[6], c[7]]),
         })
         .collect();
-    let count = |tag| entries.iter().filter(|e| e.tag == tag).count();
     let known = entries.iter().all(|e| matches!(e.tag, USER_OBJ | USER | GROUP_OBJ | GROUP | MASK | OTHER));
+    if known { Ok(entries) } else { Err(Errno::EINVAL) }
+}
+
+/// True when a value that is to be set says that there is to be no list: it is empty or has no entries.
+pub fn is_absent(acl: &[u8]) -> Result<bool, Errno> {
+    Ok(acl.is_empty() || decode(acl)?.is_empty())
+}
+
+/// As `posix_acl_valid` of Linux: one entry of each obligatory tag, in the order of the tags, and a mask
+/// where somebody is named.
+fn parse(acl: &[u8]) -> Result<Vec<Entry>, Errno> {
+    let entries = decode(acl)?;
+    let count = |tag| entries.iter().filter(|e| e.tag == tag).count();
+    let in_order = entries.is_sorted_by_key(|e| e.tag);
+    let nobody = entries.iter().any(|e| matches!(e.tag, USER | GROUP) && e.id == u32::MAX);
     let named = count(USER) + count(GROUP) > 0;
     let whole = count(USER_OBJ) == 1 && count(GROUP_OBJ) == 1 && count(OTHER) == 1 && count(MASK) <= 1;
-    if !known || !whole || (named && count(MASK) == 0) || entries.iter().any(|e| e.permissions > 7) {
+    if !in_order || nobody || !whole || (named && count(MASK) == 0) || entries.iter().any(|e| e.permissions > 7) {
         return Err(Errno::EINVAL);
     }
     Ok(entries)
@@ -152,11 +171,21 @@ mod tests {
 
     #[test]
     fn malformed_lists_are_refused() {
-        for bad in [&b""[..], b"\x02\0\0\0\x01", b"\x01\0\0\0"] {
+        for bad in [&b""[..], b"\x02\0\0", b"\x02\0\0\0\x01", b"\x02\0\0\0"] {
             assert_eq!(validate(bad), Err(Errno::EINVAL));
         }
+        assert_eq!(validate(b"\x01\0\0\0"), Err(Errno::EOPNOTSUPP));
         assert_eq!(validate(&list(&[(USER_OBJ, 7, 0)])), Err(Errno::EINVAL));
         let no_mask = list(&[(USER_OBJ, 6, 0), (USER, 7, 10), (GROUP_OBJ, 4, 0), (OTHER, 0, 0)]);
         assert_eq!(validate(&no_mask), Err(Errno::EINVAL));
+        let out_of_order = list(&[(GROUP_OBJ, 5, 0), (USER_OBJ, 7, 0), (OTHER, 1, 0)]);
+        assert_eq!(validate(&out_of_order), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_value_without_entries_means_no_list() {
+        assert_eq!(is_absent(b""), Ok(true));
+        assert_eq!(is_absent(b"\x02\0\0\0"), Ok(true));
+        assert_eq!(is_absent(&list(&[(USER_OBJ, 7, 0)])), Ok(false));
     }
 }

@@ -238,6 +238,8 @@ impl Volume {
                     None | Some(FileKind::Directory | FileKind::Symlink) => return Err(Errno::EINVAL),
                     Some(_) => {}
                 }
+                let is_device = matches!(mode.kind(), Some(FileKind::CharDevice | FileKind::BlockDevice));
+                let device = if is_device { device } else { 0 };
                 let make = |c: &mut Core| c.make(context, parent, &name, mode, umask, |r| r.device = device);
                 Outcome::Entry(self.change(make).await?)
             }
@@ -523,7 +525,10 @@ impl Volume {
         let plan = self
             .step(|core| {
                 let plan = core.plan_read(inode, range)?;
-                core.accessed(inode);
+                // Asking for nothing is no access.
+                if !range.is_empty() {
+                    core.accessed(inode);
+                }
                 Ok(plan)
             })
             .await?;
@@ -601,41 +606,35 @@ impl Volume {
     async fn list_from_store(
         &self,
         inode: InodeId,
-        after: u64,
+        mut after: u64,
         most: usize,
     ) -> Result<(Vec<atoll_types::operation::DirectoryEntry>, bool), Errno> {
-        let range = format::cookies_after(inode, after);
-        let overlay = self.inner.shared.core.lock().overlay_range(&range);
-        let scan = Scan { start: range.0.clone(), end: range.1.clone(), entries_max: most };
-        let page = self.inner.shared.store.scan(scan).await.map_err(|error| {
+        let failed = |error: VolumeError| {
             tracing::error!(%error, "cannot list a directory");
-            VolumeError::from(error).errno()
-        })?;
-        let more = page.next.is_some();
-        let merged = core::merge(page, overlay, &range.1);
-        let mut entries = Vec::with_capacity(merged.len());
-        for (key, value) in merged {
-            let decoded = format::rest_u64(&key).and_then(|cookie| Ok((cookie, format::decode_cookie(&value)?)));
-            let (cookie, (child, kind, name)) = decoded.map_err(|error| {
-                tracing::error!(%error, "cannot list a directory");
-                error.errno()
-            })?;
-            entries.push(core::entry(name, child, kind, cookie));
+            error.errno()
+        };
+        loop {
+            let range = format::cookies_after(inode, after);
+            let overlay = self.inner.shared.core.lock().overlay_range(&range);
+            let scan = Scan { start: range.0.clone(), end: range.1.clone(), entries_max: most };
+            let page = self.inner.shared.store.scan(scan).await.map_err(|error| failed(error.into()))?;
+            let next = page.next.clone();
+            let merged = core::merge(page, overlay, &range.1);
+            let end = next.is_none() && merged.len() <= most;
+            let mut entries = Vec::with_capacity(merged.len().min(most));
+            for (key, value) in merged.into_iter().take(most) {
+                let cookie = format::rest_u64(&key).map_err(failed)?;
+                let (child, kind, name) = format::decode_cookie(&value).map_err(failed)?;
+                entries.push(core::entry(name, child, kind, cookie));
+            }
+            match next {
+                // Everything of this page was deleted meanwhile: go on behind it.
+                Some(next) if entries.is_empty() => {
+                    after = format::rest_u64(&next).map_err(failed)?.saturating_sub(1);
+                }
+                _ => return Ok((entries, end)),
+            }
         }
-        // Everything of this page was deleted meanwhile: go on behind it.
-        if entries.is_empty() && more {
-            return Box::pin(self.list_rest(inode, after, most)).await;
-        }
-        Ok((entries, !more))
-    }
-
-    async fn list_rest(
-        &self,
-        inode: InodeId,
-        after: u64,
-        most: usize,
-    ) -> Result<(Vec<atoll_types::operation::DirectoryEntry>, bool), Errno> {
-        self.list_from_store(inode, after, most.saturating_mul(2)).await
     }
 
     // ---- locks

@@ -7,8 +7,11 @@ use super::{Core, Step};
 use crate::format::InodeRecord;
 use crate::{acl, extents::Changes};
 
-/// Clear set-uid, and set-gid where it means "run as the group".
+/// Clear set-uid, and set-gid where it means "run as the group"; on a directory they mean something else.
 pub(super) fn drop_privileges(record: &mut InodeRecord) {
+    if record.kind() == FileKind::Directory {
+        return;
+    }
     let mut permissions = record.mode.permissions() & !Mode::SET_UID;
     if permissions & Mode::GROUP_EXEC != 0 {
         permissions &= !Mode::SET_GID;
@@ -33,6 +36,9 @@ impl Core {
             if size < old_size {
                 self.extents(inode)?;
             }
+        }
+        if changes.permissions.is_some() && kind == FileKind::Symlink {
+            return Err(Errno::EOPNOTSUPP.into());
         }
         let mut narrowed = None;
         if let Some(permissions) = changes.permissions
@@ -63,7 +69,7 @@ impl Core {
                 record.uid = changes.uid.unwrap_or(record.uid);
                 record.gid = changes.gid.unwrap_or(record.gid);
             }
-            if changes.drop_privileges && kind == FileKind::Regular {
+            if changes.drop_privileges {
                 drop_privileges(record);
             }
             if let Some(permissions) = changes.permissions {
@@ -84,7 +90,7 @@ impl Core {
         if let Some(list) = narrowed {
             self.put_xattr(inode, bytes::Bytes::from_static(acl::ACCESS), list);
         }
-        if changes.uid.is_some() || changes.gid.is_some() {
+        if (changes.uid.is_some() || changes.gid.is_some()) && kind != FileKind::Directory {
             self.drop_xattr(inode, b"security.capability");
         }
         self.order();
@@ -99,7 +105,9 @@ impl Core {
         let stale = record.accessed <= record.modified
             || record.accessed <= record.changed
             || now.seconds - record.accessed.seconds >= DAY_SECONDS;
-        if stale && now > record.accessed {
+        if stale {
+            // Later than every change, so that the next access finds it fresh even when the clock went back.
+            let now = self.now();
             self.change(inode, |record| record.accessed = now);
             self.order();
         }

@@ -149,6 +149,11 @@ impl Core {
         target_offset: u64,
         length: u64,
     ) -> Step<(u64, u64, Attributes)> {
+        for inode in [source, target] {
+            if self.record(inode)?.kind() == FileKind::Directory {
+                return Err(Errno::EISDIR.into());
+            }
+        }
         let source_size = self.regular(source)?;
         let target_size = self.regular(target)?;
         let range = ByteRange::new(source_offset, source_offset.saturating_add(length).min(source_size));

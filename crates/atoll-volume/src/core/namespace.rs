@@ -147,6 +147,7 @@ impl Core {
         birth.record.links = 0;
         let inode = self.born(birth);
         self.write(format::orphan_key(inode), Some(Bytes::from_static(&[format::FORMAT_VERSION])));
+        self.unnamed.insert(inode);
         self.count_open(context.session, inode);
         self.order();
         self.attributes(inode)
@@ -155,20 +156,21 @@ impl Core {
     pub fn link(&mut self, inode: InodeId, parent: InodeId, name: &Name) -> Step<Attributes> {
         let record = self.record(inode)?;
         let (kind, links) = (record.kind(), record.links);
+        if self.dentry(parent, name)?.is_some() {
+            return Err(Errno::EEXIST.into());
+        }
         self.living_directory(parent)?;
         if kind == FileKind::Directory {
             return Err(Errno::EPERM.into());
-        }
-        if self.dentry(parent, name)?.is_some() {
-            return Err(Errno::EEXIST.into());
         }
         if links >= limits::LINKS_MAX {
             return Err(Errno::EMLINK.into());
         }
         if links == 0 {
-            if !self.opens.contains_key(&inode) {
+            if !self.unnamed.contains(&inode) || !self.opens.contains_key(&inode) {
                 return Err(Errno::ENOENT.into());
             }
+            self.unnamed.remove(&inode);
             self.write(format::orphan_key(inode), None);
         }
         let now = self.now();
@@ -256,6 +258,7 @@ impl Core {
     fn free(&mut self, inode: InodeId) {
         let Some(mut cached) = self.inodes.remove(&inode) else { return };
         self.dirty.remove(&inode);
+        self.unnamed.remove(&inode);
         if let Some(map) = &mut cached.extents {
             let mut changes = crate::extents::Changes::default();
             map.truncate(0, &mut changes);
@@ -290,22 +293,27 @@ impl Core {
         new_name: &Name,
         mode: RenameMode,
     ) -> Step<()> {
+        self.directory(parent)?;
+        self.directory(new_parent)?;
         let source = self.dentry(parent, name)?.ok_or(Errno::ENOENT)?;
         self.living_directory(new_parent)?;
         let target = self.dentry(new_parent, new_name)?;
         let moves_directory = source.kind == FileKind::Directory;
-        if moves_directory {
-            self.must_not_be_above(source.inode, new_parent)?;
-        }
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
             (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
-            (RenameMode::Exchange, Some(other)) => {
-                return self.exchange(parent, name, source, new_parent, new_name, other);
-            }
             _ => {}
         }
+        if moves_directory && self.is_above(source.inode, new_parent)? {
+            return Err(Errno::EINVAL.into());
+        }
+        if let (RenameMode::Exchange, Some(other)) = (mode, target) {
+            return self.exchange(parent, name, source, new_parent, new_name, other);
+        }
         if let Some(target) = target {
+            if target.kind == FileKind::Directory && self.is_above(target.inode, parent)? {
+                return Err(Errno::ENOTEMPTY.into());
+            }
             if target.inode == source.inode {
                 return Ok(());
             }
@@ -372,8 +380,8 @@ impl Core {
         if source.inode == other.inode {
             return Ok(());
         }
-        if other.kind == FileKind::Directory {
-            self.must_not_be_above(other.inode, parent)?;
+        if other.kind == FileKind::Directory && self.is_above(other.inode, parent)? {
+            return Err(Errno::EINVAL.into());
         }
         self.record(source.inode)?;
         self.record(other.inode)?;
@@ -401,15 +409,15 @@ impl Core {
         Ok(())
     }
 
-    /// `EINVAL` when `directory` is `below` or one of the directories above it.
-    fn must_not_be_above(&mut self, directory: InodeId, below: InodeId) -> Step<()> {
+    /// True when `directory` is `below` or one of the directories above it.
+    fn is_above(&mut self, directory: InodeId, below: InodeId) -> Step<bool> {
         let mut at = below;
         loop {
             if at == directory {
-                return Err(Errno::EINVAL.into());
+                return Ok(true);
             }
             if at == InodeId::ROOT {
-                return Ok(());
+                return Ok(false);
             }
             at = self.record(at)?.parent;
         }
@@ -419,6 +427,9 @@ impl Core {
 
     pub fn open(&mut self, session: SessionId, inode: InodeId, flags: OpenFlags) -> Step<Attributes> {
         let kind = self.record(inode)?.kind();
+        if flags.truncate && kind == FileKind::Directory {
+            return Err(Errno::EISDIR.into());
+        }
         if flags.truncate && kind == FileKind::Regular {
             let changes = atoll_types::operation::AttributeChanges {
                 size: Some(0),
@@ -475,6 +486,8 @@ impl Core {
         if record.kind() != FileKind::Symlink {
             return Err(Stop::Error(Errno::EINVAL));
         }
-        Ok(record.target.clone())
+        let target = record.target.clone();
+        self.accessed(inode);
+        Ok(target)
     }
 }

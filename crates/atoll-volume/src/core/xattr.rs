@@ -10,6 +10,10 @@ use crate::{acl, format};
 /// Read-only attribute that names the volume's durability mode; it is not listed.
 const DURABILITY: &[u8] = b"user.atoll.durability";
 
+fn is_list(name: &[u8]) -> bool {
+    name == acl::ACCESS || name == acl::DEFAULT
+}
+
 impl Core {
     /// Store an attribute; the set of attributes is cached.
     pub(super) fn put_xattr(&mut self, inode: InodeId, name: Bytes, content: Bytes) {
@@ -33,6 +37,12 @@ impl Core {
         if name == DURABILITY {
             return Ok(Bytes::from_static(self.durability.as_bytes()));
         }
+        let kind = self.record(inode)?.kind();
+        match Self::check_name(kind, name) {
+            // Nobody may set it, so it is not there.
+            Err(Errno::EPERM) => return Err(Errno::ENODATA.into()),
+            result => result?,
+        }
         Ok(self.xattrs(inode)?.get(name).cloned().ok_or(Errno::ENODATA)?)
     }
 
@@ -46,15 +56,21 @@ impl Core {
         Ok(names.freeze())
     }
 
-    fn check_name(name: &[u8]) -> Result<(), Errno> {
+    /// Whether an inode of this kind may have the attribute: `xattr(7)`.
+    fn check_name(kind: FileKind, name: &[u8]) -> Result<(), Errno> {
         if name.is_empty() || name.len() > limits::XATTR_NAME_BYTES_MAX {
             return Err(Errno::ERANGE);
         }
-        let known = [&b"user."[..], b"trusted.", b"security.", b"system."].iter().any(|p| name.starts_with(p));
-        if !known || (name.starts_with(b"system.") && name != acl::ACCESS && name != acl::DEFAULT) {
-            return Err(Errno::EOPNOTSUPP);
+        if is_list(name) {
+            return if kind == FileKind::Symlink { Err(Errno::EOPNOTSUPP) } else { Ok(()) };
         }
-        if name == DURABILITY { Err(Errno::EPERM) } else { Ok(()) }
+        let spaces = [&b"user."[..], b"trusted.", b"security."];
+        let space = spaces.into_iter().find(|space| name.starts_with(space)).ok_or(Errno::EOPNOTSUPP)?;
+        if name == space {
+            return Err(Errno::EINVAL);
+        }
+        let may_be_users = matches!(kind, FileKind::Regular | FileKind::Directory);
+        if name == DURABILITY || (space == b"user." && !may_be_users) { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     pub fn set_xattr(
@@ -67,13 +83,18 @@ impl Core {
     ) -> Step<()> {
         let record = self.record(inode)?;
         let (kind, permissions) = (record.kind(), record.mode.permissions());
-        Self::check_name(name)?;
+        if is_list(name) && acl::is_absent(content)? {
+            return self.remove_xattr(inode, name);
+        }
+        Self::check_name(kind, name)?;
         if content.len() > limits::XATTR_VALUE_BYTES_MAX {
             return Err(Errno::E2BIG.into());
         }
         let set = self.xattrs(inode)?;
         let exists = set.contains_key(name);
         match mode {
+            // Linux has no such modes for lists.
+            _ if is_list(name) => {}
             XattrMode::Create if exists => return Err(Errno::EEXIST.into()),
             XattrMode::Replace if !exists => return Err(Errno::ENODATA.into()),
             _ => {}
@@ -112,13 +133,13 @@ impl Core {
     }
 
     pub fn remove_xattr(&mut self, inode: InodeId, name: &[u8]) -> Step<()> {
-        Self::check_name(name)?;
+        let kind = self.record(inode)?.kind();
+        Self::check_name(kind, name)?;
         self.xattrs(inode)?;
         let had = self.drop_xattr(inode, name);
         if !had {
             // Removing a list that the mode says already is no error (as on ext4).
-            let is_list = name == acl::ACCESS || name == acl::DEFAULT;
-            return if is_list { Ok(()) } else { Err(Errno::ENODATA.into()) };
+            return if is_list(name) { Ok(()) } else { Err(Errno::ENODATA.into()) };
         }
         let now = self.now();
         self.change(inode, |record| record.changed = now);
