@@ -2,7 +2,8 @@
 //! exactly what it started.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -18,6 +19,10 @@ pub struct Site {
     pub folder: tempfile::TempDir,
     server: Option<Child>,
     mounts: Vec<PathBuf>,
+    /// Further arguments and environment of the server.
+    pub serve: Vec<String>,
+    pub environment: Vec<(&'static str, String)>,
+    ready: String,
 }
 
 impl Site {
@@ -34,7 +39,14 @@ impl Site {
         assert!(rustix::process::geteuid().is_root(), "the end-to-end tests mount file systems: run them as root");
         assert!(Path::new("/dev/fuse").exists(), "the end-to-end tests need /dev/fuse");
         let folder = tempfile::Builder::new().prefix("atoll-e2e-").tempdir().expect("scratch folder");
-        Site { folder, server: None, mounts: Vec::new() }
+        Site {
+            folder,
+            server: None,
+            mounts: Vec::new(),
+            serve: Vec::new(),
+            environment: Vec::new(),
+            ready: String::new(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -80,6 +92,8 @@ impl Site {
             .arg(self.path("data"))
             .arg("--socket")
             .arg(self.socket())
+            .args(&self.serve)
+            .envs(self.environment.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -87,7 +101,14 @@ impl Site {
             .expect("the server starts");
         let line = first_line(&mut child);
         assert!(line.starts_with("ready"), "expected `ready`, got {line:?}: {}", self.server_log());
+        self.ready = line;
         self.server = Some(child);
+    }
+
+    /// The address with this scheme in the `ready` line.
+    pub fn address(&self, scheme: &str) -> String {
+        let found = self.ready.split_whitespace().find(|word| word.starts_with(scheme));
+        found.expect("the ready line has the address").to_owned()
     }
 
     pub fn server_log(&self) -> String {
@@ -150,6 +171,70 @@ impl Drop for Site {
             eprintln!("--- server log\n{}", self.server_log());
         }
     }
+}
+
+/// A real S3 server over HTTP with an empty bucket called `bucket`.
+pub struct S3 {
+    process: Child,
+    port: u16,
+}
+
+impl S3 {
+    pub fn start(folder: &Path) -> S3 {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("its number").port();
+        drop(free);
+        let process = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/s3/serve"))
+            .arg(folder)
+            .arg(port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("tests/s3/serve starts");
+        let s3 = S3 { process, port };
+        // The first start may build the server.
+        for _ in 0..5 {
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                if http(s3.port, "/bucket").is_some_and(|answer| !answer.starts_with("HTTP/1.1 404")) {
+                    return s3;
+                }
+                pause();
+            }
+        }
+        panic!("the S3 server does not answer");
+    }
+
+    /// What a server needs to use it.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
+            ("AWS_ACCESS_KEY_ID", "atolltest".into()),
+            ("AWS_SECRET_ACCESS_KEY", "atolltestsecret".into()),
+            ("AWS_REGION", "us-east-1".into()),
+        ]
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        // With whatever the script started.
+        let group = rustix::process::Pid::from_child(&self.process);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = self.process.wait();
+    }
+}
+
+/// The answer to a GET on this machine; `None` when nobody answers.
+pub fn http(port: u16, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }
 
 /// A finished command.

@@ -5,4 +5,6 @@ mod bad_input;
 mod coherence;
 mod harness;
 mod lifecycle;
+mod mounting;
 mod programs;
+mod serving;

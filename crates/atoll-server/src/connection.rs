@@ -95,6 +95,8 @@ where
                 drop(answers);
             }
         }
+    } else {
+        drop(answers);
     }
     let _ = writing.await;
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
+use atoll_types::Caller;
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
@@ -130,7 +131,10 @@ impl Registry {
             Err(error) => return Err(format!("cannot write to {}: {error}", self.root.url)),
         }
         let store = self.open_store(name, durability).await?;
-        atoll_volume::format(&*store, &settings).await.map_err(|error| error.to_string())?;
+        // The root directory belongs to whoever runs the server.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let owner = Caller { uid, gid, pid: 0 };
+        atoll_volume::format(&*store, &settings, &owner).await.map_err(|error| error.to_string())?;
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without this file was never made.
         write_durably(&self.local(name).join("volume.json"), &json).map_err(|error| error.to_string())?;

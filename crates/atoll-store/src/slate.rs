@@ -370,6 +370,8 @@ impl Store for SlateStore {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use atoll_object::ObjectOptions;
     use futures_util::FutureExt;
 
@@ -399,9 +401,12 @@ mod tests {
         let good = store.shared.log.lock().as_mut().unwrap().break_file();
         // The caller that would learn of it goes away at once.
         assert!(store.durable(lost).now_or_never().is_none());
-        while store.shared.check().is_ok() {
-            tokio::task::yield_now().await;
-        }
+        let failed = async {
+            while store.shared.check().is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), failed).await.expect("the failure went unseen");
         store.shared.log.lock().as_mut().unwrap().mend_file(good);
         assert!(matches!(store.durable(lost).await, Err(StoreError::Io(_))));
         assert!(matches!(store.commit(put("later")).await, Err(StoreError::Io(_))));

@@ -31,6 +31,8 @@ pub(crate) struct Progress {
     pub durable: u64,
     /// Set for ever when a commit failed.
     pub failed: Option<VolumeError>,
+    /// Commits wait for room on the disk.
+    pub full: bool,
 }
 
 pub(crate) struct Committer {
@@ -131,15 +133,19 @@ impl Committer {
         Ok(())
     }
 
-    /// A full disk loses nothing: try again until there is room.
+    /// A full disk loses nothing: try again until there is room. Who waits meanwhile is told `ENOSPC`.
     async fn sync_bytes(&self) -> Result<SyncPoint, VolumeError> {
         loop {
             match self.shared.blob.sync(self.shared.config.inline_bytes_max).await {
                 Err(error @ BlobError::NoSpace(_)) if !self.shared.is_closing() => {
                     tracing::warn!(%error, "commits wait for room");
+                    self.progress.send_modify(|p| p.full = true);
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
-                result => return Ok(result?),
+                result => {
+                    self.progress.send_if_modified(|p| std::mem::take(&mut p.full));
+                    return Ok(result?);
+                }
             }
         }
     }

@@ -109,12 +109,12 @@ struct Inner {
 const READERS_MAX: usize = 4096;
 
 /// Write a new volume into an empty store.
-pub async fn format(store: &dyn Store, settings: &VolumeSettings) -> Result<(), VolumeError> {
+pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller) -> Result<(), VolumeError> {
     let mut batch = Batch::default();
     batch.preconditions.push(Precondition::Absent { key: format::superblock_key() });
     batch.put(format::superblock_key(), settings.encode());
     let now = Timestamp::now();
-    batch.put(format::inode_key(InodeId::ROOT), core::root(now).encode());
+    batch.put(format::inode_key(InodeId::ROOT), core::root(owner, now).encode());
     let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now };
     batch.put(format::counters_key(), counters.encode());
     match store.commit(batch).await {
@@ -414,6 +414,9 @@ impl Volume {
                 if let Some(error) = &now.failed {
                     return Err(error.errno());
                 }
+                if now.full {
+                    return Err(Errno::ENOSPC);
+                }
                 now.durable
             };
             let (backlog, ordered) = {
@@ -442,6 +445,9 @@ impl Volume {
                 }
                 if let Some(error) = &now.failed {
                     return Err(error.errno());
+                }
+                if now.full {
+                    return Err(Errno::ENOSPC);
                 }
             }
             self.inner.shared.work.notify_one();

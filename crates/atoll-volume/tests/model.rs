@@ -15,6 +15,7 @@ mod model {
     pub mod reference;
 }
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::driver::{Case, Driver};
@@ -23,31 +24,52 @@ fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
-/// `ATOLL_SEED` stands for the given seed.
-fn run(seed: u64, inode_cache_max: usize, staged_on_disk: bool) {
-    let seed = from_environment("ATOLL_SEED").unwrap_or(seed);
-    let steps = from_environment("ATOLL_STEPS").unwrap_or(4000) as usize;
-    Driver::new(Case { seed, steps, inode_cache_max, staged_on_disk }).run();
+/// `ATOLL_SEED` and `ATOLL_STEPS` stand for what the case says.
+fn run(mut case: Case) -> BTreeMap<String, u64> {
+    case.seed = from_environment("ATOLL_SEED").unwrap_or(case.seed);
+    case.steps = from_environment("ATOLL_STEPS").map_or(case.steps, |steps| steps as usize);
+    Driver::new(case).run()
+}
+
+const PLAIN: Case = Case { seed: 1, steps: 4000, inode_cache_max: 100_000, staged_on_disk: false, locks_percent: 2 };
+
+/// These must have happened often enough for the run to say something.
+fn must_have(tally: &BTreeMap<String, u64>, endings: &[&str]) {
+    for ending in endings {
+        assert!(tally.contains_key(*ending), "never happened: {ending}");
+    }
 }
 
 #[test]
 fn agrees_with_the_model_when_everything_is_cached() {
-    run(1, 100_000, false);
+    let tally = run(PLAIN);
+    let kinds = "Lookup Parent GetAttributes SetAttributes Create CreateUnnamed MakeNode MakeDirectory MakeSymlink \
+        Link Unlink RemoveDirectory Rename ReadSymlink Open Release Read Write Sync Allocate Seek CloneRange \
+        ReadDirectory GetXattr SetXattr ListXattrs RemoveXattr Statistics TestLock SetLock Unlock";
+    let done: Vec<String> = kinds.split_whitespace().map(|kind| format!("{kind} done")).collect();
+    must_have(&tally, &done.iter().map(String::as_str).collect::<Vec<_>>());
+    must_have(&tally, &["Rename EINVAL", "Rename ENOTEMPTY", "Rename EEXIST", "Link EEXIST", "Seek ENXIO"]);
 }
 
 #[test]
 fn agrees_with_the_model_when_hardly_anything_is_cached() {
-    run(2, 8, false);
+    run(Case { seed: 2, inode_cache_max: 8, ..PLAIN });
 }
 
 #[test]
 fn agrees_with_the_model_when_bytes_are_staged_on_disk() {
-    run(3, 20, true);
+    run(Case { seed: 3, inode_cache_max: 20, staged_on_disk: true, ..PLAIN });
+}
+
+#[test]
+fn agrees_with_the_model_of_locks() {
+    let tally = run(Case { seed: 4, steps: 10_000, locks_percent: 90, ..PLAIN });
+    must_have(&tally, &["SetLock done", "SetLock waits", "SetLock EAGAIN", "SetLock EDEADLK"]);
 }
 
 #[test]
 fn agrees_with_the_model_from_a_fresh_seed() {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     println!("ATOLL_SEED={seed}");
-    run(seed, 12, false);
+    run(Case { seed, inode_cache_max: 12, locks_percent: 5, ..PLAIN });
 }

@@ -550,8 +550,8 @@ fn fresh(mode: Mode, uid: u32, gid: u32, now: Timestamp) -> InodeRecord {
 }
 
 /// The root directory of a new volume.
-pub(crate) fn root(now: Timestamp) -> InodeRecord {
-    let mut root = fresh(Mode::new(FileKind::Directory, 0o755), 0, 0, now);
+pub(crate) fn root(owner: &Caller, now: Timestamp) -> InodeRecord {
+    let mut root = fresh(Mode::new(FileKind::Directory, 0o755), owner.uid, owner.gid, now);
     root.links = 2;
     root.parent = InodeId::ROOT;
     root.next_cookie = 1;
@@ -587,7 +587,7 @@ mod tests {
 
     fn core() -> Core {
         let mut core = Core::new(Counters { next_inode: 2, ..Counters::default() }, [], 8, "local");
-        core.cache(InodeId::ROOT, root(Timestamp::default()));
+        core.cache(InodeId::ROOT, root(&Caller::default(), Timestamp::default()));
         core
     }
 
@@ -598,7 +598,7 @@ mod tests {
         core.mark(InodeId::ROOT);
         core.cut();
         core.inodes.clear();
-        core.install_inode(stamp, InodeId::ROOT, root(Timestamp::default()));
+        core.install_inode(stamp, InodeId::ROOT, root(&Caller::default(), Timestamp::default()));
         assert!(core.inode(InodeId::ROOT).is_err());
     }
 

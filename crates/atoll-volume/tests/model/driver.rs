@@ -37,6 +37,8 @@ pub struct Case {
     pub inode_cache_max: usize,
     /// Keep bytes on a disk before they are uploaded; else in memory.
     pub staged_on_disk: bool,
+    /// How many operations of a hundred are on locks.
+    pub locks_percent: u64,
 }
 
 type Reply = Result<Outcome, Errno>;
@@ -70,6 +72,8 @@ pub struct Driver {
     /// The newest change that was seen.
     last_change: Timestamp,
     shown: VecDeque<String>,
+    /// How often each operation ended how.
+    tally: BTreeMap<String, u64>,
 }
 
 fn runtime() -> Runtime {
@@ -122,7 +126,9 @@ impl Driver {
         let runtime = runtime();
         let settings = VolumeSettings { durability: Durability::Object, id: u128::from(case.seed) };
         let store = MemoryStore::open(&remains.medium);
-        runtime.block_on(atoll_volume::format(&store, &settings)).expect("an empty store is formatted");
+        runtime
+            .block_on(atoll_volume::format(&store, &settings, &Caller::default()))
+            .expect("an empty store is formatted");
         let volume = remains.open(&case, &runtime);
         let get = Operation::GetAttributes { inode: InodeId::ROOT };
         let Ok(Outcome::Entry(root)) = runtime.block_on(volume.execute(LOOKING, &NOBODY, get)) else {
@@ -131,9 +137,10 @@ impl Driver {
         Driver {
             model: Reference::new(root.changed, "object"),
             last_change: root.changed,
-            generator: Generator::new(case.seed),
+            generator: Generator::new(case.seed, case.locks_percent),
             waiters: Vec::new(),
             shown: VecDeque::new(),
+            tally: BTreeMap::new(),
             volume: Some(volume),
             case,
             remains,
@@ -141,8 +148,8 @@ impl Driver {
         }
     }
 
-    /// Panics at the first difference.
-    pub fn run(mut self) {
+    /// Panics at the first difference; tells how often each operation ended how.
+    pub fn run(mut self) -> BTreeMap<String, u64> {
         for number in 0..self.case.steps {
             let waiting: Vec<u64> = self.waiters.iter().map(|waiter| waiter.number).collect();
             let step = self.generator.step(&self.model, &waiting);
@@ -162,6 +169,7 @@ impl Driver {
         self.waiters.clear();
         let volume = self.volume.take().expect("an open volume");
         self.runtime.block_on(volume.close()).expect("the volume closes");
+        self.tally
     }
 
     fn show(&mut self, number: usize, step: &Step) {
@@ -259,6 +267,17 @@ impl Driver {
         check
     }
 
+    fn count(&mut self, operation: &Operation, answer: &Result<Answer, Errno>) {
+        let text = format!("{operation:?}");
+        let kind = text.split([' ', '{']).next().unwrap_or_default();
+        let end = match answer {
+            Ok(Answer::Waits(_)) => "waits".to_owned(),
+            Ok(_) => "done".to_owned(),
+            Err(errno) => format!("{errno:?}"),
+        };
+        *self.tally.entry(format!("{kind} {end}")).or_default() += 1;
+    }
+
     fn withdraw(&mut self, number: u64) -> Check {
         self.waiters.retain(|waiter| waiter.number != number);
         let granted = self.model.locks.withdraw(number);
@@ -299,6 +318,7 @@ impl Driver {
         };
         let new = self.new_inode(operation, &reply);
         let (answer, granted) = self.model.execute(session, &caller, operation, new);
+        self.count(operation, &answer);
         match (reply, answer) {
             (None, Ok(Answer::Waits(number))) => {
                 self.waiters.last_mut().expect("the new waiter").number = number;

@@ -36,11 +36,12 @@ pub enum Step {
 
 pub struct Generator {
     random: Random,
+    locks_percent: u64,
 }
 
 impl Generator {
-    pub fn new(seed: u64) -> Self {
-        Generator { random: Random::new(seed) }
+    pub fn new(seed: u64, locks_percent: u64) -> Self {
+        Generator { random: Random::new(seed), locks_percent }
     }
 
     pub fn step(&mut self, model: &Reference, waiting: &[u64]) -> Step {
@@ -253,6 +254,19 @@ impl Generator {
         Lock { space, owner, pid: 100 + owner.0 as u32, kind, range }
     }
 
+    fn lock_operation(&mut self) -> Operation {
+        // Two inodes are enough: locks do not look at what they lock.
+        let (inode, lock) = (InodeId(self.random.below(2)), self.lock());
+        match self.random.below(10) {
+            0..=1 => Operation::TestLock { inode, lock },
+            2..=7 => Operation::SetLock { inode, lock, wait: self.random.chance(60) },
+            _ => {
+                let Lock { space, owner, range, .. } = lock;
+                Operation::Unlock { inode, space, owner, range }
+            }
+        }
+    }
+
     fn changes(&mut self) -> AttributeChanges {
         let mut changes = AttributeChanges::default();
         match self.random.below(8) {
@@ -329,6 +343,9 @@ impl Generator {
 
     fn operation(&mut self, model: &Reference) -> Operation {
         use Operation as O;
+        if self.random.chance(self.locks_percent) {
+            return self.lock_operation();
+        }
         let crowded = model.nodes.len() > NODES_MANY;
         match self.random.below(100) {
             0..=2 => {
@@ -421,16 +438,7 @@ impl Generator {
             91 => O::ListXattrs { inode: self.node(model, |node| !node.xattrs.is_empty()) },
             92..=93 => O::RemoveXattr { inode: self.node(model, |node| !node.xattrs.is_empty()), name: self.xattr() },
             94 => O::Statistics,
-            // Two inodes are enough: locks do not look at what they lock.
-            95 => O::TestLock { inode: InodeId(self.random.below(2)), lock: self.lock() },
-            96..=98 => {
-                O::SetLock { inode: InodeId(self.random.below(2)), lock: self.lock(), wait: self.random.chance(60) }
-            }
-            _ => {
-                let lock = self.lock();
-                let inode = InodeId(self.random.below(2));
-                O::Unlock { inode, space: lock.space, owner: lock.owner, range: lock.range }
-            }
+            _ => self.lock_operation(),
         }
     }
 }

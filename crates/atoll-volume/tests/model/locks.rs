@@ -9,7 +9,10 @@ use atoll_types::{ByteRange, InodeId, LockOwner, SessionId};
 pub const CELLS: u64 = 16;
 
 pub type Holder = (SessionId, LockOwner);
+/// Whether the locks are on the whole file, and of which.
 type File = (bool, InodeId);
+/// What holds each cell, and the process that asked.
+type Cells = BTreeMap<u64, (LockKind, u32)>;
 
 #[derive(Clone, Debug)]
 struct Waiter {
@@ -36,7 +39,7 @@ pub enum Set {
 
 #[derive(Clone, Debug, Default)]
 pub struct Locks {
-    held: BTreeMap<File, BTreeMap<Holder, BTreeMap<u64, (LockKind, u32)>>>,
+    held: BTreeMap<File, BTreeMap<Holder, Cells>>,
     waiting: Vec<Waiter>,
     unseen: Vec<Unseen>,
     next: u64,

@@ -340,21 +340,6 @@ impl Reference {
         self.touched.insert(inode);
     }
 
-    /// A new node under a new name; the caller checked that the name is free.
-    fn make(
-        &mut self,
-        caller: &Caller,
-        parent: InodeId,
-        name: &Name,
-        mode: Mode,
-        umask: u32,
-        body: Body,
-        new: InodeId,
-    ) {
-        self.born(caller, parent, mode, umask, body, new);
-        self.add_name(parent, name, new);
-    }
-
     fn link(&mut self, inode: InodeId, parent: InodeId, name: &Name) -> Result<Answer> {
         self.node(inode)?;
         self.must_be_free(parent, name)?;
@@ -428,7 +413,8 @@ impl Reference {
         self.touch(source).changed = Time::Moved;
         if mode == RenameMode::Whiteout {
             let inode = whiteout.expect("the whiteout's number");
-            self.make(caller, parent, name, Mode::new(FileKind::CharDevice, 0), 0, Body::Special, inode);
+            self.born(caller, parent, Mode::new(FileKind::CharDevice, 0), 0, Body::Special, inode);
+            self.add_name(parent, name, inode);
         }
         Ok(Answer::Done)
     }
@@ -742,7 +728,8 @@ impl Reference {
                 }
                 self.must_be_alive(*parent)?;
                 let mode = Mode::new(FileKind::Regular, *permissions);
-                self.make(caller, *parent, name, mode, *umask, Body::File(Content::default()), fresh()?);
+                self.born(caller, *parent, mode, *umask, Body::File(Content::default()), fresh()?);
+                self.add_name(*parent, name, fresh()?);
                 self.open(session, fresh()?, OpenFlags::default())?;
                 Ok(Answer::Created { inode: fresh()?, new: true })
             }
@@ -764,7 +751,8 @@ impl Reference {
                     Some(_) => Body::Special,
                 };
                 self.must_be_free(*parent, name)?;
-                self.make(caller, *parent, name, *mode, *umask, body, fresh()?);
+                self.born(caller, *parent, *mode, *umask, body, fresh()?);
+                self.add_name(*parent, name, fresh()?);
                 let node = self.touch(fresh()?);
                 if matches!(node.kind, FileKind::CharDevice | FileKind::BlockDevice) {
                     node.device = *device;
@@ -775,7 +763,8 @@ impl Reference {
                 self.must_be_free(*parent, name)?;
                 let body = Body::Directory(Directory { names: BTreeMap::new(), parent: *parent, next_cookie: 1 });
                 let mode = Mode::new(FileKind::Directory, *permissions);
-                self.make(caller, *parent, name, mode, *umask, body, fresh()?);
+                self.born(caller, *parent, mode, *umask, body, fresh()?);
+                self.add_name(*parent, name, fresh()?);
                 Ok(Answer::Entry(fresh()?))
             }
             O::MakeSymlink { parent, name, target } => {
@@ -787,7 +776,8 @@ impl Reference {
                 }
                 self.must_be_free(*parent, name)?;
                 let mode = Mode::new(FileKind::Symlink, 0o777);
-                self.make(caller, *parent, name, mode, 0, Body::Symlink(target.to_vec()), fresh()?);
+                self.born(caller, *parent, mode, 0, Body::Symlink(target.to_vec()), fresh()?);
+                self.add_name(*parent, name, fresh()?);
                 Ok(Answer::Entry(fresh()?))
             }
             O::Link { inode, parent, name } => self.link(*inode, *parent, name),

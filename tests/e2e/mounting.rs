@@ -1,0 +1,182 @@
+//! Ways to mount, and what signals do.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::*;
+
+/// A user without rights; every Debian has it.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn the_helper_mounts_as_fstab_asks_and_says_nothing() {
+    let mut site = Site::new();
+    let helper = site.path("mount.fuse.atoll");
+    symlink(BINARY, &helper).unwrap();
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), b"there").unwrap();
+    let second = site.path("second");
+    fs::create_dir(&second).unwrap();
+    let options =
+        format!("rw,noatime,nosuid,nodev,_netdev,x-systemd.automount,server=unix:{}", site.socket().display());
+    let output = Command::new(&helper)
+        .args(["vol", second.to_str().unwrap(), "-o", &options])
+        .env("XDG_RUNTIME_DIR", site.folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    assert_eq!(fs::read(second.join("f")).unwrap(), b"there");
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = table.lines().find(|line| line.contains(second.to_str().unwrap())).unwrap();
+    for option in ["vol ", "fuse.atoll", "nosuid", "nodev", "noatime"] {
+        assert!(line.contains(option), "{option} is not in {line}");
+    }
+    site.unmount(&second);
+    let bad = Command::new(&helper).args(["vol", second.to_str().unwrap(), "-o", "colour=red"]).output().unwrap();
+    Ran(bad).must_fail_saying(&["colour=red", "reply_timeout"]);
+}
+
+#[test]
+fn a_user_without_rights_serves_and_mounts_through_fusermount3() {
+    let device = fs::metadata("/dev/fuse").unwrap().mode();
+    assert_eq!(device & 0o666, 0o666, "/dev/fuse must be open to all users, as udev makes it: chmod 666 /dev/fuse");
+    let site = Site::empty();
+    let home = site.path("home");
+    for folder in [site.folder.path().to_owned(), home.clone()] {
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let binary = site.path("atoll");
+    fs::copy(BINARY, &binary).unwrap();
+    std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+    let directory = home.join("m");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(&binary);
+        command
+            .args(arguments)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .env("HOME", &home)
+            .env("XDG_RUNTIME_DIR", &home)
+            .env("ATOLL_SERVER", format!("unix:{}", home.join("sock").display()))
+            .stdin(Stdio::null());
+        command
+    };
+    let (data, sock) = (home.join("data"), home.join("sock"));
+    let mut server = command(&["serve", "--data", data.to_str().unwrap(), "--socket", sock.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(first_line(&mut server).starts_with("ready"));
+    Ran(command(&["volume", "create", "vol"]).output().unwrap()).must_succeed();
+    let made = Command::new("mkdir").arg(&directory).uid(NOBODY).gid(NOBODY).status().unwrap();
+    assert!(made.success());
+    Ran(command(&["mount", "vol", directory.to_str().unwrap()]).output().unwrap()).must_succeed();
+    let script = "echo mine > f && cat f && stat -c %u f";
+    let output = Command::new("sh")
+        .args(["-c", &format!("cd {} && {script}", directory.display())])
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("mine\n{NOBODY}\n"));
+    Ran(command(&["umount", directory.to_str().unwrap()]).output().unwrap()).must_succeed();
+    assert!(!is_mounted(&directory));
+    signal(&server, rustix::process::Signal::TERM);
+    assert!(wait_bounded(&mut server).expect("the server stops").success());
+}
+
+#[test]
+fn a_killed_process_ends_at_once_while_the_server_is_away() {
+    let mut site = Site::new();
+    // Calls wait for 30 s here; a killed process must not.
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), b"f").unwrap();
+    fs::File::open(mount.join("f")).unwrap().sync_all().unwrap();
+    site.kill();
+    let mut waiting = Command::new("cat").arg(mount.join("f")).stderr(Stdio::null()).spawn().unwrap();
+    let state = format!("/proc/{}/wchan", waiting.id());
+    eventually("cat waits for the server", || {
+        fs::read_to_string(&state).is_ok_and(|at| at.contains("request_wait_answer"))
+    });
+    let killed = Instant::now();
+    waiting.kill().unwrap();
+    assert!(wait_bounded(&mut waiting).is_some());
+    assert!(killed.elapsed() < Duration::from_secs(15), "it took {:?}", killed.elapsed());
+    site.start();
+    eventually("the mount reconnects", || fs::read(mount.join("f")).is_ok());
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_lock_and_the_lock_stays_free() {
+    let mut site = Site::new();
+    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    fs::write(a.join("f"), b"").unwrap();
+    let held = fs::File::open(a.join("f")).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut waiting = Command::new("flock").arg(b.join("f")).arg("true").spawn().unwrap();
+    let state = format!("/proc/{}/wchan", waiting.id());
+    eventually("flock waits", || fs::read_to_string(&state).is_ok_and(|at| at.contains("request_wait_answer")));
+    signal(&waiting, rustix::process::Signal::TERM);
+    assert!(!wait_bounded(&mut waiting).expect("a signal ends the wait").success());
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
+    let other = fs::File::open(b.join("f")).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+}
+
+#[test]
+fn an_unmounted_volume_can_be_deleted_at_once() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), b"f").unwrap();
+    site.atoll(["volume", "delete", "vol"]).must_fail_saying(&["vol", "in use"]);
+    site.unmount(&mount);
+    site.atoll(["volume", "delete", "vol"]).must_succeed();
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    assert_eq!(fs::read_dir(site.mount("m")).unwrap().count(), 0);
+}
+
+#[test]
+fn stat_shows_the_time_of_birth() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), b"f").unwrap();
+    let metadata = fs::metadata(mount.join("f")).unwrap();
+    let born = metadata.created().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert!(born.as_secs().abs_diff(metadata.mtime() as u64) <= 2);
+}
+
+#[test]
+fn null_fuse_serves_a_tree() {
+    let site = Site::empty();
+    let mount = site.path("null");
+    fs::create_dir(&mount).unwrap();
+    let mut child =
+        Command::new(BINARY).args(["bench", "--null-fuse"]).arg(&mount).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(first_line(&mut child).trim(), "ready");
+    fs::create_dir(mount.join("d")).unwrap();
+    fs::write(mount.join("d/f"), vec![7; 300_000]).unwrap();
+    fs::rename(mount.join("d/f"), mount.join("g")).unwrap();
+    assert!(fs::read(mount.join("g")).unwrap() == vec![7; 300_000]);
+    let names: Vec<_> = fs::read_dir(&mount).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["d", "g"]);
+    site.atoll(["umount", mount.to_str().unwrap()]).must_succeed();
+    assert!(wait_bounded(&mut child).expect("it ends").success());
+}
+
+#[test]
+fn status_lists_the_mounts_of_this_machine() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    let status: serde_json::Value = serde_json::from_str(&site.atoll(["status", "--json"]).must_succeed()).unwrap();
+    let listed = &status["mounts"][0];
+    assert_eq!((listed["dir"].as_str(), listed["volume"].as_str()), (mount.to_str(), Some("vol")));
+    let command = fs::File::open(format!("/proc/{}/cmdline", listed["pid"])).unwrap();
+    let command = BufReader::new(command).split(0).next().unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&command).ends_with("atoll"));
+}

@@ -1,0 +1,248 @@
+//! Stores, settings and what a server shows.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
+
+use crate::harness::*;
+
+#[test]
+fn a_volume_in_s3_keeps_its_files_with_either_durability() {
+    let mut site = Site::empty();
+    let s3 = S3::start(&site.path("s3"));
+    site.environment = s3.environment();
+    site.serve = vec!["--store".into(), "s3://bucket/some/prefix".into()];
+    site.start();
+    let content: Vec<u8> = (0..500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    site.atoll(["volume", "create", "vol", "--durability", "object"]).must_succeed();
+    site.atoll(["volume", "create", "quick", "--durability", "local"]).must_succeed();
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), &content).unwrap();
+    fs::File::open(mount.join("f")).unwrap().sync_all().unwrap();
+    // Durable in the bucket: the server may vanish with its disk's caches.
+    site.kill();
+    site.start();
+    eventually("the mount reconnects", || fs::metadata(mount.join("f")).is_ok());
+    assert!(fs::read(mount.join("f")).unwrap() == content);
+    site.unmount(&mount);
+    let local = site.path("local");
+    fs::write(&local, &content).unwrap();
+    site.atoll(["put", local.to_str().unwrap(), "quick:/f"]).must_succeed();
+    site.stop();
+    site.start();
+    let back = site.path("back");
+    site.atoll(["get", "quick:/f", back.to_str().unwrap()]).must_succeed();
+    assert!(fs::read(back).unwrap() == content);
+}
+
+#[test]
+fn a_bucket_that_is_missing_or_forbidden_is_said_so() {
+    let mut site = Site::empty();
+    let s3 = S3::start(&site.path("s3"));
+    site.environment = s3.environment();
+    site.serve = vec!["--store".into(), "s3://nothere/prefix".into()];
+    site.start();
+    site.atoll(["volume", "create", "vol"]).must_fail_saying(&["s3://nothere", "bucket"]);
+    site.stop();
+    site.serve = vec!["--store".into(), "s3://bucket/prefix".into()];
+    site.environment.retain(|(name, _)| *name != "AWS_SECRET_ACCESS_KEY");
+    site.environment.push(("AWS_SECRET_ACCESS_KEY", "wrong".into()));
+    site.start();
+    site.atoll(["volume", "create", "vol"]).must_fail_saying(&["s3://bucket", "AWS_"]);
+    assert!(site.atoll(["volume", "list"]).must_succeed().is_empty());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_or_is_no_folder_is_said_so() {
+    let site = Site::empty();
+    let file = site.path("file");
+    fs::write(&file, b"").unwrap();
+    let serve = |arguments: &[&str]| Ran(Command::new(BINARY).arg("serve").args(arguments).output().unwrap());
+    serve(&["--data", file.to_str().unwrap()]).must_fail_saying(&["file"]);
+    serve(&["--data", "/proc/nothere"]).must_fail_saying(&["/proc/nothere"]);
+    let data = site.path("data");
+    serve(&["--data", data.to_str().unwrap(), "--store", "gs://x"]).must_fail_saying(&["gs://x", "s3://"]);
+    serve(&[]).must_fail_saying(&["--data"]);
+}
+
+#[test]
+fn plain_tcp_off_loopback_needs_a_word() {
+    let site = Site::empty();
+    let data = site.path("data");
+    let output = Command::new(BINARY).args(["serve", "--listen", "0.0.0.0:0", "--data"]).arg(&data).output().unwrap();
+    Ran(output).must_fail_saying(&["--tls-cert", "--insecure"]);
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_keeps_what_was_synced() {
+    let mut site = Site::empty();
+    let data = site.path("data");
+    fs::create_dir(&data).unwrap();
+    run(site.folder.path(), "mount", &["-t", "tmpfs", "-o", "size=24m,mode=700", "none", data.to_str().unwrap()]);
+    let _unmount = Unmount(data.clone());
+    site.start();
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    let mount = site.mount("m");
+    let kept: Vec<u8> = (0..250_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(mount.join("kept"), &kept).unwrap();
+    fs::File::open(mount.join("kept")).unwrap().sync_all().unwrap();
+    let filler = fs::File::create(mount.join("filler")).unwrap();
+    let mut error = None;
+    for chunk in 0..60u64 {
+        let mut state = chunk + 1;
+        let random: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as u8
+        })
+        .take(1 << 20)
+        .collect();
+        if let Err(refused) = filler.write_all_at(&random, chunk << 20).and_then(|()| filler.sync_data()) {
+            error = Some(refused);
+            break;
+        }
+    }
+    let error = error.expect("60 MiB do not fit 24 MiB");
+    assert_eq!(error.raw_os_error(), Some(28), "{error}");
+    assert!(fs::read(mount.join("kept")).unwrap() == kept);
+    drop(filler);
+    // A crash in this state keeps what was synced; with more room everything goes on.
+    site.kill();
+    run(site.folder.path(), "mount", &["-o", "remount,size=200m", data.to_str().unwrap()]);
+    site.start();
+    eventually("the mount reconnects", || fs::metadata(mount.join("kept")).is_ok());
+    assert!(fs::read(mount.join("kept")).unwrap() == kept);
+    fs::write(mount.join("more"), b"more").unwrap();
+    fs::File::open(mount.join("more")).unwrap().sync_all().unwrap();
+}
+
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn settings_come_from_a_file_the_environment_and_flags() {
+    let mut site = Site::empty();
+    let config = site.path("atoll.toml");
+    fs::write(&config, "http = \"127.0.0.1:0\"\nlisten = \"127.0.0.1:1\"\ncache-mib = 16\n").unwrap();
+    site.serve = vec!["--config".into(), config.display().to_string()];
+    site.environment = vec![("ATOLL_LISTEN", "127.0.0.1:0".into())];
+    site.start();
+    let http_address = site.address("http://");
+    let port: u16 = http_address.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(site.address("tcp://").starts_with("tcp://127.0.0.1:"));
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    let mount = site.mount("m");
+    fs::write(mount.join("f"), b"f").unwrap();
+    assert!(http(port, "/healthz").unwrap().ends_with("ok\n"));
+    let metrics = http(port, "/metrics").unwrap();
+    for metric in
+        ["atoll_operation_seconds_count{operation=\"write\"} 1", "atoll_volume{figure=\"inodes\",volume=\"vol\"} 2"]
+    {
+        assert!(metrics.contains(metric), "{metric} is not in\n{metrics}");
+    }
+    fs::write(&config, "colour = \"red\"\n").unwrap();
+    let bad = Command::new(BINARY).args(["serve", "--config"]).arg(&config).output().unwrap();
+    Ran(bad).must_fail_saying(&["atoll.toml", "colour"]);
+}
+
+#[test]
+fn releases_that_do_not_fit_each_other_say_so() {
+    use std::io::{Read, Write};
+    let site = Site::new();
+    let mut stream = std::os::unix::net::UnixStream::connect(site.socket()).unwrap();
+    // A frame of 14 bytes: id 1, the magic, version 999.
+    stream.write_all(&[14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    stream.write_all(b"ATOL\xe7\x03").unwrap();
+    let mut answer = Vec::new();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.contains("protocol 999") && answer.contains("same release"), "{answer}");
+}
+
+#[test]
+fn a_first_frame_that_is_too_long_ends_the_connection() {
+    use std::io::{Read, Write};
+    let site = Site::new();
+    let mut stream = std::os::unix::net::UnixStream::connect(site.socket()).unwrap();
+    stream.write_all(&[0, 0, 15, 0]).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
+    site.atoll(["status"]).must_succeed();
+}
+
+#[test]
+fn a_revoked_token_stops_its_connections() {
+    let mut site = Site::empty();
+    site.serve = vec!["--listen".into(), "127.0.0.1:0".into()];
+    site.start();
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    let made = site.atoll(["token", "create", "--volume", "vol", "--json"]).must_succeed();
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let token = site.path("token");
+    fs::write(&token, made["secret"].as_str().unwrap()).unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let options = format!("reply_timeout=1,server={},token_file={}", site.address("tcp://"), token.display());
+    let mount = site.mount_with("m", &["-o", &options]);
+    fs::write(mount.join("f"), b"f").unwrap();
+    site.atoll(["token", "revoke", made["id"].as_str().unwrap()]).must_succeed();
+    eventually("the mount is locked out", || fs::metadata(mount.join("f")).is_err());
+    site.atoll(["cat", "vol:/f"]).must_succeed();
+}
+
+#[test]
+fn tls_needs_the_right_certificate() {
+    let mut site = Site::empty();
+    let folder = site.folder.path().to_owned();
+    let subject = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
+    let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    for name in ["right", "other"] {
+        let (key, cert) = (format!("{name}.key"), format!("{name}.pem"));
+        let arguments = [&request[..], &["-keyout", &key, "-out", &cert], &subject[..]].concat();
+        run(&folder, "openssl", &arguments);
+    }
+    let path = |name: &str| folder.join(name).display().to_string();
+    let flags = ["--listen", "127.0.0.1:0", "--tls-cert", &path("right.pem"), "--tls-key", &path("right.key")];
+    site.serve = flags.map(str::to_owned).to_vec();
+    site.start();
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    let made = site.atoll(["token", "create"]).must_succeed();
+    let secret = made.lines().next().unwrap();
+    let with = |ca: &str| {
+        let mut command = site.command(["--ca", &path(ca), "ls", "vol:/"]);
+        Ran(command.env("ATOLL_SERVER", site.address("tls://")).env("ATOLL_TOKEN", secret).output().unwrap())
+    };
+    with("right.pem").must_succeed();
+    with("other.pem").must_fail_saying(&["TLS"]);
+}
+
+#[test]
+fn manual_pages_and_completions_are_written() {
+    let site = Site::empty();
+    let folder = site.path("man");
+    site.atoll(["man", folder.to_str().unwrap()]).must_succeed();
+    assert!(fs::read_to_string(folder.join("atoll-mount.1")).unwrap().contains("reply_timeout"));
+    assert!(site.atoll(["completions", "bash"]).must_succeed().contains("_atoll"));
+}
+
+#[test]
+fn logs_can_be_read_by_machines() {
+    let mut site = Site::empty();
+    site.serve = ["--log", "info", "--log-format", "json"].map(str::to_owned).to_vec();
+    site.start();
+    site.atoll(["ls", "nothere:/"]).must_fail_saying(&["nothere"]);
+    let log = site.server_log();
+    let line: serde_json::Value = serde_json::from_str(log.lines().last().expect("a line")).unwrap();
+    assert_eq!(line["level"], "INFO");
+}
