@@ -23,6 +23,8 @@ pub struct Site {
     pub serve: Vec<String>,
     pub environment: Vec<(&'static str, String)>,
     ready: String,
+    /// Outlives the server, which still writes to it when it stops.
+    s3: Option<S3>,
 }
 
 impl Site {
@@ -31,6 +33,15 @@ impl Site {
         let mut site = Site::empty();
         site.start();
         site.atoll(["volume", "create", "vol"]).must_succeed();
+        site
+    }
+
+    /// A scratch folder and a real S3 server with an empty bucket `bucket`, which the site's server will use.
+    pub fn with_s3() -> Site {
+        let mut site = Site::empty();
+        let s3 = S3::start(&site.path("s3"));
+        site.environment = s3.environment();
+        site.s3 = Some(s3);
         site
     }
 
@@ -46,6 +57,7 @@ impl Site {
             serve: Vec::new(),
             environment: Vec::new(),
             ready: String::new(),
+            s3: None,
         }
     }
 
@@ -174,13 +186,13 @@ impl Drop for Site {
 }
 
 /// A real S3 server over HTTP with an empty bucket called `bucket`.
-pub struct S3 {
+struct S3 {
     process: Child,
     port: u16,
 }
 
 impl S3 {
-    pub fn start(folder: &Path) -> S3 {
+    fn start(folder: &Path) -> S3 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its number").port();
         drop(free);
@@ -208,7 +220,7 @@ impl S3 {
     }
 
     /// What a server needs to use it.
-    pub fn environment(&self) -> Vec<(&'static str, String)> {
+    fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
             ("AWS_ACCESS_KEY_ID", "atolltest".into()),

@@ -8,9 +8,7 @@ use crate::harness::*;
 
 #[test]
 fn a_volume_in_s3_keeps_its_files_with_either_durability() {
-    let mut site = Site::empty();
-    let s3 = S3::start(&site.path("s3"));
-    site.environment = s3.environment();
+    let mut site = Site::with_s3();
     site.serve = vec!["--store".into(), "s3://bucket/some/prefix".into()];
     site.start();
     let content: Vec<u8> = (0..500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
@@ -37,9 +35,7 @@ fn a_volume_in_s3_keeps_its_files_with_either_durability() {
 
 #[test]
 fn a_bucket_that_is_missing_or_forbidden_is_said_so() {
-    let mut site = Site::empty();
-    let s3 = S3::start(&site.path("s3"));
-    site.environment = s3.environment();
+    let mut site = Site::with_s3();
     site.serve = vec!["--store".into(), "s3://nothere/prefix".into()];
     site.start();
     site.atoll(["volume", "create", "vol"]).must_fail_saying(&["s3://nothere", "bucket"]);

@@ -2,8 +2,8 @@
 //! turns the kernel's requests into operations of a volume.
 //!
 //! Invariant: every request of the kernel is answered exactly once; a reply that
-//! is dropped answers `EIO`. No file-system rule lives here. Read [`session`] for
-//! the loop and [`adapter`] for the meaning of each request. This is the only
+//! is dropped answers `EIO`. No file-system rule lives here. Read `session` for
+//! the loop and `adapter` for the meaning of each request. This is the only
 //! crate with `unsafe`: one system call that has no safe wrapper.
 
 mod abi;

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
@@ -25,6 +26,9 @@ use tokio::sync::Mutex;
 
 /// Metadata of one volume in memory before it is written out, in bytes.
 const MEMTABLE_BYTES: usize = 32 << 20;
+
+/// How long a volume that closes waits for its object store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Registry {
     folder: PathBuf,
@@ -130,6 +134,7 @@ impl Registry {
             Err(object_store::Error::AlreadyExists { .. }) => self.start_over(name, &json).await?,
             Err(error) => return Err(format!("cannot write to {}: {error}", self.root.url)),
         }
+        remove_folder(&self.local(name))?;
         let store = self.open_store(name, durability).await?;
         // The root directory belongs to whoever runs the server.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -154,10 +159,6 @@ impl Registry {
         }
         tracing::warn!(volume = name, "its creation was cut off: starting over");
         remove_objects(&remote, |at| *at != path).await?;
-        match std::fs::remove_dir_all(self.local(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.to_string()),
-            _ => {}
-        }
         remote.store.put(&path, PutPayload::from(record.to_vec())).await.map_err(fail)?;
         Ok(())
     }
@@ -274,8 +275,12 @@ impl Registry {
         // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);
         remove_objects(&remote, |at| *at != ObjectPath::from("volume.json")).await?;
+        let local = self.local(name);
+        // Without this file the volume is gone for this server; a crash from here on leaves a folder that
+        // the next `create` of the name clears.
+        std::fs::remove_file(local.join("volume.json")).map_err(|error| error.to_string())?;
         remove_objects(&remote, |_| true).await?;
-        std::fs::remove_dir_all(self.local(name)).map_err(|error| error.to_string())
+        remove_folder(&local)
     }
 
     /// Close all volumes; everything is durable afterwards.
@@ -284,10 +289,15 @@ impl Registry {
         let slots: Vec<(String, Slot)> = self.open.lock().drain().collect();
         for (name, slot) in slots {
             let volume = slot.lock().await.take();
-            if let Some(volume) = volume
-                && let Err(error) = volume.close().await
-            {
-                failed.push(format!("volume `{name}`: {error}"));
+            let Some(volume) = volume else { continue };
+            match tokio::time::timeout(CLOSE_TIMEOUT, volume.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed.push(format!("volume `{name}`: {error}")),
+                Err(_) => failed.push(format!(
+                    "volume `{name}`: {} did not take everything in {CLOSE_TIMEOUT:?}; what is durable on the local \
+                     disk goes there after the next start",
+                    self.root.url
+                )),
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
@@ -298,6 +308,13 @@ fn random() -> Result<[u8; 16]> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
+        _ => Ok(()),
+    }
 }
 
 async fn remove_objects(root: &ObjectRoot, which: impl Fn(&ObjectPath) -> bool) -> Result<()> {

@@ -64,7 +64,7 @@ pub enum Command {
         /// Stay in the foreground.
         #[arg(long)]
         foreground: bool,
-        /// As in fstab: ro, noatime, nosuid, nodev, noexec, [no]allow_other, reply_timeout=SECONDS,
+        /// As in fstab: ro, noatime, nosuid, nodev, noexec, allow_other, noallow_other, reply_timeout=SECONDS,
         /// server=ADDRESS, token_file=PATH, ca=PATH.
         #[arg(short, long = "options", value_delimiter = ',')]
         options: Vec<String>,
