@@ -130,6 +130,29 @@ fn a_signal_ends_the_wait_for_a_lock_and_the_lock_stays_free() {
 }
 
 #[test]
+fn signals_that_a_process_handles_disturb_no_call() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    // Calls that Python does not repeat after EINTR, under a timer that fires all the time.
+    let script = "
+import os, signal, time
+fired = 0
+def handler(*_):
+    global fired
+    fired += 1
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+end = time.monotonic() + 2
+open('f', 'w').close()
+while time.monotonic() < end:
+    os.link('f', 'g'); os.stat('g'); os.setxattr('g', 'user.a', b'x'); os.rename('g', 'h'); os.unlink('h')
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert fired > 100, fired
+";
+    run(&mount, "python3", &["-c", script]);
+}
+
+#[test]
 fn an_unmounted_volume_can_be_deleted_at_once() {
     let mut site = Site::new();
     let mount = site.mount("m");

@@ -147,10 +147,10 @@ impl Session {
         self.next_id.fetch_add(2, Ordering::Relaxed)
     }
 
-    /// A signal came for the caller of a request. A wait for a lock ends in `EINTR`. If the caller was
-    /// killed, whatever it waits for answers `EINTR` at once and goes on without it.
-    /// False when there is no such request, or not yet.
-    pub fn interrupt(self: &Arc<Self>, id: u64, killed: bool) -> bool {
+    /// A signal came for the caller of a request. A wait for a lock ends in `EINTR`. If the caller is
+    /// killed (`is_killed` tells by its number), whatever it waits for answers `EINTR` at once and goes on
+    /// without it. False when there is no such request, or not yet.
+    pub fn interrupt(self: &Arc<Self>, id: u64, is_killed: fn(u32) -> bool) -> bool {
         let abandoned = {
             let mut state = self.state.lock();
             let away = state.control.is_none();
@@ -164,7 +164,7 @@ impl Session {
                     let _ = control.send(bytes);
                 }
                 None
-            } else if killed {
+            } else if is_killed(pending.execute.caller.pid) {
                 let (session, operations) = (Arc::downgrade(self), pending.execute.operations.clone());
                 let late = move |results: Results| {
                     let Some(session) = session.upgrade() else { return };

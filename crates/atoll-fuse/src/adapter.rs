@@ -28,9 +28,9 @@ pub trait Remote: Send + Sync + 'static {
     fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Done);
     /// Fire and forget.
     fn tell(&self, operation: Operation);
-    /// A signal came for the caller; `killed`: it will never look at the answer.
+    /// A signal came for the caller; one that `is_killed` will never look at the answer.
     /// False when there is no such request, or not yet.
-    fn interrupt(&self, id: u64, killed: bool) -> bool;
+    fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool;
 }
 
 impl Remote for Arc<atoll_client::Session> {
@@ -42,8 +42,8 @@ impl Remote for Arc<atoll_client::Session> {
         atoll_client::Session::tell(self, operation);
     }
 
-    fn interrupt(&self, id: u64, killed: bool) -> bool {
-        atoll_client::Session::interrupt(self, id, killed)
+    fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
+        atoll_client::Session::interrupt(self, id, is_killed)
     }
 }
 
@@ -138,8 +138,8 @@ impl VolumeFs {
     }
 
     /// A signal came for the thread that made request `unique`; false when that request is not known.
-    pub(crate) fn interrupt(&self, unique: u64, thread: u32) -> bool {
-        self.remote.interrupt(unique, is_killed(thread))
+    pub(crate) fn interrupt(&self, unique: u64) -> bool {
+        self.remote.interrupt(unique, is_killed)
     }
 
     pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
@@ -446,7 +446,7 @@ impl VolumeFs {
 
 /// Whether a thread is dying: every fatal signal becomes a pending SIGKILL.
 fn is_killed(thread: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return true };
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return false };
     let kill = 1 << (libc::SIGKILL - 1);
     status
         .lines()

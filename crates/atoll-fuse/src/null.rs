@@ -327,7 +327,7 @@ impl Remote for NullRemote {
 
     fn tell(&self, _: Operation) {}
 
-    fn interrupt(&self, _: u64, _: bool) -> bool {
+    fn interrupt(&self, _: u64, _: fn(u32) -> bool) -> bool {
         true
     }
 }

@@ -171,7 +171,7 @@ fn run(device: &Arc<File>, filesystem: &VolumeFs) {
         let reply = Reply { device: device.clone(), unique, answered: false };
         match opcode {
             abi::FORGET | abi::BATCH_FORGET => reply.nothing(),
-            abi::INTERRUPT => match filesystem.interrupt(Fields::new(body).u64(), header.pid) {
+            abi::INTERRUPT => match filesystem.interrupt(Fields::new(body).u64()) {
                 true => reply.nothing(),
                 // Not submitted yet, or answered already: the kernel sends it again or forgets it.
                 false => reply.error(Errno::EAGAIN),
