@@ -1,5 +1,7 @@
 //! Numbers and layouts of the kernel protocol (linux/fuse.h, protocol 7.31 and later).
 
+use std::time::Duration;
+
 use atoll_types::{Attributes, Caller, Timestamp};
 
 pub const LOOKUP: u32 = 1;
@@ -45,6 +47,11 @@ pub const COPY_FILE_RANGE: u32 = 47;
 pub const SYNCFS: u32 = 50;
 pub const TMPFILE: u32 = 51;
 pub const STATX: u32 = 52;
+pub const READDIRPLUS: u32 = 44;
+
+pub const NOTIFY_INVAL_INODE: i32 = 2;
+pub const NOTIFY_INVAL_ENTRY: i32 = 3;
+pub const NOTIFY_DELETE: i32 = 6;
 
 /// What this mount wants of the kernel: asynchronous reads and direct I/O, POSIX locks and flock,
 /// atomic O_TRUNC, big writes, the umask left to us, revalidation of data, parallel directory
@@ -65,6 +72,8 @@ pub const FLAGS: u64 = 1
     | 1 << 30
     | DIRECT_IO_ALLOW_MMAP;
 pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+/// Listings with attributes, where the kernel expects to use them.
+pub const LIST_ATTRIBUTES: u64 = 1 << 13 | 1 << 14;
 
 pub const FOPEN_DIRECT_IO: u32 = 1;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
@@ -72,6 +81,14 @@ pub const OPEN_KILL_SUIDGID: u32 = 1;
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 pub const LK_FLOCK: u32 = 1;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
+
+/// How long the kernel may use what an answer says without asking again.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lifetimes {
+    /// Of a name.
+    pub entry: Duration,
+    pub attributes: Duration,
+}
 
 /// Fields of a request, in order. Short requests give zeros and are found out by `bad`.
 pub struct Fields<'a> {
@@ -201,21 +218,27 @@ impl Body {
             .u32(0)
     }
 
-    /// `fuse_entry_out` with lifetimes of zero.
-    pub fn entry(self, a: &Attributes) -> Self {
-        self.u64(a.inode.0).u64(0).u64(0).u64(0).u32(0).u32(0).attributes(a)
+    /// `fuse_entry_out`.
+    pub fn entry(self, a: &Attributes, l: Lifetimes) -> Self {
+        self.u64(a.inode.0)
+            .u64(0)
+            .u64(l.entry.as_secs())
+            .u64(l.attributes.as_secs())
+            .u32(l.entry.subsec_nanos())
+            .u32(l.attributes.subsec_nanos())
+            .attributes(a)
     }
 
-    /// `fuse_attr_out` with a lifetime of zero.
-    pub fn attr(self, a: &Attributes) -> Self {
-        self.u64(0).u32(0).u32(0).attributes(a)
+    /// `fuse_attr_out`.
+    pub fn attr(self, a: &Attributes, l: Lifetimes) -> Self {
+        self.u64(l.attributes.as_secs()).u32(l.attributes.subsec_nanos()).u32(0).attributes(a)
     }
 
-    /// `fuse_statx_out` with a lifetime of zero.
-    pub fn statx(self, a: &Attributes) -> Self {
+    /// `fuse_statx_out`.
+    pub fn statx(self, a: &Attributes, l: Lifetimes) -> Self {
         const BASIC_AND_BIRTH: u32 = 0xfff;
         let time = |body: Body, t: Timestamp| body.u64(t.seconds as u64).u32(t.nanos).u32(0);
-        let body = self.u64(0).u32(0).u32(0).u64(0).u64(0);
+        let body = self.u64(l.attributes.as_secs()).u32(l.attributes.subsec_nanos()).u32(0).u64(0).u64(0);
         let body = body.u32(BASIC_AND_BIRTH).u32(4096).u64(0).u32(a.links).u32(a.uid).u32(a.gid);
         let body = body.u16(a.mode.0 as u16).u16(0);
         let body = body.u64(a.inode.0).u64(a.size).u64(a.allocated.div_ceil(512)).u64(0);

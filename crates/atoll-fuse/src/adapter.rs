@@ -1,7 +1,7 @@
 //! From kernel requests to operations, and from outcomes to replies.
 //!
-//! Lifetimes are zero: the kernel asks again each time. Data is revalidated at
-//! every open, and at every read by size and modification time.
+//! A volume's lifetimes are zero: the kernel asks again each time. Data is
+//! revalidated at every open, and at every read by size and modification time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use atoll_types::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::abi::{self, Body, Fields, Header};
+use crate::abi::{self, Body, Fields, Header, Lifetimes};
 use crate::session::Reply;
 
 pub type Done = Box<dyn FnOnce(Result<Outcome, Errno>) + Send>;
@@ -72,6 +72,7 @@ impl Locked {
 /// A mounted volume.
 pub struct VolumeFs {
     remote: Box<dyn Remote>,
+    lifetimes: Lifetimes,
     locked: Mutex<Locked>,
     next_handle: AtomicU64,
 }
@@ -90,8 +91,8 @@ fn attributes(outcome: Outcome) -> Result<Attributes, Errno> {
 const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
 
 impl VolumeFs {
-    pub fn new(remote: impl Remote) -> Self {
-        VolumeFs { remote: Box::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1) }
+    pub fn new(remote: impl Remote, lifetimes: Lifetimes) -> Self {
+        VolumeFs { remote: Box::new(remote), lifetimes, locked: Mutex::default(), next_handle: AtomicU64::new(1) }
     }
 
     fn submit(
@@ -109,7 +110,8 @@ impl VolumeFs {
     }
 
     fn entry(&self, from: Header, operation: Operation, reply: Reply) {
-        self.submit(from, operation, reply, |o| Ok(Body::default().entry(&attributes(o)?)));
+        let lifetimes = self.lifetimes;
+        self.submit(from, operation, reply, move |o| Ok(Body::default().entry(&attributes(o)?, lifetimes)));
     }
 
     fn done(&self, from: Header, operation: Operation, reply: Reply) {
@@ -142,6 +144,11 @@ impl VolumeFs {
         self.remote.interrupt(unique, is_killed)
     }
 
+    /// Whether the kernel may keep attributes, so that listings should carry them.
+    pub(crate) fn lists_attributes(&self) -> bool {
+        !self.lifetimes.attributes.is_zero()
+    }
+
     pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
         let mut f = Fields::new(body);
         if let Err((reply, errno)) = self.try_dispatch(header, &mut f, reply) {
@@ -158,13 +165,14 @@ impl VolumeFs {
         if f.bad {
             return Err((reply, Errno::EINVAL));
         }
+        let lifetimes = self.lifetimes;
         match operation {
             Parsed::Entry(operation) => self.entry(header, operation, reply),
             Parsed::Attr(operation) => {
-                self.submit(header, operation, reply, |o| Ok(Body::default().attr(&attributes(o)?)))
+                self.submit(header, operation, reply, move |o| Ok(Body::default().attr(&attributes(o)?, lifetimes)))
             }
             Parsed::Statx(operation) => {
-                self.submit(header, operation, reply, |o| Ok(Body::default().statx(&attributes(o)?)))
+                self.submit(header, operation, reply, move |o| Ok(Body::default().statx(&attributes(o)?, lifetimes)))
             }
             Parsed::Done(operation) => self.done(header, operation, reply),
             Parsed::Data(operation) => self.data(header, operation, reply),
@@ -176,7 +184,7 @@ impl VolumeFs {
             Parsed::Create(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 self.submit(header, operation, reply, move |outcome| {
-                    Ok(Body::default().entry(&attributes(outcome)?).open(handle, flags))
+                    Ok(Body::default().entry(&attributes(outcome)?, lifetimes).open(handle, flags))
                 });
             }
             Parsed::Written(operation) => self.submit(header, operation, reply, |outcome| match outcome {
@@ -206,7 +214,7 @@ impl VolumeFs {
                 }
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::List { offset, size } => self.list(header, inode, offset, size as usize, reply),
+            Parsed::List { offset, size, plus } => self.list(header, inode, offset, size as usize, plus, reply),
             Parsed::OpenDirectory => reply.ok(Body::default().open(0, 0)),
             Parsed::Nothing => reply.ok(Body::default()),
             Parsed::Release { handle, flocked } => {
@@ -258,22 +266,26 @@ impl VolumeFs {
         Ok(())
     }
 
-    fn list(&self, header: Header, inode: InodeId, offset: u64, size: usize, reply: Reply) {
+    fn list(&self, header: Header, inode: InodeId, offset: u64, size: usize, plus: bool, reply: Reply) {
         let operation = Operation::ReadDirectory {
             inode,
             after: offset.saturating_sub(2),
             entries_max: LISTING_ENTRIES,
-            with_attributes: false,
+            with_attributes: plus,
         };
+        let lifetimes = self.lifetimes;
         self.submit(header, operation, reply, move |outcome| {
             let Outcome::Listing { entries, .. } = outcome else { return Err(Errno::EPROTO) };
             let mut body = Vec::with_capacity(size);
             let dots = [(1, &b"."[..]), (2, b"..")].into_iter().filter(|(at, _)| *at > offset);
+            // Without attributes an entry tells the kernel only its name: it looks the rest up.
+            let plus = |a: Option<Attributes>| plus.then(|| a.map(|a| Body::default().entry(&a, lifetimes).0));
             for (at, dot) in dots {
-                push_entry(&mut body, size, inode.0, at, FileKind::Directory, dot);
+                push_entry(&mut body, size, plus(None), inode.0, at, FileKind::Directory, dot);
             }
             for entry in entries {
-                if !push_entry(&mut body, size, entry.inode.0, entry.cookie + 2, entry.kind, entry.name.as_bytes()) {
+                let (at, name) = (entry.cookie + 2, entry.name.as_bytes());
+                if !push_entry(&mut body, size, plus(entry.attributes), entry.inode.0, at, entry.kind, name) {
                     break;
                 }
             }
@@ -402,9 +414,9 @@ impl VolumeFs {
             abi::REMOVEXATTR => Parsed::Done(O::RemoveXattr { inode, name: Bytes::copy_from_slice(f.string()) }),
             abi::OPENDIR => Parsed::OpenDirectory,
             abi::RELEASEDIR => Parsed::Nothing,
-            abi::READDIR => {
+            abi::READDIR | abi::READDIRPLUS => {
                 let (_, offset, size) = (f.u64(), f.u64(), f.u32());
-                Parsed::List { offset, size }
+                Parsed::List { offset, size, plus: header.opcode == abi::READDIRPLUS }
             }
             abi::GETLK | abi::SETLK | abi::SETLKW => return lock(header, f),
             abi::FALLOCATE => {
@@ -467,7 +479,7 @@ enum Parsed {
     Written(Operation),
     Offset(Operation),
     Statistics,
-    List { offset: u64, size: u32 },
+    List { offset: u64, size: u32, plus: bool },
     OpenDirectory,
     Nothing,
     Release { handle: u64, flocked: bool },
@@ -540,13 +552,30 @@ fn lock_reply(conflict: Option<Lock>) -> Body {
     }
 }
 
-/// Append a directory entry if it fits.
-fn push_entry(body: &mut Vec<u8>, size: usize, inode: u64, offset: u64, kind: FileKind, name: &[u8]) -> bool {
-    let length = (24 + name.len()).next_multiple_of(8);
+/// Bytes of `fuse_entry_out`.
+const ENTRY_BYTES: usize = 128;
+
+/// Append a directory entry if it fits, behind `plus` in a listing with attributes.
+fn push_entry(
+    body: &mut Vec<u8>,
+    size: usize,
+    plus: Option<Option<Vec<u8>>>,
+    inode: u64,
+    offset: u64,
+    kind: FileKind,
+    name: &[u8],
+) -> bool {
+    let before = if plus.is_some() { ENTRY_BYTES } else { 0 };
+    let length = before + (24 + name.len()).next_multiple_of(8);
     if body.len() + length > size {
         return false;
     }
     let end = body.len() + length;
+    match plus {
+        Some(Some(entry)) => body.extend_from_slice(&entry),
+        Some(None) => body.resize(body.len() + ENTRY_BYTES, 0),
+        None => {}
+    }
     body.extend_from_slice(&inode.to_ne_bytes());
     body.extend_from_slice(&offset.to_ne_bytes());
     body.extend_from_slice(&(name.len() as u32).to_ne_bytes());

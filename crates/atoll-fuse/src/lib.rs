@@ -9,10 +9,13 @@
 mod abi;
 mod adapter;
 mod mount;
+mod notify;
 mod null;
 mod session;
 
+pub use abi::Lifetimes;
 pub use adapter::{Remote, VolumeFs};
 pub use mount::{FuseError, MountOptions, unmount};
+pub use notify::Notifier;
 pub use null::NullRemote;
 pub use session::{Mounted, mount};

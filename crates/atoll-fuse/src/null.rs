@@ -253,8 +253,9 @@ impl NullRemote {
         let mut entries = Vec::new();
         for (&cookie, name) in state.order.range(after + 1..).take(most) {
             let Some(&(inode, _)) = state.names.get(name) else { continue };
-            let kind = find(&nodes, inode)?.attributes().kind();
-            entries.push(DirectoryEntry { name: name.clone(), inode, kind, cookie, attributes: None });
+            let attributes = find(&nodes, inode)?.attributes();
+            let (kind, attributes) = (attributes.kind(), Some(attributes));
+            entries.push(DirectoryEntry { name: name.clone(), inode, kind, cookie, attributes });
         }
         let end = entries.len() < most;
         Ok(Outcome::Listing { entries, end })
@@ -320,7 +321,7 @@ impl NullRemote {
     }
 }
 
-impl Remote for NullRemote {
+impl Remote for Arc<NullRemote> {
     fn submit(&self, _: u64, caller: Caller, operation: Operation, done: Done) {
         done(self.execute(caller, operation));
     }

@@ -10,6 +10,7 @@ use atoll_types::Errno;
 use crate::abi::{self, Body, Fields, Header};
 use crate::adapter::VolumeFs;
 use crate::mount::{self, FuseError, MountOptions};
+use crate::notify::Notifier;
 
 /// Largest read and write, in bytes.
 pub(crate) const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -21,9 +22,14 @@ const MINOR_MIN: u32 = 31;
 /// A served mount.
 pub struct Mounted {
     threads: Vec<std::thread::JoinHandle<()>>,
+    notifier: Notifier,
 }
 
 impl Mounted {
+    pub fn notifier(&self) -> Notifier {
+        self.notifier.clone()
+    }
+
     /// Wait until it is unmounted.
     pub fn join(self) {
         for thread in self.threads {
@@ -86,7 +92,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
     let device = mount::attach(options)?;
     let serve = || -> Result<Mounted, FuseError> {
         let mut device = device;
-        initialise(&mut device)?;
+        initialise(&mut device, filesystem.lists_attributes())?;
         let mut threads = Vec::new();
         for _ in 1..options.threads.max(1) {
             let clone = Arc::new(clone_device(&device)?);
@@ -94,8 +100,9 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
             threads.push(std::thread::spawn(move || run(&clone, &filesystem)));
         }
         let device = Arc::new(device);
+        let notifier = Notifier::new(device.clone());
         threads.push(std::thread::spawn(move || run(&device, &filesystem)));
-        Ok(Mounted { threads })
+        Ok(Mounted { threads, notifier })
     };
     serve().inspect_err(|_| mount::abandon(&options.directory))
 }
@@ -115,7 +122,7 @@ fn clone_device(device: &File) -> Result<File, FuseError> {
 }
 
 /// Agree on the protocol.
-fn initialise(device: &mut File) -> Result<(), FuseError> {
+fn initialise(device: &mut File, list_attributes: bool) -> Result<(), FuseError> {
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
     let length = device.read(&mut buffer).map_err(FuseError::Session)?;
     let malformed = || FuseError::Session(std::io::Error::other("the kernel did not introduce itself"));
@@ -129,7 +136,8 @@ fn initialise(device: &mut File) -> Result<(), FuseError> {
         return Err(FuseError::Old(minor));
     }
     let offered = u64::from(low) | u64::from(high) << 32;
-    let flags = offered & abi::FLAGS;
+    let wanted = if list_attributes { abi::FLAGS | abi::LIST_ATTRIBUTES } else { abi::FLAGS };
+    let flags = offered & wanted;
     let pages = (WRITE_BYTES_MAX / 4096) as u16;
     let mut reply = Body::default()
         .u32(7)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_client::{ClientConfig, ClientError, Session};
-use atoll_fuse::{MountOptions, Mounted, NullRemote, VolumeFs};
+use atoll_fuse::{Lifetimes, MountOptions, Mounted, NullRemote, VolumeFs};
 
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
@@ -83,7 +83,7 @@ pub async fn mount(
     parse(options, &mut config, &mut mount)?;
     let session = Session::open(config, volume).await.map_err(|error| error.to_string())?;
     mount.read_only |= session.is_read_only();
-    let filesystem = Arc::new(VolumeFs::new(session.clone()));
+    let filesystem = Arc::new(VolumeFs::new(session.clone(), Lifetimes::default()));
     match attach(mount, filesystem).await {
         Ok(mounted) => Ok((session, mounted)),
         Err(error) => {
@@ -107,7 +107,8 @@ pub async fn null(directory: &Path) -> Result<()> {
         threads: THREADS,
         ..MountOptions::default()
     };
-    let mounted = attach(options, Arc::new(VolumeFs::new(NullRemote::default()))).await?;
+    let mounted =
+        attach(options, Arc::new(VolumeFs::new(Arc::new(NullRemote::default()), Lifetimes::default()))).await?;
     println!("ready");
     tokio::task::spawn_blocking(move || mounted.join()).await.map_err(|error| error.to_string())
 }
