@@ -138,7 +138,8 @@ pub async fn probe(root: &ObjectRoot) -> Result<(), ObjectError> {
             error => error.to_string(),
         },
     };
-    let path = Path::from(format!("atoll-probe-{}", std::process::id()));
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let path = Path::from(format!("atoll-probe-{}-{}", std::process::id(), now.as_nanos()));
     let create = || {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         root.store.put_opts(&path, PutPayload::from_static(b"probe"), options)
@@ -173,5 +174,51 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = open(&format!("file://{}", folder.path().display()), &ObjectOptions::default()).unwrap();
         probe(&root.child("a/b")).await.unwrap();
+    }
+
+    /// An S3 server over HTTP that says yes to everything, conditions included.
+    fn careless_server() -> String {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().take(16).flatten() {
+                std::thread::spawn(move || {
+                    let mut reader = BufReader::new(stream.try_clone().unwrap());
+                    let mut length = 0;
+                    let mut line = String::new();
+                    while reader.read_line(&mut line).is_ok_and(|read| read > 0) {
+                        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                            length = value.trim().parse().unwrap();
+                        }
+                        if line == "\r\n" {
+                            let _ = reader.by_ref().take(length).read_to_end(&mut Vec::new());
+                            let body = "<DeleteResult><Deleted><Key>k</Key></Deleted></DeleteResult>";
+                            let head =
+                                format!("HTTP/1.1 200 OK\r\nETag: \"1\"\r\nContent-Length: {}\r\n\r\n", body.len());
+                            (&stream).write_all((head + body).as_bytes()).unwrap();
+                            length = 0;
+                        }
+                        line.clear();
+                    }
+                });
+            }
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_ignores_conditions_is_refused() {
+        let options = ObjectOptions {
+            endpoint: Some(careless_server()),
+            access_key_id: Some("key".into()),
+            secret_access_key: Some("secret".into()),
+            allow_http: true,
+            ..ObjectOptions::default()
+        };
+        let root = open("s3://bucket/prefix", &options).unwrap();
+        let error = probe(&root).await.unwrap_err();
+        assert!(matches!(error, ObjectError::NoConditionalPut { .. }), "{error}");
+        assert!(error.to_string().contains("If-None-Match"));
     }
 }
