@@ -92,7 +92,7 @@ fn a_wrong_token_is_refused_and_a_right_one_is_scoped() {
 fn a_corrupt_segment_gives_eio_on_its_range_and_the_rest_stays_readable() {
     let mut site = Site::new();
     let mount = site.mount("m");
-    let bytes: Vec<u8> = (0..1_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let bytes = words(1_000_000);
     fs::write(mount.join("f"), &bytes).unwrap();
     site.unmount(&mount);
     site.stop();

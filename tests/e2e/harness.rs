@@ -249,6 +249,11 @@ pub fn http(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
+/// So many words of four bytes, each another one.
+pub fn words(count: u32) -> Vec<u8> {
+    (0..count).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
 /// A finished command.
 pub struct Ran(pub Output);
 

@@ -12,7 +12,7 @@ fn all_of_it_is_still_there_after_a_restart() {
     let mut site = Site::new();
     let mount = site.mount("m");
     fs::create_dir_all(mount.join("a/b/c")).unwrap();
-    let big: Vec<u8> = (0..3_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let big = words(3_000_000);
     fs::write(mount.join("a/big"), &big).unwrap();
     fs::write(mount.join("a/b/small"), b"small").unwrap();
     fs::hard_link(mount.join("a/b/small"), mount.join("a/b/c/link")).unwrap();

@@ -11,7 +11,7 @@ fn a_volume_in_s3_keeps_its_files_with_either_durability() {
     let mut site = Site::with_s3();
     site.serve = vec!["--store".into(), "s3://bucket/some/prefix".into()];
     site.start();
-    let content: Vec<u8> = (0..500_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let content = words(500_000);
     site.atoll(["volume", "create", "vol", "--durability", "object"]).must_succeed();
     site.atoll(["volume", "create", "quick", "--durability", "local"]).must_succeed();
     let mount = site.mount("m");
@@ -79,7 +79,7 @@ fn a_full_disk_refuses_writes_and_keeps_what_was_synced() {
     site.start();
     site.atoll(["volume", "create", "vol"]).must_succeed();
     let mount = site.mount("m");
-    let kept: Vec<u8> = (0..250_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let kept = words(250_000);
     fs::write(mount.join("kept"), &kept).unwrap();
     fs::File::open(mount.join("kept")).unwrap().sync_all().unwrap();
     let filler = fs::File::create(mount.join("filler")).unwrap();

@@ -52,7 +52,7 @@ pub struct Session {
     read_only: AtomicBool,
     /// The session is to end.
     ending: Notify,
-    /// The server said that the session is over, or there is none.
+    /// The server said that the session is over.
     ended: Notify,
 }
 
@@ -155,7 +155,7 @@ impl Session {
             let mut state = self.state.lock();
             let away = state.control.is_none();
             let Some(pending) = state.pending.get_mut(&id) else { return false };
-            let waits = pending.execute.operations.iter().any(|o| matches!(o, Operation::SetLock { wait: true, .. }));
+            let waits = pending.execute.operations.iter().any(Operation::waits_for_lock);
             if waits && away {
                 // The server forgets such a wait with its connection.
                 state.pending.remove(&id).map(|pending| pending.done)

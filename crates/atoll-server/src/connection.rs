@@ -29,7 +29,7 @@ const IN_FLIGHT_MAX: usize = 4096;
 const LOCK_WAITS_MAX: usize = 4096;
 /// Answers that wait to be written.
 const ANSWERS_QUEUED_MAX: usize = 1024;
-/// How long a request may wait for a segment of the answer to leave.
+/// How long the peer may take no bytes of its answers.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Answers = mpsc::Sender<BytesMut>;
@@ -255,7 +255,7 @@ impl Connection {
         let Some(session) = self.session.clone() else {
             return send(&self.answers, id, &Response::Refused { message: "no volume is open".into() }).await;
         };
-        let locks = execute.operations.iter().any(|o| matches!(o, Operation::SetLock { wait: true, .. }));
+        let locks = execute.operations.iter().any(Operation::waits_for_lock);
         let work = numbered(self.context.clone(), session, execute);
         let mut work: Pin<Box<dyn Future<Output = Results> + Send>> = Box::pin(work);
         let first = std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;

@@ -4,6 +4,7 @@
 //! against its session's rights. Start with [`Server::start`], then `connection`.
 
 mod connection;
+mod durable;
 mod metrics;
 mod registry;
 mod server;
@@ -11,3 +12,10 @@ mod sessions;
 mod tokens;
 
 pub use server::{Addresses, Server, ServerConfig, ServerError};
+
+/// Bytes that nobody can guess.
+fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
+    Ok(bytes)
+}

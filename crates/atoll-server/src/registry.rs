@@ -24,8 +24,13 @@ use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path a
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::durable;
+
 /// Metadata of one volume in memory before it is written out, in bytes.
 const MEMTABLE_BYTES: usize = 32 << 20;
+
+/// Of the records in the data folder, which is closed to others as a whole.
+const FILE_MODE: u32 = 0o666;
 
 /// How long a volume that closes waits for its object store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,8 +75,9 @@ impl Registry {
         let owner = match std::fs::read_to_string(&path) {
             Ok(owner) => owner,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let owner = format!("{:032x}", u128::from_be_bytes(random()?));
-                write_durably(&path, owner.as_bytes()).map_err(fail)?;
+                let owner =
+                    format!("{:032x}", u128::from_be_bytes(crate::random().map_err(|error| error.to_string())?));
+                durable::write(&path, owner.as_bytes(), FILE_MODE).map_err(fail)?;
                 owner
             }
             Err(error) => return Err(fail(error)),
@@ -122,7 +128,8 @@ impl Registry {
             return Err(format!("volume `{name}` exists already"));
         }
         probe(&self.root).await.map_err(|error| error.to_string())?;
-        let settings = VolumeSettings { durability, id: u128::from_be_bytes(random()?) };
+        let settings =
+            VolumeSettings { durability, id: u128::from_be_bytes(crate::random().map_err(|error| error.to_string())?) };
         let id = format!("{:032x}", settings.id);
         let record = Record { id, durability: durability.name().into(), owner: self.owner.clone() };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
@@ -142,7 +149,7 @@ impl Registry {
         atoll_volume::format(&*store, &settings, &owner).await.map_err(|error| error.to_string())?;
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without this file was never made.
-        write_durably(&self.local(name).join("volume.json"), &json).map_err(|error| error.to_string())?;
+        durable::write(&self.local(name).join("volume.json"), &json, FILE_MODE).map_err(|error| error.to_string())?;
         *open = Some(volume);
         Ok(())
     }
@@ -304,12 +311,6 @@ impl Registry {
     }
 }
 
-fn random() -> Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| error.to_string())?;
-    Ok(bytes)
-}
-
 fn remove_folder(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
@@ -327,16 +328,4 @@ async fn remove_objects(root: &ObjectRoot, which: impl Fn(&ObjectPath) -> bool) 
         }
     }
     Ok(())
-}
-
-fn write_durably(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = std::fs::File::create(&new)?;
-    std::io::Write::write_all(&mut file, content)?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)?;
-    match path.parent() {
-        Some(folder) => std::fs::File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -101,16 +101,10 @@ pub(crate) struct Sessions {
     table: Mutex<HashMap<SessionId, Arc<Session>>>,
 }
 
-fn random() -> Result<[u8; 24], String> {
-    let mut bytes = [0u8; 24];
-    getrandom::fill(&mut bytes).map_err(|error| error.to_string())?;
-    Ok(bytes)
-}
-
 impl Sessions {
     /// A new session with one connection.
     pub fn create(&self, volume_name: &str, volume: Volume, read_only: bool) -> Result<Arc<Session>, String> {
-        let random = random()?;
+        let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
         id.copy_from_slice(&random[..8]);
         secret.copy_from_slice(&random[8..]);

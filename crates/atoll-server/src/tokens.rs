@@ -1,8 +1,6 @@
 //! Tokens that let clients in over the network. Only their hashes are kept.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +10,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::durable;
 
 /// What a client may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,15 +79,7 @@ impl Tokens {
     }
 
     fn save(&self, list: &[Token]) -> std::io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(list)?)?;
-        file.sync_all()?;
-        fs::rename(new, &self.path)?;
-        match self.path.parent() {
-            Some(folder) => fs::File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
+        durable::write(&self.path, &serde_json::to_vec_pretty(list)?, 0o600)
     }
 
     /// Whether rights that were given earlier still hold: not revoked, not expired.
@@ -127,8 +119,7 @@ impl Tokens {
         expires_seconds: Option<u64>,
         label: String,
     ) -> std::io::Result<TokenInfo> {
-        let mut random = [0u8; 40];
-        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
+        let random: [u8; 40] = crate::random()?;
         let (id, secret) = (hex(&random[..8]), format!("atoll_{}", hex(&random[8..])));
         let expires = expires_seconds.map(|seconds| now().saturating_add(seconds));
         let token = Token { id, label, volume, read_only, expires, hash: hash(&secret) };

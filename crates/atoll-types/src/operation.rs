@@ -191,81 +191,62 @@ impl Operation {
     }
 }
 
-impl Operation {
-    /// Every value of [`Operation::name`].
-    pub const NAMES: &'static [&'static str] = &[
-        "lookup",
-        "parent",
-        "get_attributes",
-        "set_attributes",
-        "create",
-        "create_unnamed",
-        "make_node",
-        "make_directory",
-        "make_symlink",
-        "link",
-        "unlink",
-        "remove_directory",
-        "rename",
-        "read_symlink",
-        "open",
-        "release",
-        "read",
-        "write",
-        "sync",
-        "allocate",
-        "seek",
-        "clone_range",
-        "read_directory",
-        "get_xattr",
-        "set_xattr",
-        "list_xattrs",
-        "remove_xattr",
-        "statistics",
-        "test_lock",
-        "set_lock",
-        "unlock",
-    ];
+macro_rules! names {
+    ($($variant:ident $name:literal,)*) => {
+        impl Operation {
+            /// Every value of [`Operation::name`].
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
 
-    /// The operation's name in metrics and logs.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Operation::Lookup { .. } => "lookup",
-            Operation::Parent { .. } => "parent",
-            Operation::GetAttributes { .. } => "get_attributes",
-            Operation::SetAttributes { .. } => "set_attributes",
-            Operation::Create { .. } => "create",
-            Operation::CreateUnnamed { .. } => "create_unnamed",
-            Operation::MakeNode { .. } => "make_node",
-            Operation::MakeDirectory { .. } => "make_directory",
-            Operation::MakeSymlink { .. } => "make_symlink",
-            Operation::Link { .. } => "link",
-            Operation::Unlink { .. } => "unlink",
-            Operation::RemoveDirectory { .. } => "remove_directory",
-            Operation::Rename { .. } => "rename",
-            Operation::ReadSymlink { .. } => "read_symlink",
-            Operation::Open { .. } => "open",
-            Operation::Release { .. } => "release",
-            Operation::Read { .. } => "read",
-            Operation::Write { .. } => "write",
-            Operation::Sync => "sync",
-            Operation::Allocate { .. } => "allocate",
-            Operation::Seek { .. } => "seek",
-            Operation::CloneRange { .. } => "clone_range",
-            Operation::ReadDirectory { .. } => "read_directory",
-            Operation::GetXattr { .. } => "get_xattr",
-            Operation::SetXattr { .. } => "set_xattr",
-            Operation::ListXattrs { .. } => "list_xattrs",
-            Operation::RemoveXattr { .. } => "remove_xattr",
-            Operation::Statistics => "statistics",
-            Operation::TestLock { .. } => "test_lock",
-            Operation::SetLock { .. } => "set_lock",
-            Operation::Unlock { .. } => "unlock",
+            /// The operation's name in metrics and logs.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Operation::$variant { .. } => $name,)*
+                }
+            }
         }
-    }
+    };
+}
+
+names! {
+    Lookup "lookup",
+    Parent "parent",
+    GetAttributes "get_attributes",
+    SetAttributes "set_attributes",
+    Create "create",
+    CreateUnnamed "create_unnamed",
+    MakeNode "make_node",
+    MakeDirectory "make_directory",
+    MakeSymlink "make_symlink",
+    Link "link",
+    Unlink "unlink",
+    RemoveDirectory "remove_directory",
+    Rename "rename",
+    ReadSymlink "read_symlink",
+    Open "open",
+    Release "release",
+    Read "read",
+    Write "write",
+    Sync "sync",
+    Allocate "allocate",
+    Seek "seek",
+    CloneRange "clone_range",
+    ReadDirectory "read_directory",
+    GetXattr "get_xattr",
+    SetXattr "set_xattr",
+    ListXattrs "list_xattrs",
+    RemoveXattr "remove_xattr",
+    Statistics "statistics",
+    TestLock "test_lock",
+    SetLock "set_lock",
+    Unlock "unlock",
 }
 
 impl Operation {
+    /// True when it may wait for another's lock, for ever.
+    pub fn waits_for_lock(&self) -> bool {
+        matches!(self, Operation::SetLock { wait: true, .. })
+    }
+
     /// Visit every inode number that the operation names.
     pub fn inodes_mut(&mut self, mut visit: impl FnMut(&mut InodeId)) {
         use Operation as O;
