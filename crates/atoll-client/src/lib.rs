@@ -1,14 +1,19 @@
 //! The client: a session with one volume that survives broken connections and
-//! restarted servers, and an administrative connection.
+//! restarted servers, one that keeps answers under leases, and an administrative connection.
 //!
 //! Invariant: a request is answered exactly once: by the server, or with `EIO`
-//! when the server was away for longer than the reply timeout.
+//! when the server was away for longer than the reply timeout. What is answered
+//! from memory is what the server would answer (`cache`, `docs/leases.md`).
 
 mod address;
+mod cache;
+mod client;
+mod clock;
 mod connection;
 mod session;
 
 pub use address::ServerAddress;
+pub use client::{Answer, Client, Kernel};
 pub use session::{Admin, Session};
 
 use std::path::PathBuf;

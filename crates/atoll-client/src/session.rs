@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use atoll_lease::{Grant, Issue, Recall};
 use atoll_types::{Caller, Errno, InodeId, Operation, OperationSeq, Outcome};
-use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, Request, Response, Resume};
+use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, RECALLS_MAX, Request, Response, Resume};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::clock::Moment;
 use crate::connection::{self, Connection};
 use crate::{ClientConfig, ClientError};
 
@@ -20,8 +22,47 @@ const BULK_BYTES_MIN: usize = 64 * 1024;
 /// Pause between attempts to reconnect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often a session that keeps answers under leases renews them.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection on which nothing was heard for so long is broken, where there are pings.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+
 pub type Results = Vec<Result<Outcome, Errno>>;
-type Done = Box<dyn FnOnce(Results) + Send>;
+
+/// What the server answered.
+pub(crate) struct Reply {
+    pub results: Results,
+    pub grants: Vec<Grant>,
+    pub order: Issue,
+}
+
+impl Reply {
+    fn failed(errno: Errno) -> Self {
+        Reply { results: vec![Err(errno)], grants: Vec::new(), order: Issue::default() }
+    }
+
+    /// The result of a request with one operation.
+    pub fn first(&self) -> Result<&Outcome, Errno> {
+        match self.results.first() {
+            Some(Ok(outcome)) => Ok(outcome),
+            Some(Err(errno)) => Err(*errno),
+            None => Err(Errno::EIO),
+        }
+    }
+}
+
+pub(crate) type Done = Box<dyn FnOnce(Reply) + Send>;
+
+/// Who keeps answers under the session's leases. Called on runtime threads: must not block.
+pub(crate) trait Keeper: Send + Sync {
+    fn recalled(&self, recalls: Vec<Recall>);
+    /// What is held may be used for another term from `sent` on.
+    fn renewed(&self, sent: Moment);
+    /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
+    fn lost(&self) -> oneshot::Receiver<()>;
+    /// There is a connection; `sent` is when it introduced itself.
+    fn connected(&self, sent: Moment);
+}
 
 struct Pending {
     execute: Execute,
@@ -49,6 +90,7 @@ pub struct Session {
     volume: String,
     state: Mutex<State>,
     next_id: AtomicU64,
+    keeper: Option<Arc<dyn Keeper>>,
     read_only: AtomicBool,
     /// The session is to end.
     ending: Notify,
@@ -82,6 +124,15 @@ fn lane(operation: &Operation) -> Lane {
 impl Session {
     /// Connect to a volume. The session reconnects by itself afterwards.
     pub async fn open(config: ClientConfig, volume: &str) -> Result<Arc<Session>, ClientError> {
+        Self::open_with(config, volume, None).await
+    }
+
+    /// With leases, if there is somebody who keeps answers under them.
+    pub(crate) async fn open_with(
+        config: ClientConfig,
+        volume: &str,
+        keeper: Option<Arc<dyn Keeper>>,
+    ) -> Result<Arc<Session>, ClientError> {
         let session = Arc::new(Session {
             config,
             volume: volume.to_owned(),
@@ -97,12 +148,14 @@ impl Session {
                 closed: false,
             }),
             next_id: AtomicU64::new(3),
+            keeper,
             read_only: AtomicBool::new(false),
             ending: Notify::new(),
             ended: Notify::new(),
         });
+        let sent = Moment::now();
         let first = session.connect(Lane::Control).await?;
-        tokio::spawn(session.clone().keep(first));
+        tokio::spawn(session.clone().keep(first, sent));
         Ok(session)
     }
 
@@ -119,9 +172,24 @@ impl Session {
         operation: Operation,
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
     ) {
+        let one = |reply: Reply| done(reply.results.into_iter().next().unwrap_or(Err(Errno::EIO)));
+        self.submit_kept(id, caller, operation, Box::new(one));
+    }
+
+    /// The same for who may keep the answer.
+    pub(crate) fn submit_kept(&self, id: u64, caller: Caller, operation: Operation, done: Done) {
         debug_assert!(id.is_multiple_of(2));
-        let one = |results: Results| done(results.into_iter().next().unwrap_or(Err(Errno::EIO)));
-        self.send(id, caller, vec![operation], Box::new(one));
+        self.send(id, caller, vec![operation], done);
+    }
+
+    /// Rights were given up.
+    pub(crate) fn give_up(&self, rights: Vec<Recall>) {
+        let state = self.state.lock();
+        for part in rights.chunks(RECALLS_MAX) {
+            if let (Some(control), Some(bytes)) = (&state.control, encode(0, &Request::GiveUp(part.to_vec()))) {
+                let _ = control.send(bytes);
+            }
+        }
     }
 
     pub async fn call(&self, caller: Caller, operation: Operation) -> Result<Outcome, Errno> {
@@ -131,8 +199,8 @@ impl Session {
     /// Operations in order up to the first that fails, in one round trip.
     pub async fn compound(&self, caller: Caller, operations: Vec<Operation>) -> Results {
         let (sender, receiver) = oneshot::channel();
-        let done = move |results| {
-            let _ = sender.send(results);
+        let done = move |reply: Reply| {
+            let _ = sender.send(reply.results);
         };
         self.send(self.own_id(), caller, operations, Box::new(done));
         receiver.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
@@ -166,9 +234,9 @@ impl Session {
                 None
             } else if is_killed(pending.execute.caller.pid) {
                 let (session, operations) = (Arc::downgrade(self), pending.execute.operations.clone());
-                let late = move |results: Results| {
+                let late = move |reply: Reply| {
                     let Some(session) = session.upgrade() else { return };
-                    for (operation, result) in operations.iter().zip(&results) {
+                    for (operation, result) in operations.iter().zip(&reply.results) {
                         if let Some(inode) = opened(operation, result) {
                             session.tell(Operation::Release { inode });
                         }
@@ -180,7 +248,7 @@ impl Session {
             }
         };
         if let Some(done) = abandoned {
-            done(vec![Err(Errno::EINTR)]);
+            done(Reply::failed(Errno::EINTR));
         }
         true
     }
@@ -206,7 +274,7 @@ impl Session {
         let too_long = |since: Instant| since.elapsed() >= self.config.reply_timeout;
         if state.closed || state.away_since.is_some_and(too_long) {
             drop(state);
-            done(vec![Err(Errno::EIO)]);
+            done(Reply::failed(Errno::EIO));
             return;
         }
         let mut sequence = 0;
@@ -229,22 +297,22 @@ impl Session {
             None => {
                 state.unanswered.remove(&sequence);
                 drop(state);
-                done(vec![Err(Errno::EINVAL)]);
+                done(Reply::failed(Errno::EINVAL));
             }
         }
     }
 
-    fn answer(&self, id: u64, results: Results) {
+    fn answer(&self, id: u64, reply: Reply) {
         let pending = {
             let mut state = self.state.lock();
             let Some(pending) = state.pending.remove(&id) else { return };
             state.unanswered.remove(&pending.execute.sequence.0);
-            for (operation, result) in pending.execute.operations.iter().zip(&results) {
+            for (operation, result) in pending.execute.operations.iter().zip(&reply.results) {
                 state.track(operation, result);
             }
             pending
         };
-        (pending.done)(results);
+        (pending.done)(reply);
     }
 
     // ---- connections
@@ -256,6 +324,7 @@ impl Session {
             volume: Some(self.volume.clone()),
             resume: self.state.lock().resume.clone(),
             lane,
+            leases: self.keeper.is_some(),
         };
         let connection = connection::connect(&self.config, hello).await?;
         self.read_only.store(connection.welcome.read_only, Ordering::Relaxed);
@@ -266,21 +335,26 @@ impl Session {
     }
 
     /// Keep the session connected until it is closed.
-    async fn keep(self: Arc<Self>, first: Connection) {
-        let mut next = Some(first);
+    async fn keep(self: Arc<Self>, first: Connection, sent: Moment) {
+        let mut next = Some((first, sent));
         loop {
-            if let Some(control) = next.take() {
+            if let Some((control, sent)) = next.take() {
                 let bulk = self.connect(Lane::Bulk).await.ok();
-                self.run(control, bulk).await;
+                self.run(control, bulk, sent).await;
+                if let Some(keeper) = &self.keeper {
+                    // Before the server can take us for connected: it may know nothing of what is kept.
+                    let _ = keeper.lost().await;
+                }
             }
             if self.state.lock().closed {
                 self.fail_all();
                 return;
             }
+            let sent = Moment::now();
             match self.connect(Lane::Control).await {
                 Ok(connection) => {
                     tracing::info!(resumed = connection.welcome.resumed, "reconnected");
-                    next = Some(connection);
+                    next = Some((connection, sent));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot reconnect");
@@ -298,7 +372,7 @@ impl Session {
     }
 
     /// Serve on these connections until one breaks.
-    async fn run(&self, control: Connection, bulk: Option<Connection>) {
+    async fn run(&self, control: Connection, bulk: Option<Connection>, sent: Moment) {
         let (control_sender, control_queue) = mpsc::unbounded_channel();
         let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
@@ -312,10 +386,28 @@ impl Session {
             }
             state.send_again();
         }
+        if let Some(keeper) = &self.keeper {
+            keeper.connected(sent);
+        }
+        let heard = Mutex::new(Instant::now());
         let receive_control = async {
             while let Some((id, response)) = control_reader.next().await {
+                *heard.lock() = Instant::now();
                 self.take(id, response);
             }
+        };
+        let renewing = async {
+            if self.keeper.is_none() {
+                return std::future::pending().await;
+            }
+            while heard.lock().elapsed() < SILENCE_MAX {
+                tokio::time::sleep(PING_INTERVAL).await;
+                // A ping's id is when it was sent: the answer brings it back.
+                if let Some(bytes) = encode(Moment::now().to_id(), &Request::Ping) {
+                    self.state.lock().deliver(Lane::Control, bytes);
+                }
+            }
+            tracing::warn!("the server says nothing: connecting anew");
         };
         let bulk_lane = async {
             match bulk {
@@ -334,6 +426,7 @@ impl Session {
             _ = receive_control => {}
             _ = pump(control_writer, control_queue) => {}
             _ = bulk_lane => {}
+            _ = renewing => {}
             _ = self.ending.notified() => {}
         }
         let mut state = self.state.lock();
@@ -344,10 +437,19 @@ impl Session {
 
     fn take(&self, id: u64, response: Response) {
         match response {
-            Response::Results(results) => self.answer(id, results),
+            Response::Results { results, grants, order } => self.answer(id, Reply { results, grants, order }),
             Response::Refused { message } => {
                 tracing::warn!(%message, "request refused");
-                self.answer(id, vec![Err(Errno::EIO)]);
+                self.answer(id, Reply::failed(Errno::EIO));
+            }
+            Response::Recall(recalls) => match &self.keeper {
+                Some(keeper) => keeper.recalled(recalls),
+                None => self.give_up(recalls),
+            },
+            Response::Pong { renewed: true } => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.renewed(Moment::from_id(id));
+                }
             }
             Response::Ended => self.ended.notify_one(),
             _ => {}
@@ -360,7 +462,7 @@ impl Session {
             (std::mem::take(&mut state.pending), std::mem::take(&mut state.unanswered))
         };
         for pending in pending.into_values() {
-            (pending.done)(vec![Err(Errno::EIO)]);
+            (pending.done)(Reply::failed(Errno::EIO));
         }
     }
 }
@@ -448,7 +550,14 @@ pub struct Admin {
 
 impl Admin {
     pub async fn connect(config: &ClientConfig) -> Result<Admin, ClientError> {
-        let hello = Hello { features: 0, token: config.token.clone(), volume: None, resume: None, lane: Lane::Control };
+        let hello = Hello {
+            features: 0,
+            token: config.token.clone(),
+            volume: None,
+            resume: None,
+            lane: Lane::Control,
+            leases: false,
+        };
         Ok(Admin { connection: tokio::sync::Mutex::new(connection::connect(config, hello).await?) })
     }
 

@@ -1,8 +1,8 @@
 //! Numbers and layouts of the kernel protocol (linux/fuse.h, protocol 7.31 and later).
 
-use std::time::Duration;
-
 use atoll_types::{Attributes, Caller, Timestamp};
+
+use crate::remote::Lifetimes;
 
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
@@ -52,10 +52,13 @@ pub const READDIRPLUS: u32 = 44;
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 pub const NOTIFY_DELETE: i32 = 6;
+pub const NOTIFY_INC_EPOCH: i32 = 8;
+/// Minor version of the protocol that brought [`NOTIFY_INC_EPOCH`] (Linux 6.16).
+pub const MINOR_EPOCH: u32 = 44;
 
 /// What this mount wants of the kernel: asynchronous reads and direct I/O, POSIX locks and flock,
 /// atomic O_TRUNC, big writes, the umask left to us, revalidation of data, parallel directory
-/// operations, ACLs, 1 MiB requests, kill-priv v2, the longer SETXATTR and INIT.
+/// operations, ACLs, 1 MiB requests, symlink targets kept (they never change), kill-priv v2, the longer SETXATTR and INIT.
 pub const FLAGS: u64 = 1
     | 1 << 1
     | 1 << 3
@@ -67,6 +70,7 @@ pub const FLAGS: u64 = 1
     | 1 << 18
     | 1 << 20
     | 1 << 22
+    | 1 << 23
     | 1 << 28
     | 1 << 29
     | 1 << 30
@@ -76,19 +80,12 @@ pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 pub const LIST_ATTRIBUTES: u64 = 1 << 13 | 1 << 14;
 
 pub const FOPEN_DIRECT_IO: u32 = 1;
+pub const FOPEN_KEEP_CACHE: u32 = 2;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 pub const LK_FLOCK: u32 = 1;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
-
-/// How long the kernel may use what an answer says without asking again.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lifetimes {
-    /// Of a name.
-    pub entry: Duration,
-    pub attributes: Duration,
-}
 
 /// Fields of a request, in order. Short requests give zeros and are found out by `bad`.
 pub struct Fields<'a> {
@@ -227,6 +224,13 @@ impl Body {
             .u32(l.entry.subsec_nanos())
             .u32(l.attributes.subsec_nanos())
             .attributes(a)
+    }
+
+    /// `fuse_entry_out` of a name that is not there.
+    pub fn absent(self, l: Lifetimes) -> Self {
+        let mut body = self.u64(0).u64(0).u64(l.entry.as_secs()).u64(0).u32(l.entry.subsec_nanos()).u32(0);
+        body.0.resize(body.0.len() + 88, 0);
+        body
     }
 
     /// `fuse_attr_out`.

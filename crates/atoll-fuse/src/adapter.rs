@@ -1,51 +1,27 @@
 //! From kernel requests to operations, and from outcomes to replies.
 //!
-//! A volume's lifetimes are zero: the kernel asks again each time. Data is
-//! revalidated at every open, and at every read by size and modification time.
+//! How long the kernel may keep an answer comes with the answer. Bytes live by the
+//! attributes: every read compares size and modification time, which the kernel asks for
+//! when it may not keep them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use atoll_client::Answer;
 use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::operation::{
     AllocateMode, AttributeChanges, NewTime, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode,
 };
 use atoll_types::{
-    Attributes, ByteRange, Caller, Errno, FileKind, InodeId, LockOwner, Mode, Name, Operation, Outcome, Timestamp,
+    Attributes, ByteRange, Errno, FileKind, InodeId, LockOwner, Mode, Name, Operation, Outcome, Timestamp,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::abi::{self, Body, Fields, Header, Lifetimes};
+use crate::abi::{self, Body, Fields, Header};
+use crate::remote::{Lifetimes, Remote};
 use crate::session::Reply;
-
-pub type Done = Box<dyn FnOnce(Result<Outcome, Errno>) + Send>;
-
-/// Who executes operations.
-pub trait Remote: Send + Sync + 'static {
-    /// `done` is called once, from any thread. `id` is even and names the request for `interrupt`.
-    fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Done);
-    /// Fire and forget.
-    fn tell(&self, operation: Operation);
-    /// A signal came for the caller; one that `is_killed` will never look at the answer.
-    /// False when there is no such request, or not yet.
-    fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool;
-}
-
-impl Remote for Arc<atoll_client::Session> {
-    fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Done) {
-        atoll_client::Session::submit(self, id, caller, operation, done);
-    }
-
-    fn tell(&self, operation: Operation) {
-        atoll_client::Session::tell(self, operation);
-    }
-
-    fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
-        atoll_client::Session::interrupt(self, id, is_killed)
-    }
-}
 
 /// Entries of a listing asked for at a time.
 const LISTING_ENTRIES: u32 = 512;
@@ -71,8 +47,7 @@ impl Locked {
 
 /// A mounted volume.
 pub struct VolumeFs {
-    remote: Box<dyn Remote>,
-    lifetimes: Lifetimes,
+    remote: Arc<dyn Remote>,
     locked: Mutex<Locked>,
     next_handle: AtomicU64,
 }
@@ -88,11 +63,15 @@ fn attributes(outcome: Outcome) -> Result<Attributes, Errno> {
     }
 }
 
+fn lifetimes(answer: &Answer) -> Lifetimes {
+    Lifetimes { entry: answer.entry, attributes: answer.attributes }
+}
+
 const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
 
 impl VolumeFs {
-    pub fn new(remote: impl Remote, lifetimes: Lifetimes) -> Self {
-        VolumeFs { remote: Box::new(remote), lifetimes, locked: Mutex::default(), next_handle: AtomicU64::new(1) }
+    pub fn new(remote: impl Remote) -> Self {
+        VolumeFs { remote: Arc::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1) }
     }
 
     fn submit(
@@ -100,26 +79,50 @@ impl VolumeFs {
         from: Header,
         operation: Operation,
         reply: Reply,
-        answer: impl FnOnce(Outcome) -> Result<Body, Errno> + Send + 'static,
+        body: impl FnOnce(Outcome, Lifetimes) -> Result<Body, Errno> + Send + 'static,
     ) {
-        let done = move |result: Result<Outcome, Errno>| match result.and_then(answer) {
-            Ok(body) => reply.ok(body),
-            Err(errno) => reply.error(errno),
+        let done = move |answer: Answer| {
+            let lifetimes = lifetimes(&answer);
+            match answer.result.and_then(|outcome| body(outcome, lifetimes)) {
+                Ok(body) => reply.ok(body),
+                Err(errno) => reply.error(errno),
+            }
         };
         self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
     }
 
     fn entry(&self, from: Header, operation: Operation, reply: Reply) {
-        let lifetimes = self.lifetimes;
-        self.submit(from, operation, reply, move |o| Ok(Body::default().entry(&attributes(o)?, lifetimes)));
+        let remote = self.remote.clone();
+        self.submit(from, operation, reply, move |outcome, lifetimes| {
+            let attributes = attributes(outcome)?;
+            remote.looked_up(attributes.inode);
+            Ok(Body::default().entry(&attributes, lifetimes))
+        });
+    }
+
+    /// Like an entry, but the kernel may keep that the name is not there.
+    fn lookup(&self, from: Header, operation: Operation, reply: Reply) {
+        let remote = self.remote.clone();
+        let done = move |answer: Answer| {
+            let lifetimes = lifetimes(&answer);
+            match answer.result.and_then(attributes) {
+                Ok(attributes) => {
+                    remote.looked_up(attributes.inode);
+                    reply.ok(Body::default().entry(&attributes, lifetimes));
+                }
+                Err(Errno::ENOENT) if !lifetimes.entry.is_zero() => reply.ok(Body::default().absent(lifetimes)),
+                Err(errno) => reply.error(errno),
+            }
+        };
+        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
     }
 
     fn done(&self, from: Header, operation: Operation, reply: Reply) {
-        self.submit(from, operation, reply, |_| Ok(Body::default()));
+        self.submit(from, operation, reply, |_, _| Ok(Body::default()));
     }
 
     fn data(&self, from: Header, operation: Operation, reply: Reply) {
-        let done = move |result| match result {
+        let done = move |answer: Answer| match answer.result {
             Ok(Outcome::Data(bytes)) => reply.bytes(&bytes),
             Ok(_) => reply.error(Errno::EPROTO),
             Err(errno) => reply.error(errno),
@@ -129,7 +132,7 @@ impl VolumeFs {
 
     /// Extended attributes: size 0 asks for the length.
     fn sized(&self, from: Header, operation: Operation, size: u32, reply: Reply) {
-        let done = move |result| match result {
+        let done = move |answer: Answer| match answer.result {
             Ok(Outcome::Data(bytes)) if size == 0 => reply.ok(Body::default().u32(bytes.len() as u32).u32(0)),
             Ok(Outcome::Data(bytes)) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
             Ok(Outcome::Data(bytes)) => reply.bytes(&bytes),
@@ -146,7 +149,19 @@ impl VolumeFs {
 
     /// Whether the kernel may keep attributes, so that listings should carry them.
     pub(crate) fn lists_attributes(&self) -> bool {
-        !self.lifetimes.attributes.is_zero()
+        self.remote.keeps_attributes()
+    }
+
+    /// FORGET, or BATCH_FORGET, which has no answer.
+    pub(crate) fn forget(&self, header: Header, body: &[u8]) {
+        let mut f = Fields::new(body);
+        let forgotten = if header.opcode == abi::FORGET {
+            vec![(InodeId(header.node), f.u64())]
+        } else {
+            let (count, _) = (f.u32() as usize, f.u32());
+            (0..count.min(body.len() / 16)).map(|_| (InodeId(f.u64()), f.u64())).collect()
+        };
+        self.remote.forget(&forgotten);
     }
 
     pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
@@ -165,37 +180,43 @@ impl VolumeFs {
         if f.bad {
             return Err((reply, Errno::EINVAL));
         }
-        let lifetimes = self.lifetimes;
         match operation {
             Parsed::Entry(operation) => self.entry(header, operation, reply),
-            Parsed::Attr(operation) => {
-                self.submit(header, operation, reply, move |o| Ok(Body::default().attr(&attributes(o)?, lifetimes)))
-            }
-            Parsed::Statx(operation) => {
-                self.submit(header, operation, reply, move |o| Ok(Body::default().statx(&attributes(o)?, lifetimes)))
-            }
+            Parsed::Lookup(operation) => self.lookup(header, operation, reply),
+            Parsed::Attr(operation) => self
+                .submit(header, operation, reply, |o, lifetimes| Ok(Body::default().attr(&attributes(o)?, lifetimes))),
+            Parsed::Statx(operation) => self
+                .submit(header, operation, reply, |o, lifetimes| Ok(Body::default().statx(&attributes(o)?, lifetimes))),
             Parsed::Done(operation) => self.done(header, operation, reply),
             Parsed::Data(operation) => self.data(header, operation, reply),
             Parsed::Sized(operation, size) => self.sized(header, operation, size, reply),
             Parsed::Open(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.submit(header, operation, reply, move |_| Ok(Body::default().open(handle, flags)));
+                // Without the right to keep the attributes the bytes are asked for anew.
+                self.submit(header, operation, reply, move |_, lifetimes| {
+                    let keep = if lifetimes.attributes.is_zero() { 0 } else { abi::FOPEN_KEEP_CACHE };
+                    Ok(Body::default().open(handle, flags | keep))
+                });
             }
             Parsed::Create(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.submit(header, operation, reply, move |outcome| {
-                    Ok(Body::default().entry(&attributes(outcome)?, lifetimes).open(handle, flags))
+                let remote = self.remote.clone();
+                self.submit(header, operation, reply, move |outcome, lifetimes| {
+                    let attributes = attributes(outcome)?;
+                    remote.looked_up(attributes.inode);
+                    let keep = if lifetimes.attributes.is_zero() { 0 } else { abi::FOPEN_KEEP_CACHE };
+                    Ok(Body::default().entry(&attributes, lifetimes).open(handle, flags | keep))
                 });
             }
-            Parsed::Written(operation) => self.submit(header, operation, reply, |outcome| match outcome {
+            Parsed::Written(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
                 Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::Offset(operation) => self.submit(header, operation, reply, |outcome| match outcome {
+            Parsed::Offset(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
                 Outcome::Offset(offset) => Ok(Body::default().u64(offset)),
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::Statistics => self.submit(header, Operation::Statistics, reply, |outcome| match outcome {
+            Parsed::Statistics => self.submit(header, Operation::Statistics, reply, |outcome, _| match outcome {
                 Outcome::Space(s) => {
                     const BLOCK: u64 = 4096;
                     let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;
@@ -244,7 +265,7 @@ impl VolumeFs {
                 }
             }
             Parsed::TestLock(lock) => {
-                self.submit(header, Operation::TestLock { inode, lock }, reply, |outcome| match outcome {
+                self.submit(header, Operation::TestLock { inode, lock }, reply, |outcome, _| match outcome {
                     Outcome::Conflict(conflict) => Ok(lock_reply(conflict)),
                     _ => Err(Errno::EPROTO),
                 });
@@ -273,24 +294,39 @@ impl VolumeFs {
             entries_max: LISTING_ENTRIES,
             with_attributes: plus,
         };
-        let lifetimes = self.lifetimes;
-        self.submit(header, operation, reply, move |outcome| {
-            let Outcome::Listing { entries, .. } = outcome else { return Err(Errno::EPROTO) };
+        let remote = self.remote.clone();
+        let done = move |answer: Answer| {
+            let Answer { result, listed, .. } = answer;
+            let entries = match result {
+                Ok(Outcome::Listing { entries, .. }) => entries,
+                Ok(_) => return reply.error(Errno::EPROTO),
+                Err(errno) => return reply.error(errno),
+            };
             let mut body = Vec::with_capacity(size);
             let dots = [(1, &b"."[..]), (2, b"..")].into_iter().filter(|(at, _)| *at > offset);
-            // Without attributes an entry tells the kernel only its name: it looks the rest up.
-            let plus = |a: Option<Attributes>| plus.then(|| a.map(|a| Body::default().entry(&a, lifetimes).0));
             for (at, dot) in dots {
-                push_entry(&mut body, size, plus(None), inode.0, at, FileKind::Directory, dot);
+                push_entry(&mut body, size, plus.then_some(None), inode.0, at, FileKind::Directory, dot);
             }
-            for entry in entries {
+            let mut told = Vec::new();
+            for (place, entry) in entries.into_iter().enumerate() {
                 let (at, name) = (entry.cookie + 2, entry.name.as_bytes());
-                if !push_entry(&mut body, size, plus(entry.attributes), entry.inode.0, at, entry.kind, name) {
+                let left = listed.get(place).copied().unwrap_or_default();
+                let lifetimes = Lifetimes { entry: left, attributes: left };
+                // Without attributes an entry tells the kernel only its name: it looks the rest up.
+                let described = entry.attributes.map(|a| Body::default().entry(&a, lifetimes).0);
+                let known = plus && described.is_some();
+                let described = plus.then_some(described);
+                if !push_entry(&mut body, size, described, entry.inode.0, at, entry.kind, name) {
                     break;
                 }
+                if known {
+                    told.push(entry.inode);
+                }
             }
-            Ok(Body(body))
-        });
+            told.into_iter().for_each(|inode| remote.looked_up(inode));
+            reply.ok(Body(body));
+        };
+        self.remote.submit(header.unique, header.caller(), operation, Box::new(done));
     }
 
     fn parse(&self, header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
@@ -301,7 +337,7 @@ impl VolumeFs {
             abi::LOOKUP => match f.string() {
                 b"." => Parsed::Entry(O::GetAttributes { inode }),
                 b".." => Parsed::Entry(O::Parent { inode }),
-                bytes => Parsed::Entry(O::Lookup { parent, name: name(bytes)? }),
+                bytes => Parsed::Lookup(O::Lookup { parent, name: name(bytes)? }),
             },
             abi::GETATTR => Parsed::Attr(O::GetAttributes { inode }),
             abi::STATX => Parsed::Statx(O::GetAttributes { inode }),
@@ -469,6 +505,7 @@ fn is_killed(thread: u32) -> bool {
 /// A request, by how its outcome is answered.
 enum Parsed {
     Entry(Operation),
+    Lookup(Operation),
     Attr(Operation),
     Statx(Operation),
     Done(Operation),

@@ -11,11 +11,12 @@ mod adapter;
 mod mount;
 mod notify;
 mod null;
+mod remote;
 mod session;
 
-pub use abi::Lifetimes;
-pub use adapter::{Remote, VolumeFs};
+pub use adapter::VolumeFs;
 pub use mount::{FuseError, MountOptions, unmount};
-pub use notify::Notifier;
+pub use notify::{KernelCaches, Notifier};
 pub use null::NullRemote;
+pub use remote::{Lifetimes, Remote, WithoutLeases};
 pub use session::{Mounted, mount};

@@ -1,13 +1,20 @@
 //! Telling the kernel that what it keeps is no longer true.
 //!
-//! Each call waits until the kernel has dropped it, which takes locks that a
-//! request in flight may hold: call from a thread that serves no request.
+//! A name is dropped under the lock of its directory, which a request in flight may
+//! hold for as long as it takes: call from a thread that serves no request. Two
+//! mounts that each make a name in one directory hold such locks and wait for each
+//! other; so a name that is not dropped in time is dropped with all others at once,
+//! which needs no lock.
 
 use std::fs::File;
 use std::io::IoSlice;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
 
+use atoll_client::Kernel;
 use atoll_types::{InodeId, Name};
+use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
 
@@ -15,40 +22,151 @@ use crate::abi::{self, Body};
 #[derive(Clone)]
 pub struct Notifier {
     device: Arc<File>,
+    has_epochs: bool,
 }
 
 impl Notifier {
-    pub(crate) fn new(device: Arc<File>) -> Self {
-        Notifier { device }
+    pub(crate) fn new(device: Arc<File>, has_epochs: bool) -> Self {
+        Notifier { device, has_epochs }
     }
 
-    /// Attributes and all cached bytes of an inode.
-    pub fn inode(&self, inode: InodeId) -> std::io::Result<()> {
+    /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight.
+    pub fn inode(&self, inode: InodeId) -> std::io::Result<bool> {
         self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(0).u64(0), &[])
     }
 
+    /// Attributes alone. False when the kernel does not know the inode.
+    pub fn attributes(&self, inode: InodeId) -> std::io::Result<bool> {
+        const NO_BYTES: u64 = -1i64 as u64;
+        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(NO_BYTES).u64(0), &[])
+    }
+
     /// What a name stands for, that it is not there included.
-    pub fn entry(&self, parent: InodeId, name: &Name) -> std::io::Result<()> {
+    pub fn entry(&self, parent: InodeId, name: &Name) -> std::io::Result<bool> {
         let name = name.as_bytes();
         self.send(abi::NOTIFY_INVAL_ENTRY, Body::default().u64(parent.0).u32(name.len() as u32).u32(0), name)
     }
 
     /// A name was removed with what it stood for: who works in it is told.
-    pub fn deleted(&self, parent: InodeId, inode: InodeId, name: &Name) -> std::io::Result<()> {
+    pub fn deleted(&self, parent: InodeId, inode: InodeId, name: &Name) -> std::io::Result<bool> {
         let name = name.as_bytes();
         let body = Body::default().u64(parent.0).u64(inode.0).u32(name.len() as u32).u32(0);
         self.send(abi::NOTIFY_DELETE, body, name)
     }
 
-    /// `Ok` also when the kernel keeps nothing of it.
-    fn send(&self, code: i32, body: Body, name: &[u8]) -> std::io::Result<()> {
+    /// All names at once, without waiting for anything.
+    pub fn all_names(&self) -> std::io::Result<bool> {
+        self.send(abi::NOTIFY_INC_EPOCH, Body::default(), &[])
+    }
+
+    /// False when the kernel keeps nothing of it.
+    fn send(&self, code: i32, body: Body, name: &[u8]) -> std::io::Result<bool> {
         let end: &[u8] = if name.is_empty() { &[] } else { &[0] };
         let length = 16 + body.0.len() + name.len() + end.len();
         let header = Body::default().u32(length as u32).u32(code as u32).u64(0);
         let parts = [&header.0[..], &body.0, name, end].map(IoSlice::new);
         match rustix::io::writev(&*self.device, &parts) {
-            Ok(_) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Threads that may be stuck behind a directory's lock at a time; then names are dropped all at once.
+const NAME_THREADS: usize = 2;
+/// How long a directory's lock is waited for.
+const NAMES_TIMEOUT: Duration = Duration::from_millis(20);
+/// How long a lookup is waited for that may be making the kernel's inode right now.
+const INODE_TIMEOUT: Duration = Duration::from_millis(200);
+/// More names than this are dropped all at once.
+const NAMES_ONE_BY_ONE_MAX: usize = 256;
+
+struct Job {
+    directory: InodeId,
+    names: Vec<Name>,
+    done: Sender<()>,
+}
+
+/// What the kernel of one mount keeps under leases.
+pub struct KernelCaches {
+    notifier: Notifier,
+    jobs: Sender<Job>,
+}
+
+impl KernelCaches {
+    pub fn new(notifier: Notifier) -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..NAME_THREADS {
+            let (notifier, queue) = (notifier.clone(), queue.clone());
+            std::thread::spawn(move || drop_names(&notifier, &queue));
+        }
+        KernelCaches { notifier, jobs }
+    }
+
+    /// True when the names were dropped in time.
+    fn one_by_one(&self, directory: InodeId, names: Vec<Name>, timeout: Duration) -> bool {
+        let (done, dropped) = mpsc::channel();
+        self.jobs.send(Job { directory, names, done }).is_ok() && dropped.recv_timeout(timeout).is_ok()
+    }
+
+    fn all_names(&self) {
+        report(self.notifier.all_names());
+    }
+}
+
+fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>) {
+    loop {
+        let next = queue.lock().recv();
+        let Ok(Job { directory, names, done }) = next else { return };
+        for name in &names {
+            report(notifier.entry(directory, name));
+        }
+        // Who waited has given up perhaps.
+        let _ = done.send(());
+    }
+}
+
+fn report(result: std::io::Result<bool>) -> bool {
+    result.unwrap_or_else(|error| {
+        // A mount that is gone keeps nothing.
+        if error.raw_os_error() != Some(libc::ENODEV) && error.raw_os_error() != Some(libc::ENOTCONN) {
+            tracing::warn!(%error, "cannot tell the kernel");
+        }
+        false
+    })
+}
+
+impl Kernel for KernelCaches {
+    fn keeps_names(&self) -> bool {
+        self.notifier.has_epochs
+    }
+
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>) {
+        if names.len() > NAMES_ONE_BY_ONE_MAX || !self.one_by_one(directory, names, NAMES_TIMEOUT) {
+            self.all_names();
+        }
+    }
+
+    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>) {
+        if report(self.notifier.attributes(inode)) {
+            return;
+        }
+        // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
+        // its directory's lock, so behind that lock it is made.
+        if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
+            self.one_by_one(directory, vec![any], INODE_TIMEOUT);
+            report(self.notifier.attributes(inode));
+        }
+    }
+
+    fn drop_everything(&self, inodes: Vec<InodeId>) {
+        if self.notifier.has_epochs {
+            self.all_names();
+        }
+        for inode in inodes {
+            report(self.notifier.attributes(inode));
         }
     }
 }

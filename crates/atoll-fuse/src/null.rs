@@ -15,7 +15,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
-use crate::adapter::{Done, Remote};
+use crate::remote::{Done, Lifetimes, Remote, fixed};
 
 /// Largest file, in bytes: it lies in memory.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -25,6 +25,7 @@ pub struct NullRemote {
     /// Changes of the name space hold it for writing, everything else for reading.
     nodes: RwLock<FxHashMap<InodeId, Arc<Node>>>,
     next_inode: AtomicU64,
+    lifetimes: Lifetimes,
 }
 
 struct Node {
@@ -107,11 +108,17 @@ impl Default for NullRemote {
     fn default() -> Self {
         let root = new_attributes(InodeId::ROOT, Mode::new(FileKind::Directory, 0o755), Caller::default());
         let nodes = [(InodeId::ROOT, Node::new(root, InodeId::ROOT, Bytes::new()))];
-        NullRemote { nodes: RwLock::new(nodes.into_iter().collect()), next_inode: AtomicU64::new(InodeId::ROOT.0 + 1) }
+        let next_inode = AtomicU64::new(InodeId::ROOT.0 + 1);
+        NullRemote { nodes: RwLock::new(nodes.into_iter().collect()), next_inode, lifetimes: Lifetimes::default() }
     }
 }
 
 impl NullRemote {
+    /// A tree of which the kernel keeps names and attributes for so long. It changes only through the kernel.
+    pub fn keeping(lifetimes: Lifetimes) -> Self {
+        NullRemote { lifetimes, ..NullRemote::default() }
+    }
+
     fn node(&self, inode: InodeId) -> Result<Arc<Node>, Errno> {
         find(&self.nodes.read(), inode).cloned()
     }
@@ -323,7 +330,11 @@ impl NullRemote {
 
 impl Remote for Arc<NullRemote> {
     fn submit(&self, _: u64, caller: Caller, operation: Operation, done: Done) {
-        done(self.execute(caller, operation));
+        done(fixed(self.execute(caller, operation), self.lifetimes));
+    }
+
+    fn keeps_attributes(&self) -> bool {
+        !self.lifetimes.attributes.is_zero()
     }
 
     fn tell(&self, _: Operation) {}

@@ -92,7 +92,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
     let device = mount::attach(options)?;
     let serve = || -> Result<Mounted, FuseError> {
         let mut device = device;
-        initialise(&mut device, filesystem.lists_attributes())?;
+        let minor = initialise(&mut device, filesystem.lists_attributes())?;
         let mut threads = Vec::new();
         for _ in 1..options.threads.max(1) {
             let clone = Arc::new(clone_device(&device)?);
@@ -100,7 +100,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
             threads.push(std::thread::spawn(move || run(&clone, &filesystem)));
         }
         let device = Arc::new(device);
-        let notifier = Notifier::new(device.clone());
+        let notifier = Notifier::new(device.clone(), minor >= abi::MINOR_EPOCH);
         threads.push(std::thread::spawn(move || run(&device, &filesystem)));
         Ok(Mounted { threads, notifier })
     };
@@ -121,8 +121,8 @@ fn clone_device(device: &File) -> Result<File, FuseError> {
     Ok(owned.into())
 }
 
-/// Agree on the protocol.
-fn initialise(device: &mut File, list_attributes: bool) -> Result<(), FuseError> {
+/// Agree on the protocol; answers the kernel's minor version.
+fn initialise(device: &mut File, list_attributes: bool) -> Result<u32, FuseError> {
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
     let length = device.read(&mut buffer).map_err(FuseError::Session)?;
     let malformed = || FuseError::Session(std::io::Error::other("the kernel did not introduce itself"));
@@ -155,7 +155,7 @@ fn initialise(device: &mut File, list_attributes: bool) -> Result<(), FuseError>
     let header = Body::default().u32(16 + 64).u32(0).u64(header.unique);
     rustix::io::writev(&*device, &[IoSlice::new(&header.0), IoSlice::new(&reply.0)])
         .map_err(|error| FuseError::Session(error.into()))?;
-    Ok(())
+    Ok(minor)
 }
 
 /// Read requests until the mount is gone.
@@ -178,7 +178,10 @@ fn run(device: &Arc<File>, filesystem: &VolumeFs) {
         let Header { opcode, unique, .. } = header;
         let reply = Reply { device: device.clone(), unique, answered: false };
         match opcode {
-            abi::FORGET | abi::BATCH_FORGET => reply.nothing(),
+            abi::FORGET | abi::BATCH_FORGET => {
+                filesystem.forget(header, body);
+                reply.nothing();
+            }
             abi::INTERRUPT => match filesystem.interrupt(Fields::new(body).u64()) {
                 true => reply.nothing(),
                 // Not submitted yet, or answered already: the kernel sends it again or forgets it.

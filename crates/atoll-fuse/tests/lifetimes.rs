@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_client::Answer;
 use atoll_fuse::{Lifetimes, MountOptions, Mounted, NullRemote, Remote, VolumeFs};
 use atoll_types::operation::{OpenFlags, WriteAt};
 use atoll_types::{Caller, InodeId, Name, Operation, Outcome};
@@ -21,9 +22,9 @@ struct Mount {
 impl Mount {
     fn new() -> Mount {
         let folder = tempfile::tempdir().unwrap();
-        let remote = Arc::new(NullRemote::default());
         let hour = Duration::from_secs(3600);
-        let filesystem = VolumeFs::new(remote.clone(), Lifetimes { entry: hour, attributes: hour });
+        let remote = Arc::new(NullRemote::keeping(Lifetimes { entry: hour, attributes: hour }));
+        let filesystem = VolumeFs::new(remote.clone());
         let options = MountOptions {
             directory: folder.path().to_owned(),
             source: "lifetimes".into(),
@@ -37,7 +38,7 @@ impl Mount {
     /// Change the tree behind the kernel's back.
     fn behind(&self, operation: Operation) -> Outcome {
         let (sender, receiver) = std::sync::mpsc::channel();
-        let done = move |result| sender.send(result).unwrap();
+        let done = move |answer: Answer| sender.send(answer.result).unwrap();
         self.remote.submit(0, Caller::default(), operation, Box::new(done));
         receiver.recv().unwrap().unwrap()
     }

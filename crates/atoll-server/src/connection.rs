@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome};
 use atoll_wire::{
-    AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Request, Response, Welcome,
+    AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
+    Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -18,8 +19,9 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::server::Context;
-use crate::sessions::{Admission, Results, Session};
+use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
+use atoll_volume::Earned;
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,7 +61,9 @@ where
 {
     let (mut reader, writer) = tokio::io::split(stream);
     let (answers, outgoing) = mpsc::channel::<BytesMut>(ANSWERS_QUEUED_MAX);
-    let writing = tokio::spawn(write(writer, outgoing));
+    // Bounded by what the session may hold.
+    let (recalls, recalled) = mpsc::unbounded_channel::<BytesMut>();
+    let writing = tokio::spawn(write(writer, outgoing, recalled));
     let mut received = BytesMut::with_capacity(64 * 1024);
     let first = async {
         tokio::select! {
@@ -69,6 +73,7 @@ where
     };
     if let Ok(Some((id, body))) = tokio::time::timeout(HELLO_TIMEOUT, first).await {
         let hello = atoll_wire::decode_hello(&body).map_err(|error| error.to_string());
+        let lane = hello.as_ref().map_or(Lane::Control, |hello| hello.lane);
         let welcomed = match hello {
             Ok(hello) => welcome(&context, hello, trusted).await,
             Err(message) => Err(message),
@@ -76,6 +81,9 @@ where
         match welcomed {
             Ok((rights, session, welcome)) => {
                 send(&answers, id, &Response::Welcome(welcome)).await;
+                if let Some(session) = session.as_ref().filter(|s| s.leases && lane == Lane::Control) {
+                    session.attach(recalls);
+                }
                 let connection = Connection {
                     context,
                     rights,
@@ -102,8 +110,18 @@ where
 }
 
 /// Write answers until there are none left, or the peer takes none.
-async fn write(mut writer: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<BytesMut>) {
-    while let Some(mut bytes) = outgoing.recv().await {
+async fn write(
+    mut writer: impl AsyncWrite + Unpin,
+    mut outgoing: mpsc::Receiver<BytesMut>,
+    mut recalls: mpsc::UnboundedReceiver<BytesMut>,
+) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            Some(recall) = recalls.recv() => Some(recall),
+            answer = outgoing.recv() => answer,
+        };
+        let Some(mut bytes) = next else { break };
         // Whatever else is small and ready goes out with it.
         while bytes.len() < 64 * 1024
             && let Ok(more) = outgoing.try_recv()
@@ -142,7 +160,7 @@ async fn send(answers: &Answers, id: u64, response: &Response) {
     let mut bytes = BytesMut::new();
     if let Err(error) = atoll_wire::encode(id, response, &mut bytes) {
         tracing::error!(%error, "answer does not fit a frame");
-        let refused = Response::Results(vec![Err(Errno::EOVERFLOW)]);
+        let refused = results(only(vec![Err(Errno::EOVERFLOW)]));
         if atoll_wire::encode(id, &refused, &mut bytes).is_err() {
             return;
         }
@@ -174,7 +192,16 @@ async fn welcome(
     welcome.resumed = known.is_some();
     let session = match known {
         Some(session) => session,
-        None => context.sessions.create(name, context.registry.get(name).await?, rights.read_only)?,
+        None => {
+            let volume = context.registry.get(name).await?;
+            let sessions = Arc::downgrade(&context.sessions);
+            volume.on_recall(move |notice| {
+                if let Some(sessions) = sessions.upgrade() {
+                    sessions.recall(notice);
+                }
+            });
+            context.sessions.create(name, volume, rights.read_only, hello.leases)?
+        }
     };
     welcome.resume = Some(atoll_wire::Resume { session: session.id, secret: session.secret });
     Ok((rights, Some(session), welcome))
@@ -184,6 +211,13 @@ impl Connection {
     async fn run<R: AsyncRead + Unpin>(mut self, reader: &mut R, received: &mut BytesMut) {
         let context = self.context.clone();
         let mut stopping = pin!(context.stopping());
+        let session = self.session.clone();
+        let mut over = pin!(async {
+            match &session {
+                Some(session) => session.over().await,
+                None => std::future::pending().await,
+            }
+        });
         let stopped = loop {
             tokio::select! {
                 frame = next_frame(reader, received, FRAME_BYTES_MAX) => {
@@ -194,6 +228,7 @@ impl Connection {
                 }
                 Some(_) = self.tasks.join_next() => {}
                 _ = &mut stopping => break true,
+                _ = &mut over => break false,
             }
         };
         if stopped {
@@ -225,7 +260,15 @@ impl Connection {
             return false;
         }
         match request {
-            Request::Ping => send(&self.answers, id, &Response::Pong).await,
+            Request::Ping => {
+                let renewed = self.session.as_ref().is_some_and(|s| !s.has_ended() && s.volume.may_renew(s.id));
+                send(&self.answers, id, &Response::Pong { renewed }).await;
+            }
+            Request::GiveUp(rights) => {
+                if let Some(session) = &self.session {
+                    session.volume.given_up(session.id, &rights);
+                }
+            }
             Request::Cancel(waiting) => {
                 if let Some(waiting) = self.waiting.lock().get(&waiting) {
                     waiting.interrupt.notify_one();
@@ -257,10 +300,10 @@ impl Connection {
         };
         let locks = execute.operations.iter().any(Operation::waits_for_lock);
         let work = numbered(self.context.clone(), session, execute);
-        let mut work: Pin<Box<dyn Future<Output = Results> + Send>> = Box::pin(work);
+        let mut work: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(work);
         let first = std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
-        if let Poll::Ready(results) = first {
-            return send(&self.answers, id, &Response::Results(results)).await;
+        if let Poll::Ready(reply) = first {
+            return send(&self.answers, id, &results(reply)).await;
         }
         let permit = if locks {
             self.lock_waits.clone().try_acquire_owned().ok()
@@ -269,19 +312,19 @@ impl Connection {
             self.in_flight.clone().acquire_owned().await.ok()
         };
         let Some(permit) = permit else {
-            return send(&self.answers, id, &Response::Results(vec![Err(Errno::ENOLCK)])).await;
+            return send(&self.answers, id, &results(only(vec![Err(Errno::ENOLCK)]))).await;
         };
         let interrupt = Arc::new(Notify::new());
         let (answers, waiting) = (self.answers.clone(), self.waiting.clone());
         self.waiting.lock().insert(id, Waiting { interrupt: interrupt.clone(), lock_wait: None });
         let task = self.tasks.spawn(async move {
-            let results = tokio::select! {
+            let reply = tokio::select! {
                 biased;
-                results = work => results,
-                _ = interrupt.notified() => vec![Err(Errno::EINTR)],
+                reply = work => reply,
+                _ = interrupt.notified() => only(vec![Err(Errno::EINTR)]),
             };
             waiting.lock().remove(&id);
-            send(&answers, id, &Response::Results(results)).await;
+            send(&answers, id, &results(reply)).await;
             drop(permit);
         });
         if locks && let Some(waiting) = self.waiting.lock().get_mut(&id) {
@@ -331,43 +374,69 @@ impl Connection {
                 }
                 AdminReply::Done
             }
+            AdminRequest::Leases { volume, inode } => {
+                let holders = context.registry.get(&volume).await?.lease_holders(inode);
+                let info = |(holder, ms): (atoll_lease::HolderInfo, u64)| LeaseInfo {
+                    session: holder.session,
+                    rights: holder.rights.to_string(),
+                    recalling: holder.recalling.to_string(),
+                    seconds: ms / 1000,
+                };
+                AdminReply::Leases(holders.into_iter().map(info).collect())
+            }
+            AdminRequest::LeaseRevoke { session } => {
+                if !context.sessions.end_by_id(session).await {
+                    return Err(format!("no session `{session}`: `atoll status --leases VOLUME:/path` shows them"));
+                }
+                AdminReply::Done
+            }
             AdminRequest::Status => AdminReply::Status(context.status().await?),
         })
     }
 }
 
+/// An answer of which nothing may be kept.
+fn only(results: Results) -> Reply {
+    (results, Earned::default())
+}
+
+fn results((results, earned): Reply) -> Response {
+    Response::Results { results, grants: earned.grants, order: earned.order }
+}
+
 /// Execute a request, numbered mutations exactly once.
-async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Results {
+async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Reply {
     if session.has_ended() {
-        return vec![Err(Errno::EIO)];
+        return only(vec![Err(Errno::EIO)]);
     }
     if execute.sequence == OperationSeq(0) {
         if execute.operations.iter().any(Operation::mutates) {
-            return vec![Err(Errno::EINVAL)];
+            return only(vec![Err(Errno::EINVAL)]);
         }
         return compound(&context, &session, execute).await;
     }
     match session.admit(execute.sequence, execute.acknowledged) {
-        Admission::TooMany => vec![Err(Errno::EAGAIN)],
-        Admission::Acknowledged => vec![Err(Errno::EPROTO)],
+        Admission::TooMany => only(vec![Err(Errno::EAGAIN)]),
+        Admission::Acknowledged => only(vec![Err(Errno::EPROTO)]),
         Admission::Repeat(mut answer) => match answer.wait_for(Option::is_some).await {
-            Ok(results) => results.clone().unwrap_or_default(),
-            Err(_) => vec![Err(Errno::EIO)],
+            Ok(results) => only(results.clone().unwrap_or_default()),
+            Err(_) => only(vec![Err(Errno::EIO)]),
         },
         Admission::Execute(answer) => {
             // In a task of its own: a lost connection must not stop a change half-way.
             let work = tokio::spawn(async move {
-                let results = compound(&context, &session, execute).await;
-                answer.send_replace(Some(results.clone()));
-                results
+                let reply = compound(&context, &session, execute).await;
+                answer.send_replace(Some(reply.0.clone()));
+                reply
             });
-            work.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
+            work.await.unwrap_or_else(|_| only(vec![Err(Errno::EIO)]))
         }
     }
 }
 
-async fn compound(context: &Context, session: &Session, execute: Execute) -> Results {
+async fn compound(context: &Context, session: &Session, execute: Execute) -> Reply {
     let mut results = Vec::with_capacity(execute.operations.len());
+    let mut earned = Earned::default();
     let mut previous = None;
     for mut operation in execute.operations {
         let (name, started) = (operation.name(), Instant::now());
@@ -385,7 +454,10 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Res
         } else if session.read_only && operation.mutates() {
             Err(Errno::EROFS)
         } else {
-            session.volume.execute(session.id, &execute.caller, operation).await
+            let (result, also) = session.volume.execute_leased(session.id, &execute.caller, operation).await;
+            earned.grants.extend(also.grants);
+            earned.order = earned.order.max(also.order);
+            result
         };
         if let Ok(
             Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
@@ -400,5 +472,5 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Res
             break;
         }
     }
-    results
+    (results, earned)
 }

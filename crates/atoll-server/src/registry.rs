@@ -241,6 +241,7 @@ impl Registry {
         let report = |name: String| {
             let volume = self.peek(&name)?;
             let (v, b) = (volume.report(), volume.blob().statistics());
+            let (l, held) = volume.lease_counts();
             let figures = vec![
                 ("inodes", v.inodes),
                 ("inodes_cached", v.inodes_cached as u64),
@@ -265,6 +266,14 @@ impl Registry {
                 ("staging_errors", b.staging_errors),
                 ("corrupt_pieces", b.corrupt_pieces),
                 ("append_waits", b.waits),
+                ("leases_held", held as u64),
+                ("lease_grants", l.grants),
+                ("lease_grants_refused", l.refused),
+                ("lease_recalls", l.recalls),
+                ("lease_recalls_answered", l.acknowledged),
+                ("lease_recall_milliseconds", l.recall_ms),
+                ("lease_contended", l.contended),
+                ("sessions_fenced", l.fenced),
             ];
             Some((name, figures))
         };

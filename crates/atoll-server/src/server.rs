@@ -29,6 +29,9 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a stopping server waits for its connections.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often sessions are checked for recalls that they do not answer.
+const FENCE_INTERVAL: Duration = Duration::from_millis(200);
+
 /// How to start a server.
 #[derive(Clone, Debug, Default)]
 pub struct ServerConfig {
@@ -82,7 +85,7 @@ pub struct Addresses {
 /// What all connections share.
 pub(crate) struct Context {
     pub registry: Registry,
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
     pub tokens: Tokens,
     pub metrics: Metrics,
     started: Instant,
@@ -179,7 +182,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let context = Arc::new(Context {
             registry: Registry::open(data.clone(), root, config.cache_bytes_max).map_err(ServerError::Volume)?,
-            sessions: Sessions::default(),
+            sessions: Arc::default(),
             tokens,
             started: Instant::now(),
             metrics: Metrics::new().map_err(|error| ServerError::Metrics(error.to_string()))?,
@@ -223,6 +226,15 @@ impl Server {
                 tokio::select! {
                     _ = tokio::time::sleep(Duration::from_secs(1)) => expiring.sessions.expire().await,
                     _ = expiring.stopping() => return,
+                }
+            }
+        });
+        let fencing = context.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = tokio::time::sleep(FENCE_INTERVAL) => fencing.sessions.fence().await,
+                    _ = fencing.stopping() => return,
                 }
             }
         });

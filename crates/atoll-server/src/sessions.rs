@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_lease::{Notice, Recall};
 use atoll_types::{Errno, OperationSeq, Outcome, SessionId};
-use atoll_volume::Volume;
-use atoll_wire::Resume;
+use atoll_volume::{Earned, Volume};
+use atoll_wire::{RECALLS_MAX, Response, Resume};
+use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How long a session without a connection is kept.
 pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
@@ -17,6 +19,8 @@ pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
 const ANSWERS_MAX: usize = 16_384;
 
 pub(crate) type Results = Vec<Result<Outcome, Errno>>;
+/// What a request answers, and what the session may keep of it.
+pub(crate) type Reply = (Results, Earned);
 
 pub(crate) struct Session {
     pub id: SessionId,
@@ -24,7 +28,11 @@ pub(crate) struct Session {
     pub volume_name: String,
     pub volume: Volume,
     pub read_only: bool,
+    /// It answers recalls.
+    pub leases: bool,
     state: Mutex<State>,
+    /// Tells the session's connections that it is over.
+    over: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -32,6 +40,8 @@ struct State {
     connections: usize,
     idle_since: Option<Instant>,
     ended: bool,
+    /// Where recalls go: the newest control connection.
+    recalls: Option<mpsc::UnboundedSender<BytesMut>>,
     /// The client has the answers of every mutation below this number.
     acknowledged: u64,
     /// Answers to numbered mutations that the client may not have yet; `None` while executing.
@@ -74,6 +84,31 @@ impl Session {
     pub fn has_ended(&self) -> bool {
         self.state.lock().ended
     }
+
+    /// Ready when the session is over.
+    pub async fn over(&self) {
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+
+    /// Send recalls to this connection from now on, first those that are unanswered.
+    pub fn attach(&self, recalls: mpsc::UnboundedSender<BytesMut>) {
+        self.state.lock().recalls = Some(recalls);
+        for part in self.volume.unanswered_recalls(self.id).chunks(RECALLS_MAX) {
+            self.recall(part.to_vec());
+        }
+    }
+
+    /// Without a connection, the recalls are sent when there is one.
+    fn recall(&self, recalls: Vec<Recall>) {
+        let mut bytes = BytesMut::new();
+        if let Err(error) = atoll_wire::encode(0, &Response::Recall(recalls), &mut bytes) {
+            tracing::error!(%error, "a recall does not fit a frame");
+            return;
+        }
+        if let Some(sender) = &self.state.lock().recalls {
+            let _ = sender.send(bytes);
+        }
+    }
 }
 
 fn admit(state: &Mutex<State>, sequence: OperationSeq, acknowledged: OperationSeq) -> Admission {
@@ -103,7 +138,13 @@ pub(crate) struct Sessions {
 
 impl Sessions {
     /// A new session with one connection.
-    pub fn create(&self, volume_name: &str, volume: Volume, read_only: bool) -> Result<Arc<Session>, String> {
+    pub fn create(
+        &self,
+        volume_name: &str,
+        volume: Volume,
+        read_only: bool,
+        leases: bool,
+    ) -> Result<Arc<Session>, String> {
         let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
         id.copy_from_slice(&random[..8]);
@@ -114,10 +155,15 @@ impl Sessions {
             volume_name: volume_name.to_owned(),
             volume,
             read_only,
+            leases,
             state: Mutex::default(),
+            over: watch::Sender::new(false),
         });
         session.connect();
         self.table.lock().insert(session.id, session.clone());
+        if leases {
+            session.volume.enroll(session.id);
+        }
         Ok(session)
     }
 
@@ -136,9 +182,48 @@ impl Sessions {
 
     /// End a session: what it has open and locked is given back, later requests of it fail.
     pub async fn end(&self, session: &Session) {
-        session.state.lock().ended = true;
+        {
+            let mut state = session.state.lock();
+            state.ended = true;
+            state.recalls = None;
+        }
+        session.over.send_replace(true);
         if self.table.lock().remove(&session.id).is_some() {
             session.volume.end_session(session.id).await;
+        }
+    }
+
+    /// Tell a session to give rights up.
+    pub fn recall(&self, notice: Notice) {
+        let session = self.table.lock().get(&notice.session).cloned();
+        if let Some(session) = session {
+            session.recall(vec![notice.recall]);
+        }
+    }
+
+    /// End a session by its number; false when there is none.
+    pub async fn end_by_id(&self, id: SessionId) -> bool {
+        let session = self.table.lock().get(&id).cloned();
+        match session {
+            Some(session) => {
+                self.end(&session).await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// End sessions that keep others waiting for what they hold.
+    pub async fn fence(&self) {
+        let mut volumes: HashMap<String, Volume> = HashMap::new();
+        for session in self.table.lock().values() {
+            volumes.entry(session.volume_name.clone()).or_insert_with(|| session.volume.clone());
+        }
+        for (name, volume) in volumes {
+            for id in volume.overdue_sessions() {
+                tracing::warn!(session = %id, volume = %name, "session fenced: it did not give up what others wait for");
+                self.end_by_id(id).await;
+            }
         }
     }
 

@@ -6,6 +6,8 @@
 //! [`Operation::Sync`](atoll_types::Operation::Sync) returned. A crash leaves a
 //! prefix of the ordered operations that contains every durable one.
 //!
+//! An operation waits for other sessions' leases (`leases`, and `core::claims` for which).
+//!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `format` what lies in the store.
 
@@ -15,9 +17,11 @@ mod core;
 mod error;
 pub mod extents;
 pub mod format;
+mod leases;
 pub mod locks;
 mod volume;
 
 pub use error::VolumeError;
 pub use format::{Durability, VolumeSettings};
+pub use leases::Earned;
 pub use volume::{Volume, VolumeConfig, VolumeReport, format};

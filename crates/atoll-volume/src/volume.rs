@@ -25,6 +25,7 @@ use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
+use crate::leases::{Earned, Leases, Leasing};
 use crate::locks::{SetOutcome, WaiterId};
 
 /// Bounds and pace of an open volume.
@@ -92,17 +93,18 @@ impl Shared {
 /// An open volume. Cheap to clone.
 #[derive(Clone)]
 pub struct Volume {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+pub(crate) struct Inner {
+    pub shared: Arc<Shared>,
     settings: VolumeSettings,
     progress: watch::Receiver<Progress>,
     committer: Mutex<Option<JoinHandle<()>>>,
     /// Who waits for which lock.
     waiters: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     readers: Mutex<HashMap<InodeId, Readahead>>,
+    pub leases: Leases,
 }
 
 /// Most files whose read pattern is remembered.
@@ -179,11 +181,12 @@ impl Volume {
                 committer: Mutex::new(Some(committer)),
                 waiters: Mutex::new(HashMap::new()),
                 readers: Mutex::new(HashMap::new()),
+                leases: Leases::default(),
             }),
         };
         for (key, _) in scan_all(&*volume.inner.shared.store, format::all_orphans()).await? {
             let inode = InodeId(format::key_number(&key)?);
-            if let Err(errno) = volume.step(|core| core.reap(inode)).await {
+            if let Err(errno) = volume.alone(|core| core.reap(inode)).await {
                 tracing::warn!(%inode, %errno, "cannot reap an orphan");
             }
         }
@@ -214,24 +217,49 @@ impl Volume {
     /// Execute one operation; it is ordered when this returns. Dropping the future of a waiting
     /// `SetLock` withdraws the request.
     pub async fn execute(&self, session: SessionId, caller: &Caller, operation: Operation) -> Result<Outcome, Errno> {
-        if operation.mutates() {
-            self.admit().await?;
+        self.execute_leased(session, caller, operation).await.0
+    }
+
+    /// Execute one operation, and tell what the session may keep of the answer. Waits, a bounded time, for
+    /// other sessions to give up what the operation excludes.
+    pub async fn execute_leased(
+        &self,
+        session: SessionId,
+        caller: &Caller,
+        operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
+        if operation.mutates()
+            && let Err(errno) = self.admit().await
+        {
+            return (Err(errno), Earned::default());
         }
+        let mut leasing = Leasing::new(self, session, &operation);
+        let result = self.run(&mut leasing, caller).await;
+        (result, leasing.into_earned())
+    }
+
+    async fn run(&self, leasing: &mut Leasing<'_>, caller: &Caller) -> Result<Outcome, Errno> {
+        let session = leasing.session();
         let context = Context { session, caller };
+        let entry = Outcome::Entry;
+        let written = |(offset, length, attributes)| Outcome::Written { offset, length, attributes };
         use Operation as O;
-        let outcome = match operation {
-            O::Lookup { parent, name } => Outcome::Entry(self.step(|c| c.lookup(parent, &name)).await?),
-            O::Parent { inode } => Outcome::Entry(self.step(|c| c.parent(inode)).await?),
-            O::GetAttributes { inode } => Outcome::Entry(self.step(|c| c.attributes(inode)).await?),
+        match leasing.operation() {
+            O::Lookup { parent, name } => self.step(leasing, |c| c.lookup(*parent, name).map(entry)).await,
+            O::Parent { inode } => self.step(leasing, |c| c.parent(*inode).map(entry)).await,
+            O::GetAttributes { inode } => self.step(leasing, |c| c.attributes(*inode).map(entry)).await,
             O::SetAttributes { inode, changes } => {
-                Outcome::Entry(self.change(|c| c.set_attributes(inode, &changes)).await?)
+                self.change(leasing, |c| c.set_attributes(*inode, changes).map(entry)).await
             }
             O::Create { parent, name, permissions, umask, flags } => {
-                let made = self.change(|c| c.create(context, parent, &name, permissions, umask, flags)).await?;
-                Outcome::Created { attributes: made.0, new: made.1 }
+                let make = |c: &mut Core| {
+                    let (attributes, new) = c.create(context, *parent, name, *permissions, *umask, *flags)?;
+                    Ok(Outcome::Created { attributes, new })
+                };
+                self.change(leasing, make).await
             }
             O::CreateUnnamed { parent, permissions, umask } => {
-                Outcome::Entry(self.change(|c| c.create_unnamed(context, parent, permissions, umask)).await?)
+                self.change(leasing, |c| c.create_unnamed(context, *parent, *permissions, *umask).map(entry)).await
             }
             O::MakeNode { parent, name, mode, umask, device } => {
                 match mode.kind() {
@@ -239,13 +267,14 @@ impl Volume {
                     Some(_) => {}
                 }
                 let is_device = matches!(mode.kind(), Some(FileKind::CharDevice | FileKind::BlockDevice));
-                let device = if is_device { device } else { 0 };
-                let make = |c: &mut Core| c.make(context, parent, &name, mode, umask, |r| r.device = device);
-                Outcome::Entry(self.change(make).await?)
+                let device = if is_device { *device } else { 0 };
+                let make =
+                    |c: &mut Core| c.make(context, *parent, name, *mode, *umask, |r| r.device = device).map(entry);
+                self.change(leasing, make).await
             }
             O::MakeDirectory { parent, name, permissions, umask } => {
-                let mode = Mode::new(FileKind::Directory, permissions);
-                Outcome::Entry(self.change(|c| c.make(context, parent, &name, mode, umask, |_| ())).await?)
+                let mode = Mode::new(FileKind::Directory, *permissions);
+                self.change(leasing, |c| c.make(context, *parent, name, mode, *umask, |_| ()).map(entry)).await
             }
             O::MakeSymlink { parent, name, target } => {
                 if target.is_empty() {
@@ -256,105 +285,107 @@ impl Volume {
                 }
                 let mode = Mode::new(FileKind::Symlink, 0o777);
                 let make = |c: &mut Core| {
-                    c.make(context, parent, &name, mode, 0, |record| {
+                    let prepare = |record: &mut InodeRecord| {
                         record.size = target.len() as u64;
                         record.target = target.clone();
-                    })
+                    };
+                    c.make(context, *parent, name, mode, 0, prepare).map(entry)
                 };
-                Outcome::Entry(self.change(make).await?)
+                self.change(leasing, make).await
             }
-            O::Link { inode, parent, name } => Outcome::Entry(self.change(|c| c.link(inode, parent, &name)).await?),
-            O::Unlink { parent, name } => self.change(|c| c.unlink(parent, &name)).await.map(|()| Outcome::Done)?,
+            O::Link { inode, parent, name } => self.change(leasing, |c| c.link(*inode, *parent, name).map(entry)).await,
+            O::Unlink { parent, name } => self.change(leasing, |c| c.unlink(*parent, name).map(done)).await,
             O::RemoveDirectory { parent, name } => {
-                self.change(|c| c.remove_directory(parent, &name)).await.map(|()| Outcome::Done)?
+                self.change(leasing, |c| c.remove_directory(*parent, name).map(done)).await
             }
             O::Rename { parent, name, new_parent, new_name, mode } => {
-                self.change(|c| c.rename(context, parent, &name, new_parent, &new_name, mode)).await?;
-                Outcome::Done
+                self.change(leasing, |c| c.rename(context, *parent, name, *new_parent, new_name, *mode).map(done)).await
             }
-            O::ReadSymlink { inode } => Outcome::Data(self.step(|c| c.read_symlink(inode)).await?),
-            O::Open { inode, flags } => Outcome::Entry(self.change(|c| c.open(session, inode, flags)).await?),
+            O::ReadSymlink { inode } => self.step(leasing, |c| c.read_symlink(*inode).map(Outcome::Data)).await,
+            O::Open { inode, flags } => self.change(leasing, |c| c.open(session, *inode, *flags).map(entry)).await,
             O::Release { inode } => {
-                let reap = self.inner.shared.core.lock().release(session, inode);
+                let reap = self.inner.shared.core.lock().release(session, *inode);
                 if reap {
-                    self.change(|c| c.reap(inode)).await?;
+                    self.reap(*inode).await?;
                 }
-                Outcome::Done
+                Ok(Outcome::Done)
             }
-            O::Read { inode, range } => Outcome::Data(self.read(inode, range).await?),
+            O::Read { inode, range } => Ok(Outcome::Data(self.read(leasing, *inode, *range).await?)),
             O::Write { inode, at, data, drop_privileges } => {
                 if data.len() > limits::IO_BYTES_MAX {
                     return Err(Errno::EINVAL);
                 }
-                let locations = self.inner.shared.blob.append(data).await.map_err(blob_errno)?;
-                let (offset, length, attributes) =
-                    self.change(|c| c.write_data(inode, at, &locations, drop_privileges)).await?;
-                Outcome::Written { offset, length, attributes }
+                let locations = self.inner.shared.blob.append(data.clone()).await.map_err(blob_errno)?;
+                let write = |c: &mut Core| c.write_data(*inode, *at, &locations, *drop_privileges).map(written);
+                self.change(leasing, write).await
             }
-            O::Sync => self.sync().await.map(|()| Outcome::Done)?,
+            O::Sync => self.sync().await.map(done),
             O::Allocate { inode, mode, range, drop_privileges } => {
-                self.change(|c| c.extents_then(inode, |c| c.allocate(inode, mode, range, drop_privileges))).await?;
-                Outcome::Done
+                let allocate = |c: &mut Core| {
+                    c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges)).map(done)
+                };
+                self.change(leasing, allocate).await
             }
-            O::Seek { inode, offset, to } => Outcome::Offset(self.step(|c| c.seek(inode, offset, to)).await?),
+            O::Seek { inode, offset, to } => {
+                self.step(leasing, |c| c.seek(*inode, *offset, *to).map(Outcome::Offset)).await
+            }
             O::CloneRange { source, source_offset, target, target_offset, length } => {
-                let (offset, length, attributes) =
-                    self.change(|c| c.clone_range(source, source_offset, target, target_offset, length)).await?;
-                Outcome::Written { offset, length, attributes }
+                let clone = |c: &mut Core| {
+                    c.clone_range(*source, *source_offset, *target, *target_offset, *length).map(written)
+                };
+                self.change(leasing, clone).await
             }
             O::ReadDirectory { inode, after, entries_max, with_attributes } => {
-                self.list(inode, after, entries_max as usize, with_attributes).await?
+                self.list(leasing, *inode, *after, *entries_max as usize, *with_attributes).await
             }
-            O::GetXattr { inode, name } => Outcome::Data(self.step(|c| c.get_xattr(inode, &name)).await?),
+            O::GetXattr { inode, name } => self.step(leasing, |c| c.get_xattr(*inode, name).map(Outcome::Data)).await,
             O::SetXattr { inode, name, value, mode, drop_privileges } => {
-                self.change(|c| c.set_xattr(inode, &name, &value, mode, drop_privileges)).await?;
-                Outcome::Done
+                let set = |c: &mut Core| c.set_xattr(*inode, name, value, *mode, *drop_privileges).map(done);
+                self.change(leasing, set).await
             }
-            O::ListXattrs { inode } => Outcome::Data(self.step(|c| c.list_xattrs(inode)).await?),
-            O::RemoveXattr { inode, name } => {
-                self.change(|c| c.remove_xattr(inode, &name)).await.map(|()| Outcome::Done)?
-            }
+            O::ListXattrs { inode } => self.step(leasing, |c| c.list_xattrs(*inode).map(Outcome::Data)).await,
+            O::RemoveXattr { inode, name } => self.change(leasing, |c| c.remove_xattr(*inode, name).map(done)).await,
             O::Statistics => {
                 let report = self.report();
-                Outcome::Space(VolumeStatistics {
+                Ok(Outcome::Space(VolumeStatistics {
                     bytes_total: self.inner.shared.config.capacity_bytes,
                     bytes_used: report.bytes_live,
                     inodes_total: 1 << 48,
                     inodes_used: report.inodes,
-                })
+                }))
             }
             O::TestLock { inode, lock } => {
-                Outcome::Conflict(self.inner.shared.core.lock().locks.test(inode, session, &lock))
+                Ok(Outcome::Conflict(self.inner.shared.core.lock().locks.test(*inode, session, lock)))
             }
             O::SetLock { inode, lock, wait } => {
-                let (outcome, granted) = self.inner.shared.core.lock().locks.set(inode, session, &lock, wait);
+                let (outcome, granted) = self.inner.shared.core.lock().locks.set(*inode, session, lock, *wait);
                 self.grant(granted);
                 match outcome {
-                    SetOutcome::Granted => Outcome::Done,
-                    SetOutcome::WouldBlock => return Err(Errno::EAGAIN),
-                    SetOutcome::Deadlock => return Err(Errno::EDEADLK),
-                    SetOutcome::TooMany => return Err(Errno::ENOLCK),
-                    SetOutcome::Queued(waiter) => self.wait_for_lock(waiter).await.map(|()| Outcome::Done)?,
+                    SetOutcome::Granted => Ok(Outcome::Done),
+                    SetOutcome::WouldBlock => Err(Errno::EAGAIN),
+                    SetOutcome::Deadlock => Err(Errno::EDEADLK),
+                    SetOutcome::TooMany => Err(Errno::ENOLCK),
+                    SetOutcome::Queued(waiter) => self.wait_for_lock(waiter).await.map(done),
                 }
             }
             O::Unlock { inode, space, owner, range } => {
-                let granted = self.inner.shared.core.lock().locks.unlock(inode, session, space, owner, range);
+                let granted = self.inner.shared.core.lock().locks.unlock(*inode, session, *space, *owner, *range);
                 self.grant(granted);
-                Outcome::Done
+                Ok(Outcome::Done)
             }
-        };
-        Ok(outcome)
+        }
     }
 
     /// The session is over: its opens and locks are given back.
     pub async fn end_session(&self, session: SessionId) {
-        let (granted, orphans) = {
+        let (granted, free, orphans) = {
             let mut core = self.inner.shared.core.lock();
-            (core.locks.end_session(session), core.end_session(session))
+            (core.locks.end_session(session), core.leases.end_session(session), core.end_session(session))
         };
         self.grant(granted);
+        self.inner.leases.wake(free);
         for inode in orphans {
-            if let Err(errno) = self.change(|core| core.reap(inode)).await {
+            if let Err(errno) = self.reap(inode).await {
                 tracing::warn!(%inode, %errno, "cannot reap an orphan");
             }
         }
@@ -380,8 +411,73 @@ impl Volume {
 
     // ---- steps
 
-    /// Run a step until nothing is missing.
-    async fn step<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
+    /// Run a step until nothing is missing and nobody else holds what it excludes; grants what its answer earns.
+    async fn step(
+        &self,
+        leasing: &mut Leasing<'_>,
+        mut run: impl FnMut(&mut Core) -> Step<Outcome>,
+    ) -> Result<Outcome, Errno> {
+        self.claimed(leasing, |core, leasing| {
+            let result = run(core);
+            match &result {
+                Ok(outcome) => leasing.earn(core, Ok(outcome)),
+                Err(Stop::Error(errno)) => leasing.earn(core, Err(*errno)),
+                Err(Stop::Load(_)) => {}
+            }
+            result
+        })
+        .await
+    }
+
+    /// Run a step until nothing is missing and nobody else holds what the operation excludes.
+    async fn claimed<T>(
+        &self,
+        leasing: &mut Leasing<'_>,
+        mut run: impl FnMut(&mut Core, &mut Leasing<'_>) -> Step<T>,
+    ) -> Result<T, Errno> {
+        loop {
+            let stopped = {
+                let mut core = self.inner.shared.core.lock();
+                match leasing.claim(&mut core) {
+                    Err(stop) => Err(stop),
+                    Ok(Some(blocked)) => Ok(blocked),
+                    Ok(None) => match run(&mut core, leasing) {
+                        Ok(value) => {
+                            core.evict();
+                            return Ok(value);
+                        }
+                        Err(stop) => Err(stop),
+                    },
+                }
+            };
+            match stopped {
+                Ok(blocked) => leasing.wait(blocked).await,
+                Err(Stop::Error(errno)) => return Err(errno),
+                Err(Stop::Load(need)) => self.load(need).await?,
+            }
+        }
+    }
+
+    /// A step that may order a change: the committer hears of it.
+    async fn change(
+        &self,
+        leasing: &mut Leasing<'_>,
+        run: impl FnMut(&mut Core) -> Step<Outcome>,
+    ) -> Result<Outcome, Errno> {
+        let value = self.step(leasing, run).await?;
+        self.inner.shared.work.notify_one();
+        Ok(value)
+    }
+
+    /// Free an unnamed inode that nobody has open.
+    async fn reap(&self, inode: InodeId) -> Result<(), Errno> {
+        self.alone(|core| core.reap(inode)).await?;
+        self.inner.shared.work.notify_one();
+        Ok(())
+    }
+
+    /// Run a step that is no session's until nothing is missing.
+    async fn alone<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
         loop {
             let need = {
                 let mut core = self.inner.shared.core.lock();
@@ -396,13 +492,6 @@ impl Volume {
             };
             self.load(need).await?;
         }
-    }
-
-    /// A step that may order a change: the committer hears of it.
-    async fn change<T>(&self, run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
-        let value = self.step(run).await?;
-        self.inner.shared.work.notify_one();
-        Ok(value)
     }
 
     /// Fail when commits failed, wait while too much is uncommitted.
@@ -527,9 +616,9 @@ impl Volume {
 
     // ---- data
 
-    async fn read(&self, inode: InodeId, range: ByteRange) -> Result<Bytes, Errno> {
+    async fn read(&self, leasing: &mut Leasing<'_>, inode: InodeId, range: ByteRange) -> Result<Bytes, Errno> {
         let plan = self
-            .step(|core| {
+            .claimed(leasing, |core, _| {
                 let plan = core.plan_read(inode, range)?;
                 // Asking for nothing is no access.
                 if !range.is_empty() {
@@ -585,28 +674,47 @@ impl Volume {
 
     // ---- listings
 
-    async fn list(&self, inode: InodeId, after: u64, most: usize, with_attributes: bool) -> Result<Outcome, Errno> {
+    async fn list(
+        &self,
+        leasing: &mut Leasing<'_>,
+        inode: InodeId,
+        after: u64,
+        most: usize,
+        with_attributes: bool,
+    ) -> Result<Outcome, Errno> {
         /// About what fits one reply with names of usual length.
         const ENTRIES_MAX: usize = 4096;
         let most = most.clamp(1, ENTRIES_MAX);
-        let listing = self
-            .step(|core| {
+        let session = leasing.session();
+        let (listing, changed) = self
+            .claimed(leasing, |core, _| {
                 let listing = core.list(inode, after, most)?;
                 core.accessed(inode);
-                Ok(listing)
+                Ok((listing, core.attributes(inode)?.changed))
             })
             .await?;
-        let (mut entries, end) = match listing {
+        let (entries, end) = match listing {
             Listing::Here { entries, end } => (entries, end),
             Listing::InStore => self.list_from_store(inode, after, most).await?,
         };
-        if with_attributes {
-            for entry in &mut entries {
-                // A name that is removed meanwhile is listed without attributes.
-                entry.attributes = self.step(|core| core.attributes(entry.inode)).await.ok();
+        let mut listed = entries;
+        self.step(leasing, |core| {
+            // What was listed is true no longer if a name changed since: then it carries names alone.
+            if with_attributes && core.attributes(inode)?.changed == changed {
+                for entry in &mut listed {
+                    // A child that another session may be changing is looked up when it is asked for.
+                    if core.is_quiet(session, entry.inode) {
+                        match core.attributes(entry.inode) {
+                            Ok(attributes) => entry.attributes = Some(attributes),
+                            Err(Stop::Error(_)) => {}
+                            Err(load) => return Err(load),
+                        }
+                    }
+                }
             }
-        }
-        Ok(Outcome::Listing { entries, end })
+            Ok(Outcome::Listing { entries: std::mem::take(&mut listed), end })
+        })
+        .await
     }
 
     async fn list_from_store(
@@ -692,6 +800,10 @@ enum LoadError {
     NotThere,
     #[error(transparent)]
     Volume(#[from] VolumeError),
+}
+
+fn done(_: ()) -> Outcome {
+    Outcome::Done
 }
 
 fn blob_errno(error: BlobError) -> Errno {

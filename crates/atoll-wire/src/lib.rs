@@ -11,16 +11,23 @@
 //! [`HELLO_BYTES_MAX`], and the operations of one by `COMPOUND_OPERATIONS_MAX`
 //! while it is decoded.
 
-use atoll_types::{Caller, Errno, Operation, OperationSeq, Outcome, SessionId, limits};
+use atoll_lease::{Grant, Issue, Recall};
+use atoll_types::{Caller, Errno, InodeId, Operation, OperationSeq, Outcome, SessionId, limits};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
 pub const HELLO_BYTES_MAX: usize = 4096;
+/// Most rights that one message gives up.
+pub const RECALLS_MAX: usize = 1024;
+/// For how long a client may use what it holds after it sent the ping that the server answered with
+/// a renewal, in ms. It is shorter than what a server waits before it fences a session
+/// (`atoll_lease::Limits::recall_ms`) less the age of a recall that stops renewals (`renewal_ms`).
+pub const TERM_MS: u64 = 3_800;
 /// What the first frame of a connection starts with.
 pub const MAGIC: [u8; 4] = *b"ATOL";
 
@@ -54,6 +61,8 @@ pub struct Hello {
     pub volume: Option<String>,
     pub resume: Option<Resume>,
     pub lane: Lane,
+    /// The client keeps answers under leases, and answers recalls.
+    pub leases: bool,
 }
 
 impl std::fmt::Debug for Hello {
@@ -75,31 +84,39 @@ pub struct Execute {
     pub operations: Vec<Operation>,
 }
 
-/// Refuses too many operations before they take memory.
 fn bounded<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Operation>, D::Error> {
-    struct Visitor;
-    impl<'de> serde::de::Visitor<'de> for Visitor {
-        type Value = Vec<Operation>;
+    sequence(from, limits::COMPOUND_OPERATIONS_MAX)
+}
+
+fn bounded_recalls<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Recall>, D::Error> {
+    sequence(from, RECALLS_MAX)
+}
+
+/// 1 to `most` elements; refuses more before they take memory.
+fn sequence<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(from: D, most: usize) -> Result<Vec<T>, D::Error> {
+    struct Visitor<T>(usize, std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "1 to {} operations", limits::COMPOUND_OPERATIONS_MAX)
+            write!(f, "1 to {} elements", self.0)
         }
 
         fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
-            let mut operations = Vec::new();
-            while let Some(operation) = sequence.next_element()? {
-                if operations.len() == limits::COMPOUND_OPERATIONS_MAX {
-                    return Err(serde::de::Error::invalid_length(operations.len() + 1, &self));
+            let mut elements = Vec::new();
+            while let Some(element) = sequence.next_element()? {
+                if elements.len() == self.0 {
+                    return Err(serde::de::Error::invalid_length(elements.len() + 1, &self));
                 }
-                operations.push(operation);
+                elements.push(element);
             }
-            if operations.is_empty() {
+            if elements.is_empty() {
                 return Err(serde::de::Error::invalid_length(0, &self));
             }
-            Ok(operations)
+            Ok(elements)
         }
     }
-    from.deserialize_seq(Visitor)
+    from.deserialize_seq(Visitor(most, std::marker::PhantomData))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +124,11 @@ pub enum Request {
     Execute(Execute),
     /// Give up the waiting request with this id; it answers `EINTR` unless it is done.
     Cancel(u64),
+    /// Renews what the session holds, if the answer says so.
     Ping,
+    /// Rights that were given up: the answer to recalls, or unasked. Not answered.
+    #[serde(deserialize_with = "bounded_recalls")]
+    GiveUp(Vec<Recall>),
     /// The session ends now, not when its time is over; answered by [`Response::Ended`].
     Goodbye,
     Admin(AdminRequest),
@@ -131,22 +152,56 @@ pub enum Response {
     },
     Welcome(Welcome),
     /// One result for each operation executed; the last one may be the error that stopped them.
-    Results(Vec<Result<Outcome, Errno>>),
-    Pong,
+    Results {
+        results: Vec<Result<Outcome, Errno>>,
+        /// What the session may keep of them.
+        grants: Vec<Grant>,
+        /// Position of the last operation among all of the volume: answers overtake each other.
+        order: Issue,
+    },
+    Pong {
+        /// The session may use what it holds for another [`TERM_MS`].
+        renewed: bool,
+    },
     Ended,
+    /// Unasked: rights to give up, to be answered with [`Request::GiveUp`].
+    Recall(Vec<Recall>),
     Admin(AdminReply),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminRequest {
-    VolumeCreate { name: String, durability: String },
+    VolumeCreate {
+        name: String,
+        durability: String,
+    },
     VolumeList,
-    VolumeInfo { name: String },
-    VolumeDelete { name: String },
-    TokenCreate { volume: Option<String>, read_only: bool, expires_seconds: Option<u64>, label: String },
+    VolumeInfo {
+        name: String,
+    },
+    VolumeDelete {
+        name: String,
+    },
+    TokenCreate {
+        volume: Option<String>,
+        read_only: bool,
+        expires_seconds: Option<u64>,
+        label: String,
+    },
     TokenList,
-    TokenRevoke { id: String },
+    TokenRevoke {
+        id: String,
+    },
     Status,
+    /// Who holds leases on an inode.
+    Leases {
+        volume: String,
+        inode: InodeId,
+    },
+    /// End a session: what it holds, has open and has locked is given to others.
+    LeaseRevoke {
+        session: SessionId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +242,18 @@ pub enum AdminReply {
     Volumes(Vec<VolumeInfo>),
     Tokens(Vec<TokenInfo>),
     Status(Status),
+    Leases(Vec<LeaseInfo>),
+}
+
+/// Who holds what on one inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    pub session: SessionId,
+    /// As `atoll_lease::Rights` shows them.
+    pub rights: String,
+    /// Rights it was told to give up and has not yet.
+    pub recalling: String,
+    pub seconds: u64,
 }
 
 /// Why a frame is not one.
@@ -331,7 +398,8 @@ mod tests {
 
     #[test]
     fn a_hello_names_its_version_before_anything_else() {
-        let hello = Hello { features: 0, token: None, volume: Some("v".into()), resume: None, lane: Lane::Bulk };
+        let hello =
+            Hello { features: 0, token: None, volume: Some("v".into()), resume: None, lane: Lane::Bulk, leases: false };
         let mut wire = BytesMut::new();
         encode_hello(1, &hello, &mut wire).unwrap();
         assert_eq!(next_frame(&mut wire.clone(), 8), Err(WireError::TooLarge(wire.len() - 4)));

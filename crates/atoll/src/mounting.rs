@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_client::{ClientConfig, ClientError, Session};
-use atoll_fuse::{Lifetimes, MountOptions, Mounted, NullRemote, VolumeFs};
+use atoll_client::{Client, ClientConfig, ClientError};
+use atoll_fuse::{KernelCaches, MountOptions, Mounted, NullRemote, VolumeFs};
 
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
@@ -71,7 +71,7 @@ pub async fn mount(
     volume: &str,
     directory: &Path,
     options: &[String],
-) -> Result<(Arc<Session>, Mounted)> {
+) -> Result<(Client, Mounted)> {
     check_directory(directory)?;
     let mut mount = MountOptions {
         directory: directory.to_owned(),
@@ -81,13 +81,16 @@ pub async fn mount(
         ..MountOptions::default()
     };
     parse(options, &mut config, &mut mount)?;
-    let session = Session::open(config, volume).await.map_err(|error| error.to_string())?;
-    mount.read_only |= session.is_read_only();
-    let filesystem = Arc::new(VolumeFs::new(session.clone(), Lifetimes::default()));
+    let client = Client::open(config, volume).await.map_err(|error| error.to_string())?;
+    mount.read_only |= client.session().is_read_only();
+    let filesystem = Arc::new(VolumeFs::new(client.clone()));
     match attach(mount, filesystem).await {
-        Ok(mounted) => Ok((session, mounted)),
+        Ok(mounted) => {
+            client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
+            Ok((client, mounted))
+        }
         Err(error) => {
-            session.close().await;
+            client.session().close().await;
             Err(error)
         }
     }
@@ -107,8 +110,7 @@ pub async fn null(directory: &Path) -> Result<()> {
         threads: THREADS,
         ..MountOptions::default()
     };
-    let mounted =
-        attach(options, Arc::new(VolumeFs::new(Arc::new(NullRemote::default()), Lifetimes::default()))).await?;
+    let mounted = attach(options, Arc::new(VolumeFs::new(Arc::new(NullRemote::default())))).await?;
     println!("ready");
     tokio::task::spawn_blocking(move || mounted.join()).await.map_err(|error| error.to_string())
 }
@@ -163,14 +165,14 @@ pub fn mounts() -> Vec<(String, String, u32)> {
 
 pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
     let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
-    let (session, mounted) = mount(config, volume, &directory, options).await?;
+    let (client, mounted) = mount(config, volume, &directory, options).await?;
     let folder = state_folder();
     let state = folder.join(std::process::id().to_string());
     let _ = std::fs::create_dir_all(&folder);
     let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
     println!("ready");
     let joined = tokio::task::spawn_blocking(move || mounted.join()).await;
-    session.close().await;
+    client.session().close().await;
     let _ = std::fs::remove_file(state);
     joined.map_err(|error| error.to_string())
 }

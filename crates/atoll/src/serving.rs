@@ -71,7 +71,7 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
         admin.call(create).await.map_err(|error| error.to_string())?;
     }
     drop(admin);
-    let (session, mounted) = mounting::mount(client, "default", directory, &[]).await?;
+    let (volume, mounted) = mounting::mount(client, "default", directory, &[]).await?;
     println!("volume `default` is mounted on {}; its data lies in {}", directory.display(), data.display());
     println!("try: cp -a /usr/include {0}/ && ls {0}", directory.display());
     println!("more: ATOLL_SERVER={address} atoll status; Ctrl-C unmounts and stops");
@@ -84,6 +84,6 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
         mounting::detach(directory)?;
         let _ = gone.await;
     }
-    session.close().await;
+    volume.session().close().await;
     server.stop().await.map_err(|error| error.to_string())
 }

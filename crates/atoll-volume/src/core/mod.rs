@@ -9,6 +9,7 @@
 //! changes leave for the store).
 
 mod attributes;
+mod claims;
 mod data;
 mod listing;
 mod namespace;
@@ -17,6 +18,7 @@ mod xattr;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use atoll_lease::Authority;
 use atoll_store::Page;
 use atoll_types::{Attributes, Caller, Errno, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::Bytes;
@@ -129,6 +131,7 @@ pub(crate) struct Core {
     opens: FxHashMap<InodeId, u32>,
     session_opens: HashMap<SessionId, FxHashMap<InodeId, u32>>,
     pub locks: LockTable,
+    pub leases: Authority,
     durability: &'static str,
 }
 
@@ -157,6 +160,7 @@ impl Core {
             opens: FxHashMap::default(),
             session_opens: HashMap::new(),
             locks: LockTable::default(),
+            leases: Authority::default(),
             durability,
         }
     }

@@ -1,0 +1,433 @@
+//! What a mount keeps under its leases: attributes and names.
+//!
+//! Invariant: what is kept of an inode was true when its right was granted, and the
+//! right is still held. Answers of one session overtake each other on their way, so
+//! each thing remembers the position (`order`) of the operation it came from, and
+//! gives way only to newer ones.
+
+use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
+use atoll_types::{Attributes, Errno, FileKind, InodeId, Name, Operation, Outcome, Timestamp};
+use rustc_hash::FxHashMap;
+
+/// What of an answer the kernel may keep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub entry: bool,
+    pub attributes: bool,
+    /// Of each entry of a listing: the name and the attributes.
+    pub listed: Vec<bool>,
+}
+
+/// What a name is known to stand for. The kernel may keep each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Child(InodeId),
+    Absent,
+    /// To be asked for.
+    Unknown,
+}
+
+#[derive(Default)]
+struct Node {
+    holding: Holding,
+    attributes: Option<Attributes>,
+    /// Where the attributes, or word that they are old, came from.
+    order: Issue,
+    names: FxHashMap<Name, Named>,
+    /// The newest change of our own among the names.
+    names_order: Issue,
+    /// Opens that the authority does not know of.
+    local_opens: u32,
+    /// How often the kernel was told of the inode and has not forgotten it.
+    lookups: u64,
+    /// The directory through which the kernel was last told of it.
+    via: Option<InodeId>,
+}
+
+/// What has to happen outside before rights are given up.
+#[derive(Debug, Default)]
+pub(crate) struct Duty {
+    pub inode: InodeId,
+    /// The kernel keeps attributes.
+    pub attributes: bool,
+    /// Names that the kernel keeps.
+    pub names: Vec<Name>,
+    /// Opens that the authority must hear of.
+    pub opens: u32,
+    pub via: Option<InodeId>,
+}
+
+impl Duty {
+    pub fn is_nothing(&self) -> bool {
+        !self.attributes && self.names.is_empty() && self.opens == 0
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Cache {
+    nodes: FxHashMap<InodeId, Node>,
+    /// Grants up to here are void for inodes that are not in `nodes`: some were given up and forgotten.
+    floor: Issue,
+}
+
+/// True when a read moves the access time (`relatime`, as the authority does it).
+fn read_moves(attributes: &Attributes) -> bool {
+    const DAY_SECONDS: i64 = 86_400;
+    attributes.accessed <= attributes.modified
+        || attributes.accessed <= attributes.changed
+        || Timestamp::now().seconds - attributes.accessed.seconds >= DAY_SECONDS
+}
+
+impl Cache {
+    fn node(&mut self, inode: InodeId) -> &mut Node {
+        let floor = self.floor;
+        self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() })
+    }
+
+    fn attributes(&self, inode: InodeId) -> Option<Attributes> {
+        let node = self.nodes.get(&inode)?;
+        node.attributes.filter(|_| node.holding.rights().contains(Rights::INODE))
+    }
+
+    /// The answer, when it can be given from here.
+    pub fn answer(&mut self, operation: &Operation) -> Option<(Result<Outcome, Errno>, Kept)> {
+        match operation {
+            Operation::Lookup { parent, name } => {
+                let directory = self.nodes.get(parent)?;
+                if !directory.holding.rights().contains(Rights::NAMES) {
+                    return None;
+                }
+                match directory.names.get(name)? {
+                    Named::Unknown => None,
+                    Named::Absent => Some((Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() })),
+                    Named::Child(child) => {
+                        let attributes = self.attributes(*child)?;
+                        self.node(attributes.inode).via = Some(*parent);
+                        let kept = Kept { entry: true, attributes: true, ..Kept::default() };
+                        Some((Ok(Outcome::Entry(attributes)), kept))
+                    }
+                }
+            }
+            Operation::GetAttributes { inode } => {
+                let attributes = self.attributes(*inode)?;
+                Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
+            }
+            Operation::Open { inode, flags } if !flags.truncate => {
+                let attributes = self.attributes(*inode)?;
+                if attributes.kind() != FileKind::Regular {
+                    return None;
+                }
+                self.node(*inode).local_opens += 1;
+                Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
+            }
+            _ => None,
+        }
+    }
+
+    /// Undo an open; false when the authority has counted it.
+    pub fn release(&mut self, inode: InodeId) -> bool {
+        match self.nodes.get_mut(&inode) {
+            Some(node) if node.local_opens > 0 => {
+                node.local_opens -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Take the answer of the authority.
+    pub fn install(
+        &mut self,
+        operation: &Operation,
+        result: Result<&Outcome, Errno>,
+        grants: &[Grant],
+        order: Issue,
+    ) -> Kept {
+        use Operation as O;
+        let mut taken: FxHashMap<InodeId, Rights> = FxHashMap::default();
+        for grant in grants {
+            let node = self.node(grant.inode);
+            *taken.entry(grant.inode).or_default() |= node.holding.grant(grant);
+            if operation.mutates() && order > node.order {
+                node.order = order;
+                node.attributes = None;
+            }
+        }
+        let granted = |inode: InodeId, right: Rights| taken.get(&inode).is_some_and(|rights| rights.contains(right));
+        let mut kept = Kept::default();
+        let entry = match result {
+            Ok(
+                Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
+            ) => Some(*attributes),
+            _ => None,
+        };
+        if let Some(attributes) = entry
+            && granted(attributes.inode, Rights::INODE)
+        {
+            kept.attributes = self.node(attributes.inode).keep(attributes, order);
+        }
+        match operation {
+            O::Lookup { parent, name } => {
+                let named = match (result, entry) {
+                    (Ok(_), Some(attributes)) => Named::Child(attributes.inode),
+                    (Err(Errno::ENOENT), _) => Named::Absent,
+                    _ => Named::Unknown,
+                };
+                if named != Named::Unknown && granted(*parent, Rights::NAMES) {
+                    kept.entry = self.name(*parent, name, named, order);
+                }
+            }
+            O::Create { parent, name, .. }
+            | O::MakeNode { parent, name, .. }
+            | O::MakeDirectory { parent, name, .. }
+            | O::MakeSymlink { parent, name, .. }
+            | O::Link { parent, name, .. } => {
+                if let Some(attributes) = entry {
+                    let may = granted(*parent, Rights::NAMES);
+                    let named = if may { Named::Child(attributes.inode) } else { Named::Unknown };
+                    kept.entry = self.rename(*parent, name, named, order) && may;
+                }
+            }
+            O::Unlink { parent, name } | O::RemoveDirectory { parent, name } if result.is_ok() => {
+                let named = if granted(*parent, Rights::NAMES) { Named::Absent } else { Named::Unknown };
+                self.rename(*parent, name, named, order);
+            }
+            O::Rename { parent, name, new_parent, new_name, .. } if result.is_ok() => {
+                self.rename(*parent, name, Named::Unknown, order);
+                self.rename(*new_parent, new_name, Named::Unknown, order);
+            }
+            O::Read { inode, .. } => {
+                if let Some(node) = self.nodes.get_mut(inode)
+                    && node.attributes.as_ref().is_some_and(read_moves)
+                {
+                    node.attributes = None;
+                }
+            }
+            O::ReadDirectory { inode, .. } => {
+                if let Ok(Outcome::Listing { entries, .. }) = result {
+                    for entry in entries {
+                        let keeps = match entry.attributes {
+                            Some(attributes) if granted(entry.inode, Rights::INODE) => {
+                                let named = granted(*inode, Rights::NAMES)
+                                    && self.name(*inode, &entry.name, Named::Child(entry.inode), order);
+                                self.node(entry.inode).keep(attributes, order) && named
+                            }
+                            _ => false,
+                        };
+                        kept.listed.push(keeps);
+                    }
+                    if let Some(node) = self.nodes.get_mut(inode)
+                        && node.attributes.as_ref().is_some_and(read_moves)
+                    {
+                        node.attributes = None;
+                    }
+                }
+            }
+            _ => {}
+        }
+        kept
+    }
+
+    /// Keep what a name stands for; false when something newer is known.
+    fn name(&mut self, parent: InodeId, name: &Name, named: Named, order: Issue) -> bool {
+        let Some(directory) = self.nodes.get_mut(&parent) else { return false };
+        let newest = order >= directory.names_order;
+        if newest && directory.holding.rights().contains(Rights::NAMES) {
+            directory.names.insert(name.clone(), named);
+            if let Named::Child(child) = named {
+                self.node(child).via = Some(parent);
+            }
+        }
+        newest
+    }
+
+    /// Keep what a change of our own made of a name.
+    fn rename(&mut self, parent: InodeId, name: &Name, named: Named, order: Issue) -> bool {
+        let newest = self.name(parent, name, named, order);
+        if let Some(directory) = self.nodes.get_mut(&parent) {
+            directory.names_order = directory.names_order.max(order);
+            if !newest && let Some(known) = directory.names.get_mut(name) {
+                *known = Named::Unknown;
+            }
+        }
+        newest
+    }
+
+    /// Stop using rights; answers what has to happen before they are given up.
+    pub fn recall(&mut self, recall: &Recall) -> Duty {
+        let mut duty = Duty { inode: recall.inode, ..Duty::default() };
+        let Some(node) = self.nodes.get_mut(&recall.inode) else {
+            self.floor = self.floor.max(recall.issue);
+            return duty;
+        };
+        let held = node.holding.recall(recall);
+        if held.overlaps(Rights::INODE) {
+            node.attributes = None;
+            duty.attributes = true;
+            duty.opens = std::mem::take(&mut node.local_opens);
+            duty.via = node.via;
+        }
+        if held.overlaps(Rights::NAMES) {
+            duty.names = std::mem::take(&mut node.names).into_keys().collect();
+        }
+        duty
+    }
+
+    /// The kernel was told of an inode once more.
+    pub fn looked_up(&mut self, inode: InodeId) {
+        self.node(inode).lookups += 1;
+    }
+
+    /// The kernel forgot an inode so many times; what it held is given up when that was the last.
+    pub fn forget(&mut self, inode: InodeId, times: u64) -> Option<Recall> {
+        let node = self.nodes.get_mut(&inode)?;
+        node.lookups = node.lookups.saturating_sub(times);
+        if node.lookups > 0 || node.local_opens > 0 || inode == InodeId::ROOT {
+            return None;
+        }
+        // The kernel keeps no names of a directory that it forgot.
+        let mut node = self.nodes.remove(&inode)?;
+        let given_up = node.holding.release(inode, Rights::ALL);
+        self.floor = self.floor.max(node.holding.newest());
+        (!given_up.rights.is_empty()).then_some(given_up)
+    }
+
+    /// Forget everything that rests on leases; answers the inodes that the kernel knows, and the opens that
+    /// the authority does not.
+    pub fn clear(&mut self) -> (Vec<InodeId>, Vec<(InodeId, u32)>) {
+        let (mut known, mut opens) = (Vec::new(), Vec::new());
+        for (&inode, node) in &mut self.nodes {
+            if node.local_opens > 0 {
+                opens.push((inode, std::mem::take(&mut node.local_opens)));
+            }
+            self.floor = self.floor.max(node.holding.newest());
+            if node.lookups > 0 || inode == InodeId::ROOT {
+                known.push(inode);
+            }
+        }
+        let floor = self.floor;
+        self.nodes.retain(|_, node| {
+            let (lookups, via) = (node.lookups, node.via);
+            *node = Node { holding: Holding::since(floor), lookups, via, ..Node::default() };
+            lookups > 0
+        });
+        (known, opens)
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+}
+
+impl Node {
+    /// Keep attributes unless newer ones are known.
+    fn keep(&mut self, attributes: Attributes, order: Issue) -> bool {
+        if order < self.order {
+            return false;
+        }
+        self.order = order;
+        self.attributes = Some(attributes);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use atoll_types::Mode;
+    use atoll_types::operation::RenameMode;
+
+    const DIRECTORY: InodeId = InodeId(5);
+    const FILE: InodeId = InodeId(7);
+
+    fn file(size: u64) -> Attributes {
+        Attributes {
+            inode: FILE,
+            mode: Mode::new(FileKind::Regular, 0o644),
+            links: 1,
+            uid: 0,
+            gid: 0,
+            device: 0,
+            size,
+            allocated: 0,
+            accessed: Timestamp { seconds: 1 << 40, nanos: 0 },
+            modified: Timestamp::default(),
+            changed: Timestamp::default(),
+            created: Timestamp::default(),
+        }
+    }
+
+    fn name() -> Name {
+        Name::new(&b"f"[..]).unwrap()
+    }
+
+    fn lookup() -> Operation {
+        Operation::Lookup { parent: DIRECTORY, name: name() }
+    }
+
+    fn grants(issue: u64) -> Vec<Grant> {
+        let grant = |inode, rights| Grant { inode, rights, issue: Issue(issue) };
+        vec![grant(DIRECTORY, Rights::NAMES), grant(FILE, Rights::INODE)]
+    }
+
+    fn looked_up(cache: &mut Cache, size: u64, order: u64) -> Kept {
+        cache.install(&lookup(), Ok(&Outcome::Entry(file(size))), &grants(order), Issue(order))
+    }
+
+    #[test]
+    fn what_is_granted_is_answered_until_it_is_recalled() {
+        let mut cache = Cache::default();
+        assert!(cache.answer(&lookup()).is_none());
+        let kept = looked_up(&mut cache, 3, 1);
+        assert!(kept.entry && kept.attributes);
+        assert!(cache.answer(&lookup()).is_some());
+        let recall = Recall { inode: FILE, rights: Rights::INODE_EXCLUSIVE, issue: Issue(1) };
+        cache.recall(&recall);
+        assert!(cache.answer(&lookup()).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_a_recall_overtook_is_not_kept() {
+        let mut cache = Cache::default();
+        cache.recall(&Recall { inode: FILE, rights: Rights::INODE_EXCLUSIVE, issue: Issue(9) });
+        let kept = looked_up(&mut cache, 3, 9);
+        assert!(!kept.attributes);
+        assert!(looked_up(&mut cache, 3, 10).attributes);
+    }
+
+    #[test]
+    fn an_answer_that_our_own_change_overtook_is_not_kept() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        let changes = Default::default();
+        let change = Operation::SetAttributes { inode: FILE, changes };
+        let grant = [Grant { inode: FILE, rights: Rights::INODE, issue: Issue(4) }];
+        cache.install(&change, Ok(&Outcome::Entry(file(2))), &grant, Issue(4));
+        assert!(!looked_up(&mut cache, 1, 3).attributes);
+        let get = Operation::GetAttributes { inode: FILE };
+        assert_eq!(cache.answer(&get).unwrap().0, Ok(Outcome::Entry(file(2))));
+    }
+
+    #[test]
+    fn a_name_that_we_moved_away_is_not_answered() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        let to = Name::new(&b"g"[..]).unwrap();
+        let (parent, new_parent) = (DIRECTORY, DIRECTORY);
+        let rename = Operation::Rename { parent, name: name(), new_parent, new_name: to, mode: RenameMode::Replace };
+        cache.install(&rename, Ok(&Outcome::Done), &grants(5), Issue(5));
+        assert!(cache.answer(&lookup()).is_none());
+        assert!(!looked_up(&mut cache, 1, 4).entry, "an older answer does not bring it back");
+        assert!(cache.answer(&lookup()).is_none());
+    }
+
+    #[test]
+    fn what_was_forgotten_is_given_up_and_older_grants_are_void() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 3);
+        cache.looked_up(FILE);
+        let given_up = cache.forget(FILE, 1).unwrap();
+        assert_eq!((given_up.rights, given_up.issue), (Rights::INODE, Issue(3)));
+        assert!(!looked_up(&mut cache, 1, 2).attributes);
+    }
+}

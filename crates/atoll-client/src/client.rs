@@ -1,0 +1,299 @@
+//! A session whose answers are kept under leases, in this process and in a kernel.
+
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use atoll_lease::Recall;
+use atoll_types::operation::OpenFlags;
+use atoll_types::{Caller, Errno, InodeId, Name, Operation, Outcome};
+use atoll_wire::TERM_MS;
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::cache::{Cache, Duty, Kept};
+use crate::clock::{Moment, Term};
+use crate::session::{Keeper, Reply};
+use crate::{ClientConfig, ClientError, Session};
+
+/// Recalls that are carried out at a time.
+const RECALL_THREADS: usize = 4;
+
+/// A result, and for how long the kernel may use it without asking again.
+#[derive(Debug)]
+pub struct Answer {
+    pub result: Result<Outcome, Errno>,
+    /// What the name stands for, also that it is not there.
+    pub entry: Duration,
+    pub attributes: Duration,
+    /// For each entry of a listing, name and attributes alike.
+    pub listed: Vec<Duration>,
+}
+
+impl Answer {
+    /// Of which nothing may be kept.
+    pub fn once(result: Result<Outcome, Errno>) -> Self {
+        Answer { result, entry: Duration::ZERO, attributes: Duration::ZERO, listed: Vec::new() }
+    }
+
+    fn kept(result: Result<Outcome, Errno>, kept: Kept, left: Left) -> Self {
+        let of = |keeps: bool, left: Duration| if keeps { left } else { Duration::ZERO };
+        Answer {
+            result,
+            entry: of(kept.entry, left.names),
+            attributes: of(kept.attributes, left.attributes),
+            listed: kept.listed.into_iter().map(|keeps| of(keeps, left.names)).collect(),
+        }
+    }
+}
+
+/// A kernel that keeps what answers said it may. Each call returns when the kernel has dropped it; called from
+/// threads that serve no request.
+pub trait Kernel: Send + Sync {
+    /// Whether names can be dropped at any time; if not, none may be kept.
+    fn keeps_names(&self) -> bool;
+    /// Names of a directory, also that they are not there.
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>);
+    /// Attributes, and with them the word that bytes are fresh. `via` is a directory through which the kernel
+    /// was told of the inode last.
+    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>);
+    /// All names, and the attributes of these inodes.
+    fn drop_everything(&self, inodes: Vec<InodeId>);
+}
+
+/// For how long what is held may be used.
+#[derive(Clone, Copy)]
+struct Left {
+    names: Duration,
+    attributes: Duration,
+}
+
+/// What a recall thread does.
+enum Work {
+    Recall(Recall, Duty),
+    Lost(Vec<InodeId>, oneshot::Sender<()>),
+}
+
+struct Shared {
+    cache: Mutex<Cache>,
+    term: Term,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+    session: OnceLock<Weak<Session>>,
+    work: mpsc::Sender<Work>,
+    /// Held for reading while an answer is made and given to the kernel. Who drops what the kernel keeps holds
+    /// it for writing once before: answers made earlier are with the kernel then, later ones know better.
+    answering: RwLock<()>,
+    /// Opens to be told to the authority when there is a connection.
+    untold_opens: Mutex<Vec<(InodeId, u32)>>,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    session: Arc<Session>,
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// Connect to a volume. The session reconnects by itself afterwards.
+    pub async fn open(config: ClientConfig, volume: &str) -> Result<Client, ClientError> {
+        let (work, queue) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            cache: Mutex::default(),
+            term: Term::default(),
+            kernel: OnceLock::new(),
+            session: OnceLock::new(),
+            work,
+            answering: RwLock::default(),
+            untold_opens: Mutex::default(),
+        });
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..RECALL_THREADS {
+            let (shared, queue, runtime) = (Arc::downgrade(&shared), queue.clone(), Handle::current());
+            std::thread::spawn(move || {
+                loop {
+                    // Ends when the client, which holds the sender, is gone.
+                    let next = queue.lock().recv();
+                    let (Ok(work), Some(shared)) = (next, shared.upgrade()) else { return };
+                    shared.carry_out(work, &runtime);
+                }
+            });
+        }
+        let session = Session::open_with(config, volume, Some(shared.clone())).await?;
+        let _ = shared.session.set(Arc::downgrade(&session));
+        Ok(Client { session, shared })
+    }
+
+    /// The kernel that keeps answers; before it is there, none may be kept.
+    pub fn attach(&self, kernel: Arc<dyn Kernel>) {
+        let _ = self.shared.kernel.set(kernel);
+    }
+
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Send one operation, or answer it from what is kept; `done` may run on this thread and must not block.
+    /// `id` as for [`Session::submit`].
+    pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Box<dyn FnOnce(Answer) + Send>) {
+        let answering = self.shared.answering.read();
+        let left = self.shared.left();
+        if !left.attributes.is_zero() {
+            let known = self.shared.cache.lock().answer(&operation);
+            if let Some((result, kept)) = known {
+                return done(Answer::kept(result, kept, left));
+            }
+        }
+        drop(answering);
+        let shared = self.shared.clone();
+        let sent = operation.clone();
+        let install = move |reply: Reply| {
+            let _answering = shared.answering.read();
+            let result = reply.first();
+            let kept = shared.cache.lock().install(&operation, result, &reply.grants, reply.order);
+            let result = reply.results.into_iter().next().unwrap_or(Err(Errno::EIO));
+            done(Answer::kept(result, kept, shared.left()));
+        };
+        self.session.submit_kept(id, caller, sent, Box::new(install));
+    }
+
+    /// Send one operation whose result nobody waits for.
+    pub fn tell(&self, operation: Operation) {
+        if let Operation::Release { inode } = operation
+            && self.shared.cache.lock().release(inode)
+        {
+            return;
+        }
+        self.session.tell(operation);
+    }
+
+    /// See [`Session::interrupt`].
+    pub fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
+        self.session.interrupt(id, is_killed)
+    }
+
+    /// The kernel was told of an inode once more; it says so before the kernel is.
+    pub fn looked_up(&self, inode: InodeId) {
+        self.shared.cache.lock().looked_up(inode);
+    }
+
+    /// The kernel forgot an inode that it was told of so many times.
+    pub fn forget(&self, forgotten: &[(InodeId, u64)]) {
+        let given_up: Vec<Recall> = {
+            let mut cache = self.shared.cache.lock();
+            forgotten.iter().filter_map(|&(inode, times)| cache.forget(inode, times)).collect()
+        };
+        if !given_up.is_empty() {
+            self.session.give_up(given_up);
+        }
+    }
+
+    /// Inodes of which something is kept.
+    pub fn nodes(&self) -> usize {
+        self.shared.cache.lock().len()
+    }
+}
+
+impl Shared {
+    /// For how long what is held may be used. Nothing is without a kernel to tell of recalls.
+    fn left(&self) -> Left {
+        match self.kernel.get() {
+            None => Left { names: Duration::ZERO, attributes: Duration::ZERO },
+            Some(kernel) => {
+                let attributes = self.term.left();
+                Left { names: if kernel.keeps_names() { attributes } else { Duration::ZERO }, attributes }
+            }
+        }
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        self.session.get()?.upgrade()
+    }
+
+    fn carry_out(&self, work: Work, runtime: &Handle) {
+        match work {
+            Work::Recall(recall, duty) => {
+                self.discharge(&duty, runtime);
+                if let Some(session) = self.session() {
+                    session.give_up(vec![recall]);
+                }
+            }
+            Work::Lost(inodes, done) => {
+                drop(self.answering.write());
+                if let Some(kernel) = self.kernel.get() {
+                    kernel.drop_everything(inodes);
+                }
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn discharge(&self, duty: &Duty, runtime: &Handle) {
+        drop(self.answering.write());
+        if let Some(kernel) = self.kernel.get() {
+            if !duty.names.is_empty() {
+                kernel.drop_names(duty.inode, duty.names.clone());
+            }
+            if duty.attributes {
+                kernel.drop_attributes(duty.inode, duty.via);
+            }
+        }
+        if duty.opens > 0 {
+            runtime.block_on(self.tell_opens(duty.inode, duty.opens));
+        }
+    }
+
+    /// The authority counts these opens from now on; it must before it hears that the right is given up.
+    async fn tell_opens(&self, inode: InodeId, count: u32) {
+        let Some(session) = self.session() else { return };
+        for _ in 0..count {
+            let open = Operation::Open { inode, flags: OpenFlags::default() };
+            if let Err(errno) = session.call(Caller::default(), open).await {
+                tracing::warn!(%inode, %errno, "an open file is lost");
+            }
+        }
+    }
+}
+
+impl Keeper for Shared {
+    fn recalled(&self, recalls: Vec<Recall>) {
+        let mut nothing_to_do = Vec::new();
+        for recall in recalls {
+            let duty = self.cache.lock().recall(&recall);
+            if duty.is_nothing() {
+                nothing_to_do.push(recall);
+            } else {
+                let _ = self.work.send(Work::Recall(recall, duty));
+            }
+        }
+        if let (false, Some(session)) = (nothing_to_do.is_empty(), self.session()) {
+            session.give_up(nothing_to_do);
+        }
+    }
+
+    fn renewed(&self, sent: Moment) {
+        self.term.renew(sent, TERM_MS);
+    }
+
+    fn lost(&self) -> oneshot::Receiver<()> {
+        self.term.end();
+        let (inodes, opens) = self.cache.lock().clear();
+        self.untold_opens.lock().extend(opens);
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.work.send(Work::Lost(inodes, sender));
+        receiver
+    }
+
+    fn connected(&self, sent: Moment) {
+        self.term.renew(sent, TERM_MS);
+        let opens = std::mem::take(&mut *self.untold_opens.lock());
+        if let Some(session) = self.session() {
+            for (inode, count) in opens {
+                for _ in 0..count {
+                    session.tell(Operation::Open { inode, flags: OpenFlags::default() });
+                }
+            }
+        }
+    }
+}

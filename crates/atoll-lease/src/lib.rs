@@ -1,0 +1,18 @@
+//! The lease protocol: what a client may answer from its own memory, and how
+//! that right is taken back. Two pure state machines; time is an argument.
+//!
+//! Invariant: while a session holds a right and has not given it up, no
+//! operation of another session that the right excludes is executed. So what a
+//! holder answers from memory is what the authority would answer.
+//!
+//! [`Authority`] is the server's side: it grants, and finds out whom an operation
+//! has to wait for. [`Holding`] is the client's side of one inode: it takes grants
+//! and recalls in whatever order they arrive. `docs/leases.md` has the pictures.
+
+mod authority;
+mod holding;
+mod rights;
+
+pub use authority::{Authority, Claim, Counts, HolderInfo, Limits, Notice, WaiterId};
+pub use holding::Holding;
+pub use rights::{Grant, Issue, Recall, Rights};

@@ -1,0 +1,185 @@
+//! The shell around the lease authority: waits for recalls, and tells sessions of them.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
+use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::core::{Core, Step};
+use crate::volume::Volume;
+
+type Tell = Box<dyn Fn(Notice) + Send + Sync>;
+
+pub(crate) struct Leases {
+    started: Instant,
+    waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
+    tell: OnceLock<Tell>,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Leases { started: Instant::now(), waiting: Mutex::default(), tell: OnceLock::new() }
+    }
+}
+
+impl Leases {
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    pub fn wake(&self, waiters: Vec<WaiterId>) {
+        if waiters.is_empty() {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        for waiter in waiters {
+            if let Some(sender) = waiting.remove(&waiter) {
+                // A receiver that is gone has withdrawn.
+                let _ = sender.send(());
+            }
+        }
+    }
+
+    fn send(&self, notices: Vec<Notice>) {
+        if let Some(tell) = self.tell.get() {
+            notices.into_iter().for_each(tell);
+        }
+    }
+}
+
+/// One operation on its way: what it waits for and what it earned.
+pub(crate) struct Leasing<'a> {
+    volume: &'a Volume,
+    session: SessionId,
+    operation: &'a Operation,
+    waiter: Option<WaiterId>,
+    claims: Vec<Claim>,
+    earned: Earned,
+}
+
+/// What the session may keep of an answer, and where the operation stands among all.
+#[derive(Clone, Debug, Default)]
+pub struct Earned {
+    pub grants: Vec<Grant>,
+    pub order: Issue,
+}
+
+/// An operation that others hold up.
+pub(crate) struct Blocked {
+    notices: Vec<Notice>,
+    freed: oneshot::Receiver<()>,
+}
+
+impl<'a> Leasing<'a> {
+    pub fn new(volume: &'a Volume, session: SessionId, operation: &'a Operation) -> Self {
+        Leasing { volume, session, operation, waiter: None, claims: Vec::new(), earned: Earned::default() }
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    pub fn operation(&self) -> &'a Operation {
+        self.operation
+    }
+
+    pub fn into_earned(mut self) -> Earned {
+        std::mem::take(&mut self.earned)
+    }
+
+    /// `None` when nobody holds what the operation excludes; it may be executed while the lock is held.
+    pub fn claim(&mut self, core: &mut Core) -> Step<Option<Blocked>> {
+        let claims = core.claims(self.operation)?;
+        if core.leases.is_free(self.session, &claims) {
+            self.claims = claims;
+            return Ok(None);
+        }
+        let leases = &self.volume.inner.leases;
+        let (waiter, notices) = core.leases.wait(self.session, claims, self.waiter, leases.now_ms());
+        self.waiter = Some(waiter);
+        let (sender, freed) = oneshot::channel();
+        leases.waiting.lock().insert(waiter, sender);
+        Ok(Some(Blocked { notices, freed }))
+    }
+
+    /// Until every holder has given up or was fenced.
+    pub async fn wait(&self, blocked: Blocked) {
+        self.volume.inner.leases.send(blocked.notices);
+        // A sender is dropped unused only when the volume goes away.
+        let _ = blocked.freed.await;
+    }
+
+    /// Keep what the answer earns the session.
+    pub fn earn(&mut self, core: &mut Core, result: Result<&Outcome, Errno>) {
+        let now_ms = self.volume.inner.leases.now_ms();
+        let grants = core.grants(self.session, self.operation, &self.claims, result, now_ms);
+        self.earned = Earned { grants, order: core.leases.stamp() };
+    }
+}
+
+impl Drop for Leasing<'_> {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter {
+            self.volume.inner.shared.core.lock().leases.withdraw(waiter);
+            self.volume.inner.leases.waiting.lock().remove(&waiter);
+        }
+    }
+}
+
+impl Volume {
+    /// Where recalls go. Set once, before any session enrolls.
+    pub fn on_recall(&self, tell: impl Fn(Notice) + Send + Sync + 'static) {
+        let _ = self.inner.leases.tell.set(Box::new(tell));
+    }
+
+    /// The session wants leases and will answer recalls.
+    pub fn enroll(&self, session: SessionId) {
+        self.inner.shared.core.lock().leases.enroll(session);
+    }
+
+    /// A session gave rights up.
+    pub fn given_up(&self, session: SessionId, rights: &[Recall]) {
+        let now_ms = self.inner.leases.now_ms();
+        for recall in rights {
+            let free = self.inner.shared.core.lock().leases.acknowledge(session, recall, now_ms);
+            self.inner.leases.wake(free);
+        }
+    }
+
+    /// What a session was told to give up and has not.
+    pub fn unanswered_recalls(&self, session: SessionId) -> Vec<Recall> {
+        self.inner.shared.core.lock().leases.unanswered(session)
+    }
+
+    /// Whether a session may use what it holds for another term.
+    pub fn may_renew(&self, session: SessionId) -> bool {
+        self.inner.shared.core.lock().leases.may_renew(session, self.inner.leases.now_ms())
+    }
+
+    /// Sessions that hold others up for too long: to be ended. Call a few times a second.
+    pub fn overdue_sessions(&self) -> Vec<SessionId> {
+        let now_ms = self.inner.leases.now_ms();
+        let mut core = self.inner.shared.core.lock();
+        core.leases.sweep(now_ms);
+        let overdue = core.leases.overdue(now_ms);
+        overdue.iter().for_each(|_| core.leases.count_fenced());
+        overdue
+    }
+
+    /// Holders of an inode, and for how long each has held it, in ms.
+    pub fn lease_holders(&self, inode: InodeId) -> Vec<(HolderInfo, u64)> {
+        let now_ms = self.inner.leases.now_ms();
+        let holders = self.inner.shared.core.lock().leases.holders(inode);
+        holders.into_iter().map(|holder| (holder, now_ms.saturating_sub(holder.since_ms))).collect()
+    }
+
+    /// Figures of the leases, and how many pairs of inode and holder there are.
+    pub fn lease_counts(&self) -> (Counts, usize) {
+        let core = self.inner.shared.core.lock();
+        (core.leases.counts(), core.leases.held())
+    }
+}
