@@ -1,0 +1,142 @@
+//! What goes wrong, and how long others may wait because of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::hands::Common;
+use crate::harness::{PATIENCE, Site};
+use crate::history::{Event, Random};
+use crate::mounts::Mount;
+
+/// Longest that a call on a living mount may take, whatever happens to other clients.
+pub const OTHERS_WAIT_MAX: Duration = Duration::from_secs(12);
+/// How long the server remembers a client that died, and others may feel it.
+const REMEMBERED: Duration = Duration::from_secs(35);
+/// How long the server may need to notice that a connection is back.
+const RECOVERY_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// SIGSTOP for a while, then SIGCONT.
+    Freeze,
+    /// SIGKILL, and a new mount after a while.
+    Kill,
+    /// All connections of the mount break.
+    Cut,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Freeze, Kind::Kill, Kind::Cut];
+}
+
+/// A fault that happened, in the time of the history.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub kind: Kind,
+    pub mount: usize,
+    pub start_ns: u64,
+    pub end_ns: u64,
+}
+
+/// A length of time that is short for the most part: 0.1 to 1 s, seldom up to `longest`.
+fn a_while(random: &mut Random, longest: Duration) -> Duration {
+    let bound = if random.below(8) == 0 { longest } else { Duration::from_secs(1) };
+    let bound = bound.min(longest).as_millis() as u64;
+    Duration::from_millis(100 + random.below(bound - 99))
+}
+
+/// Let one fault of these kinds happen to a mount in the middle of its work, and mend it.
+pub fn inject(
+    kinds: &[Kind],
+    longest: Duration,
+    site: &Site,
+    mounts: &mut [Mount],
+    random: &mut Random,
+    common: &Common,
+    progress: &AtomicU64,
+) -> Window {
+    let mut kind = kinds[random.below(kinds.len() as u64) as usize];
+    if kind == Kind::Cut && !mounts.iter().any(Mount::can_be_cut) {
+        kind = Kind::Freeze;
+    }
+    let able: Vec<usize> =
+        (0..mounts.len()).filter(|&number| kind != Kind::Cut || mounts[number].can_be_cut()).collect();
+    let number = able[random.below(able.len() as u64) as usize];
+    wait_for(progress, 20 + random.below(100));
+    let mount = &mut mounts[number];
+    let start_ns = common.now_ns();
+    // A fault's length is part of the test, so this is a sleep and no wait for an event.
+    match kind {
+        Kind::Freeze => {
+            mount.freeze();
+            std::thread::sleep(a_while(random, longest));
+            mount.thaw();
+        }
+        Kind::Kill => {
+            mount.kill();
+            std::thread::sleep(a_while(random, longest.min(Duration::from_secs(2))));
+            mount.revive(site);
+        }
+        Kind::Cut => {
+            for _ in 0..1 + random.below(5) {
+                mount.cut();
+                wait_for(progress, 1 + random.below(60));
+            }
+        }
+    }
+    Window { kind, mount: number, start_ns, end_ns: common.now_ns() }
+}
+
+/// Wait until workers have done so many operations more. Those that wait for nothing have stopped: no reason to wait.
+fn wait_for(progress: &AtomicU64, more: u64) {
+    const IDLE: Duration = Duration::from_millis(500);
+    let target = progress.load(Ordering::Relaxed) + more;
+    let (end, mut last, mut moved) = (Instant::now() + PATIENCE, 0, Instant::now());
+    while Instant::now() < end && moved.elapsed() < IDLE {
+        let now = progress.load(Ordering::Relaxed);
+        if now >= target {
+            return;
+        }
+        if now != last {
+            (last, moved) = (now, Instant::now());
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Longest waits on mounts to which nothing was done at the time.
+#[derive(Clone, Copy, Default)]
+pub struct Waits {
+    /// While another client was frozen or dead (or remembered as such), or cut off.
+    pub beside_fault: Option<Event>,
+    pub otherwise: Option<Event>,
+}
+
+pub fn length_ns(event: &Event) -> u64 {
+    event.return_ns - event.call_ns
+}
+
+impl Waits {
+    pub fn see(&mut self, event: &Event, windows: &[Window]) {
+        let overlaps = |window: &Window, after: Duration| {
+            event.call_ns <= window.end_ns + after.as_nanos() as u64 && event.return_ns >= window.start_ns
+        };
+        let suffers = |window: &&Window| window.mount == event.mount && overlaps(window, RECOVERY_MAX);
+        if event.is_unknown() || windows.iter().any(|window| suffers(&window)) {
+            return;
+        }
+        let beside = windows
+            .iter()
+            .any(|window| overlaps(window, if window.kind == Kind::Kill { REMEMBERED } else { Duration::ZERO }));
+        let longest = if beside { &mut self.beside_fault } else { &mut self.otherwise };
+        if longest.is_none_or(|other| length_ns(&other) < length_ns(event)) {
+            *longest = Some(*event);
+        }
+    }
+
+    /// The call that took longer than any may.
+    pub fn too_long(&self) -> Option<Event> {
+        let too_long = |event: &Event| u128::from(length_ns(event)) > OTHERS_WAIT_MAX.as_nanos();
+        [self.beside_fault, self.otherwise].into_iter().flatten().find(too_long)
+    }
+}

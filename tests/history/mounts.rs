@@ -1,0 +1,183 @@
+//! Mounts as processes of their own that can be frozen, killed and made anew.
+//!
+//! Invariant: every process and every mount that was started here is gone when
+//! its [`Mount`] is. A mount that is made anew gets a directory of its own, so no
+//! path leads past a dead mount to what lies under it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+
+use rustix::process::Signal;
+
+use crate::harness::{self, PATIENCE, Site};
+use crate::proxy::Proxy;
+
+/// Where workers find a mount, and whether it was killed.
+pub struct Place {
+    now: Mutex<Now>,
+    changed: Condvar,
+}
+
+#[derive(Clone)]
+pub struct Now {
+    pub generation: u64,
+    pub directory: PathBuf,
+    pub is_dead: bool,
+}
+
+impl Place {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Now> {
+        self.now.lock().expect("no panic with the lock held")
+    }
+
+    /// Whether the mount of this generation was killed, or is about to be.
+    pub fn was_killed(&self, generation: u64) -> bool {
+        let now = self.lock();
+        now.is_dead || now.generation > generation
+    }
+
+    /// Wait for a living mount; nothing when it does not come in time.
+    pub fn living(&self) -> Option<Now> {
+        let wait = self.changed.wait_timeout_while(self.lock(), PATIENCE, |now| now.is_dead);
+        let (now, timeout) = wait.expect("no panic with the lock held");
+        (!timeout.timed_out()).then(|| now.clone())
+    }
+}
+
+/// How a mount is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Direct,
+    /// Through a proxy that can cut its connections.
+    Proxied,
+    /// By this program, breaking the promises of a client on purpose.
+    Broken,
+}
+
+pub struct Mount {
+    pub number: usize,
+    pub place: Arc<Place>,
+    kind: Kind,
+    proxy: Option<Proxy>,
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Mount {
+    pub fn start(site: &Site, number: usize, kind: Kind) -> Mount {
+        let proxied = kind == Kind::Proxied;
+        let proxy = proxied.then(|| Proxy::start(site.path(&format!("proxy{number}")), &site.socket()));
+        let now = Now { generation: 0, directory: PathBuf::new(), is_dead: true };
+        let place = Arc::new(Place { now: Mutex::new(now), changed: Condvar::new() });
+        let log = site.path(&format!("mount{number}.log"));
+        let mut mount = Mount { number, place, kind, proxy, child: None, log };
+        mount.mount(site);
+        mount
+    }
+
+    fn mount(&mut self, site: &Site) {
+        let generation = self.place.lock().generation + 1;
+        let directory = site.path(&format!("mount{}-{generation}", self.number));
+        std::fs::create_dir_all(&directory).expect("mount point");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).expect("log");
+        let socket = self.proxy.as_ref().map_or(site.socket(), |proxy| proxy.socket().to_owned());
+        let server = format!("unix:{}", socket.display());
+        let mut command = match self.kind {
+            Kind::Broken => {
+                let mut command = Command::new(std::env::current_exe().expect("this program"));
+                command.arg(crate::broken::FLAG).arg("vol").arg(&directory).arg(&server);
+                command
+            }
+            Kind::Direct | Kind::Proxied => {
+                let mut command = site.command(["mount", "vol", "--foreground"]);
+                command.arg(&directory).env("ATOLL_SERVER", &server);
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().expect("the mount starts");
+        let line = harness::first_line(&mut child);
+        self.child = Some(child);
+        let mut now = self.place.lock();
+        now.directory = directory;
+        now.generation = generation;
+        assert_eq!(line.trim(), "ready", "mount {}: {}", self.number, self.log());
+        now.is_dead = false;
+        self.place.changed.notify_all();
+    }
+
+    pub fn can_be_cut(&self) -> bool {
+        self.proxy.is_some()
+    }
+
+    pub fn cut(&self) {
+        self.proxy.as_ref().expect("a proxied mount").cut();
+    }
+
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        harness::signal(self.child.as_ref().expect("a mount's process"), signal);
+    }
+
+    /// SIGKILL. What is under way fails, and everything after it, until [`Mount::revive`].
+    pub fn kill(&mut self) {
+        self.place.lock().is_dead = true;
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Take what a killed process left away, and mount again elsewhere.
+    pub fn revive(&mut self, site: &Site) {
+        detach(&self.place.lock().directory);
+        self.mount(site);
+    }
+
+    /// Unmount what nobody uses any more, and see the process end well.
+    pub fn end(mut self) -> Result<(), String> {
+        let directory = self.place.lock().directory.clone();
+        let mut refused = Ok(());
+        // Closed files are released behind the back of who closed them.
+        harness::eventually("unmounting", || {
+            refused = rustix::mount::unmount(&directory, rustix::mount::UnmountFlags::empty());
+            refused != Err(rustix::io::Errno::BUSY)
+        });
+        refused.map_err(|error| format!("mount {} cannot be unmounted: {error}", self.number))?;
+        let mut child = self.child.take().expect("a mount's process");
+        match harness::wait_bounded(&mut child) {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(format!("mount {} ended with {status}: {}", self.number, self.log())),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(format!("mount {} does not end when it is unmounted", self.number))
+            }
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.kill();
+        detach(&self.place.now.lock().unwrap_or_else(|poison| poison.into_inner()).directory);
+    }
+}
+
+fn detach(directory: &Path) {
+    if harness::is_mounted(directory) {
+        let _ = rustix::mount::unmount(directory, rustix::mount::UnmountFlags::DETACH);
+    }
+}
