@@ -2,6 +2,7 @@
 //! processes that are killed. Needs root and `/dev/fuse`; fails without them.
 
 mod bad_input;
+mod bench;
 mod coherence;
 mod harness;
 mod lifecycle;

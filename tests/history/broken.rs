@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_client::{ClientConfig, ServerAddress, Session};
-use atoll_fuse::{Lifetimes, MountOptions, VolumeFs};
+use atoll_fuse::{Lifetimes, MountOptions, VolumeFs, WithoutLeases};
 
 /// `--broken-mount VOLUME DIRECTORY SERVER` makes this program such a mount.
 pub const FLAG: &str = "--broken-mount";
@@ -31,7 +31,8 @@ pub fn serve(arguments: &[OsString]) -> Result<(), String> {
         ..MountOptions::default()
     };
     let lifetimes = Lifetimes { entry: LIFETIME, attributes: LIFETIME };
-    let mounted = atoll_fuse::mount(&options, Arc::new(VolumeFs::new(session.clone(), lifetimes)));
+    let remote = WithoutLeases { session: session.clone(), lifetimes };
+    let mounted = atoll_fuse::mount(&options, Arc::new(VolumeFs::new(remote)));
     let mounted = mounted.map_err(|error| error.to_string())?;
     println!("ready");
     mounted.join();

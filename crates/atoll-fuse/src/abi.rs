@@ -80,7 +80,8 @@ pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 pub const LIST_ATTRIBUTES: u64 = 1 << 13 | 1 << 14;
 
 pub const FOPEN_DIRECT_IO: u32 = 1;
-pub const FOPEN_KEEP_CACHE: u32 = 2;
+pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+pub const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;

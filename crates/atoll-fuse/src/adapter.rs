@@ -3,6 +3,10 @@
 //! How long the kernel may keep an answer comes with the answer. Bytes live by the
 //! attributes: every read compares size and modification time, which the kernel asks for
 //! when it may not keep them.
+//!
+//! Descriptors that may write go past the page cache: the kernel shows a written page to
+//! others on this machine before the authority has ordered the write. So do descriptors
+//! that were opened without the right to keep the attributes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -192,10 +196,8 @@ impl VolumeFs {
             Parsed::Sized(operation, size) => self.sized(header, operation, size, reply),
             Parsed::Open(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                // Without the right to keep the attributes the bytes are asked for anew.
                 self.submit(header, operation, reply, move |_, lifetimes| {
-                    let keep = if lifetimes.attributes.is_zero() { 0 } else { abi::FOPEN_KEEP_CACHE };
-                    Ok(Body::default().open(handle, flags | keep))
+                    Ok(Body::default().open(handle, page_cache(flags, lifetimes)))
                 });
             }
             Parsed::Create(operation, flags) => {
@@ -204,8 +206,8 @@ impl VolumeFs {
                 self.submit(header, operation, reply, move |outcome, lifetimes| {
                     let attributes = attributes(outcome)?;
                     remote.looked_up(attributes.inode);
-                    let keep = if lifetimes.attributes.is_zero() { 0 } else { abi::FOPEN_KEEP_CACHE };
-                    Ok(Body::default().entry(&attributes, lifetimes).open(handle, flags | keep))
+                    let open = page_cache(flags, lifetimes);
+                    Ok(Body::default().entry(&attributes, lifetimes).open(handle, open))
                 });
             }
             Parsed::Written(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
@@ -388,7 +390,7 @@ impl VolumeFs {
                     exclusive: false,
                     drop_privileges: open_flags & abi::OPEN_KILL_SUIDGID != 0,
                 };
-                Parsed::Open(O::Open { inode, flags: open }, reply_flags(flags))
+                Parsed::Open(O::Open { inode, flags: open }, flags)
             }
             abi::CREATE => {
                 let (flags, mode, umask, open_flags) = (f.u32(), f.u32(), f.u32(), f.u32());
@@ -399,12 +401,12 @@ impl VolumeFs {
                 };
                 let permissions = Mode(mode).permissions();
                 let create = O::Create { parent, name: name(f.string())?, permissions, umask, flags: open };
-                Parsed::Create(create, reply_flags(flags))
+                Parsed::Create(create, flags)
             }
             abi::TMPFILE => {
                 let (flags, mode, umask, _) = (f.u32(), f.u32(), f.u32(), f.u32());
                 let permissions = Mode(mode).permissions();
-                Parsed::Create(O::CreateUnnamed { parent, permissions, umask }, reply_flags(flags))
+                Parsed::Create(O::CreateUnnamed { parent, permissions, umask }, flags)
             }
             abi::READ => {
                 let (_, offset, size) = (f.u64(), f.u64(), f.u32());
@@ -526,9 +528,14 @@ enum Parsed {
     Unlock(Lock),
 }
 
-/// Appends go past the page cache: only the authority knows where the end is.
-fn reply_flags(open_flags: u32) -> u32 {
-    if open_flags & libc::O_APPEND as u32 != 0 { abi::FOPEN_DIRECT_IO } else { 0 }
+/// How a descriptor that is opened with these flags treats the page cache.
+fn page_cache(open_flags: u32, lifetimes: Lifetimes) -> u32 {
+    let writes = open_flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+    if writes || lifetimes.attributes.is_zero() {
+        abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES | abi::FOPEN_KEEP_CACHE
+    } else {
+        abi::FOPEN_KEEP_CACHE
+    }
 }
 
 fn changes(f: &mut Fields<'_>) -> AttributeChanges {

@@ -30,15 +30,10 @@ impl Notifier {
         Notifier { device, has_epochs }
     }
 
-    /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight.
+    /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight. False when the kernel
+    /// does not know the inode.
     pub fn inode(&self, inode: InodeId) -> std::io::Result<bool> {
         self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(0).u64(0), &[])
-    }
-
-    /// Attributes alone. False when the kernel does not know the inode.
-    pub fn attributes(&self, inode: InodeId) -> std::io::Result<bool> {
-        const NO_BYTES: u64 = -1i64 as u64;
-        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(NO_BYTES).u64(0), &[])
     }
 
     /// What a name stands for, that it is not there included.
@@ -150,14 +145,16 @@ impl Kernel for KernelCaches {
     }
 
     fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>) {
-        if report(self.notifier.attributes(inode)) {
+        // With the bytes: of two overlapping requests for attributes the kernel drops the answer to the one that
+        // was asked first, and would not find that its pages are old.
+        if report(self.notifier.inode(inode)) {
             return;
         }
         // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
         // its directory's lock, so behind that lock it is made.
         if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
             self.one_by_one(directory, vec![any], INODE_TIMEOUT);
-            report(self.notifier.attributes(inode));
+            report(self.notifier.inode(inode));
         }
     }
 
@@ -166,7 +163,7 @@ impl Kernel for KernelCaches {
             self.all_names();
         }
         for inode in inodes {
-            report(self.notifier.attributes(inode));
+            report(self.notifier.inode(inode));
         }
     }
 }

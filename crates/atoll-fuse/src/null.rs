@@ -283,6 +283,10 @@ impl NullRemote {
                 let mode = mode(FileKind::Directory, permissions, umask);
                 Outcome::Entry(self.make(caller, parent, name, mode, Bytes::new())?)
             }
+            O::MakeNode { parent, name, mode: m, umask, .. } => {
+                let mode = mode(m.kind().ok_or(Errno::EINVAL)?, m.permissions(), umask);
+                Outcome::Entry(self.make(caller, parent, name, mode, Bytes::new())?)
+            }
             O::Create { parent, name, permissions, umask, flags } => {
                 let mode = mode(FileKind::Regular, permissions, umask);
                 let (attributes, new) = match self.make(caller, parent, name.clone(), mode, Bytes::new()) {

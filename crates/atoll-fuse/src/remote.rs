@@ -14,6 +14,11 @@ pub struct Lifetimes {
     pub attributes: Duration,
 }
 
+impl Lifetimes {
+    /// As good as infinite, and well inside what the kernel can count.
+    pub const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+}
+
 pub type Done = Box<dyn FnOnce(Answer) + Send>;
 
 /// Who executes operations.

@@ -452,9 +452,9 @@ impl Authority {
         self.entries.get(&inode).map(|entry| entry.holders.iter().map(info).collect()).unwrap_or_default()
     }
 
-    /// Whether anybody else holds or waits for anything on the inode.
-    pub fn is_alone(&self, session: SessionId, inode: InodeId) -> bool {
-        self.entries.get(&inode).is_none_or(|entry| entry.holders.iter().all(|h| h.session == session))
+    /// Whether nothing is granted on the inode because too many wanted it.
+    pub fn is_contended(&self, inode: InodeId, now_ms: u64) -> bool {
+        self.entries.get(&inode).is_some_and(|entry| entry.contended_until_ms > now_ms)
     }
 
     pub fn counts(&self) -> Counts {

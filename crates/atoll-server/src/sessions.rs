@@ -213,13 +213,14 @@ impl Sessions {
         }
     }
 
-    /// End sessions that keep others waiting for what they hold.
+    /// End sessions that keep others waiting for what they hold, and free what they may have been using.
     pub async fn fence(&self) {
         let mut volumes: HashMap<String, Volume> = HashMap::new();
         for session in self.table.lock().values() {
             volumes.entry(session.volume_name.clone()).or_insert_with(|| session.volume.clone());
         }
         for (name, volume) in volumes {
+            volume.reap_lingering().await;
             for id in volume.overdue_sessions() {
                 tracing::warn!(session = %id, volume = %name, "session fenced: it did not give up what others wait for");
                 self.end_by_id(id).await;

@@ -94,11 +94,13 @@ impl<'a> Leasing<'a> {
     /// `None` when nobody holds what the operation excludes; it may be executed while the lock is held.
     pub fn claim(&mut self, core: &mut Core) -> Step<Option<Blocked>> {
         let claims = core.claims(self.operation)?;
+        let leases = &self.volume.inner.leases;
         if core.leases.is_free(self.session, &claims) {
+            let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
+            core.lingers = self.waiter.is_some() || claims.iter().any(contended);
             self.claims = claims;
             return Ok(None);
         }
-        let leases = &self.volume.inner.leases;
         let (waiter, notices) = core.leases.wait(self.session, claims, self.waiter, leases.now_ms());
         self.waiter = Some(waiter);
         let (sender, freed) = oneshot::channel();
@@ -168,6 +170,16 @@ impl Volume {
         let overdue = core.leases.overdue(now_ms);
         overdue.iter().for_each(|_| core.leases.count_fenced());
         overdue
+    }
+
+    /// Free what lost its last name a while ago. Call a few times a second.
+    pub async fn reap_lingering(&self) {
+        let gone = self.inner.shared.core.lock().lingered(Instant::now());
+        for inode in gone {
+            if let Err(errno) = self.reap(inode).await {
+                tracing::warn!(%inode, %errno, "cannot reap an inode without names");
+            }
+        }
     }
 
     /// Holders of an inode, and for how long each has held it, in ms.

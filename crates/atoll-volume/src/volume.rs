@@ -470,7 +470,7 @@ impl Volume {
     }
 
     /// Free an unnamed inode that nobody has open.
-    async fn reap(&self, inode: InodeId) -> Result<(), Errno> {
+    pub(crate) async fn reap(&self, inode: InodeId) -> Result<(), Errno> {
         self.alone(|core| core.reap(inode)).await?;
         self.inner.shared.work.notify_one();
         Ok(())

@@ -99,17 +99,46 @@ pub enum Command {
     },
     /// Bytes and files under VOLUME:/path.
     Du { path: String },
-    /// Measure.
-    Bench {
-        /// Serve a trivial tree in memory on this directory until it is unmounted: what the kernel and the session
-        /// loop cost by themselves.
-        #[arg(long, value_name = "DIRECTORY")]
-        null_fuse: PathBuf,
-    },
+    /// Measure a mounted directory beside null FUSE and the local disk.
+    Bench(Bench),
     /// Print a completion script.
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages to a folder.
     Man { folder: PathBuf },
+}
+
+/// Workloads run on the directory, on trees in memory behind the same session loop (null FUSE) and on a local disk in turn, and
+/// are printed as ratios; wrong answers are counted and make the command fail. Everything it makes is removed again.
+#[derive(Args)]
+pub struct Bench {
+    /// The directory to measure: a mounted volume, or a folder in one.
+    #[arg(required_unless_present = "null_fuse", conflicts_with = "null_fuse")]
+    pub directory: Option<PathBuf>,
+    /// The same directory through another mount, for the rows about two mounts.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub second: Option<PathBuf>,
+    /// A directory on a disk of this machine, best the one that holds the server's data [default: a temporary one].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub local: Option<PathBuf>,
+    /// Only these rows.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub rows: Vec<String>,
+    /// Times each workload runs on each site.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub runs: u32,
+    /// Small workloads: a look, not a measurement.
+    #[arg(long)]
+    pub quick: bool,
+    /// Entries of the large directory [default: 100000, with --quick 20000].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub entries: Option<u32>,
+    /// Serve a trivial tree in memory on this directory until it is unmounted: what the kernel and the session
+    /// loop cost by themselves.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub null_fuse: Option<PathBuf>,
+    /// Seconds for which the kernel may keep the names and attributes of the tree in memory; from a year on, its pages too.
+    #[arg(long, value_name = "SECONDS", requires = "null_fuse", default_value_t = 0)]
+    pub lifetime: u64,
 }
 
 /// Flags win over the environment, and that over the configuration file, whose keys are the flags' names.

@@ -2,6 +2,7 @@
 //! into the libraries.
 
 mod arguments;
+mod bench;
 mod copying;
 mod files;
 mod mounting;
@@ -63,6 +64,7 @@ async fn admin(config: &ClientConfig, request: AdminRequest) -> Result<AdminRepl
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
+    let as_json = arguments.json;
     match &arguments.command {
         Command::Up { directory, data, store } => return serving::up(directory, data.clone(), store.clone()).await,
         Command::Serve(serve) => return serving::serve(serve).await,
@@ -76,11 +78,15 @@ async fn run(arguments: Arguments) -> Result<()> {
             let pages = clap_mangen::generate_to(Arguments::command(), folder);
             return pages.map_err(|error| format!("{}: {error}", folder.display()));
         }
-        Command::Bench { null_fuse } => return mounting::null(null_fuse).await,
         _ => {}
     }
+    if let Command::Bench(options) = arguments.command {
+        return match &options.null_fuse {
+            Some(directory) => mounting::null(directory, options.lifetime).await,
+            None => bench::run(options, as_json).await,
+        };
+    }
     let config = arguments.client()?;
-    let as_json = arguments.json;
     match arguments.command {
         Command::Mount { volume, directory, options, .. } => {
             mounting::in_foreground(config, &volume, &directory, &options).await
@@ -154,7 +160,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Up { .. }
         | Command::Serve(_)
         | Command::Umount { .. }
-        | Command::Bench { .. }
+        | Command::Bench(..)
         | Command::Completions { .. }
         | Command::Man { .. } => Ok(()),
     }

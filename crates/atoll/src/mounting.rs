@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_client::{Client, ClientConfig, ClientError};
-use atoll_fuse::{KernelCaches, MountOptions, Mounted, NullRemote, VolumeFs};
+use atoll_fuse::{KernelCaches, Lifetimes, MountOptions, Mounted, NullRemote, VolumeFs};
 
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
@@ -101,16 +101,18 @@ async fn attach(options: MountOptions, filesystem: Arc<VolumeFs>) -> Result<Moun
     mounted.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
-/// Serve a tree in memory until it is unmounted.
-pub async fn null(directory: &Path) -> Result<()> {
+/// Serve a tree in memory until it is unmounted. It changes through its one kernel only, so any lifetime is right.
+pub async fn null(directory: &Path, lifetime_seconds: u64) -> Result<()> {
     check_directory(directory)?;
+    let lifetime = Duration::from_secs(lifetime_seconds);
+    let tree = Arc::new(NullRemote::keeping(Lifetimes { entry: lifetime, attributes: lifetime }));
     let options = MountOptions {
         directory: directory.to_owned(),
         source: "null".into(),
         threads: THREADS,
         ..MountOptions::default()
     };
-    let mounted = attach(options, Arc::new(VolumeFs::new(Arc::new(NullRemote::default())))).await?;
+    let mounted = attach(options, Arc::new(VolumeFs::new(tree))).await?;
     println!("ready");
     tokio::task::spawn_blocking(move || mounted.join()).await.map_err(|error| error.to_string())
 }

@@ -13,7 +13,7 @@ use crate::{Result, mounting};
 const CACHE_MIB: u32 = 256;
 
 /// Ready at SIGTERM or Ctrl-C.
-async fn asked_to_stop() -> Result<()> {
+pub async fn asked_to_stop() -> Result<()> {
     let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
     tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }

@@ -17,6 +17,7 @@ mod xattr;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use atoll_lease::Authority;
 use atoll_store::Page;
@@ -132,6 +133,9 @@ pub(crate) struct Core {
     session_opens: HashMap<SessionId, FxHashMap<InodeId, u32>>,
     pub locks: LockTable,
     pub leases: Authority,
+    /// The operation that is executed now takes from others what they use: what loses its last name by it lingers.
+    pub lingers: bool,
+    lingering: VecDeque<(Instant, InodeId)>,
     durability: &'static str,
 }
 
@@ -161,6 +165,8 @@ impl Core {
             session_opens: HashMap::new(),
             locks: LockTable::default(),
             leases: Authority::default(),
+            lingers: false,
+            lingering: VecDeque::new(),
             durability,
         }
     }

@@ -1,5 +1,7 @@
 //! Names: lookup, create, link, unlink, rename, and what keeps an unnamed file alive.
 
+use std::time::{Duration, Instant};
+
 use atoll_types::operation::{OpenFlags, RenameMode};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
@@ -7,6 +9,12 @@ use bytes::Bytes;
 use super::{Context, Core, Step, Stop, fresh};
 use crate::format::{self, Dentry};
 use crate::{acl, format::InodeRecord};
+
+/// How long an inode without names lives on whose last name somebody else was just using: who has found it by
+/// that name can still open it, as on a local disk.
+const LINGER: Duration = Duration::from_secs(2);
+/// Who has it open meanwhile.
+const LINGERING: SessionId = SessionId(0);
 
 /// A new inode before it is made.
 struct Birth {
@@ -221,7 +229,7 @@ impl Core {
     fn gather_drop(&mut self, dentry: Dentry) -> Step<()> {
         let record = self.record(dentry.inode)?;
         let last = record.links <= 1 || dentry.kind == FileKind::Directory;
-        if last && !self.opens.contains_key(&dentry.inode) {
+        if last && !self.lingers && !self.opens.contains_key(&dentry.inode) {
             self.gather_free(dentry.inode)?;
         }
         Ok(())
@@ -245,6 +253,10 @@ impl Core {
             left = record.links;
         });
         if left == 0 {
+            if self.lingers {
+                self.count_open(LINGERING, dentry.inode);
+                self.lingering.push_back((Instant::now(), dentry.inode));
+            }
             if self.opens.contains_key(&dentry.inode) {
                 let marker = Some(Bytes::from_static(&[format::FORMAT_VERSION]));
                 self.write(format::orphan_key(dentry.inode), marker);
@@ -475,6 +487,20 @@ impl Core {
     pub fn end_session(&mut self, session: SessionId) -> Vec<InodeId> {
         let opens = self.session_opens.remove(&session).unwrap_or_default();
         opens.into_iter().filter(|&(inode, count)| self.uncount(inode, count)).map(|(inode, _)| inode).collect()
+    }
+
+    /// Inodes that lost their last name long enough ago and are to be reaped now.
+    pub fn lingered(&mut self, now: Instant) -> Vec<InodeId> {
+        let mut gone = Vec::new();
+        while let Some(&(since, inode)) = self.lingering.front()
+            && now.duration_since(since) >= LINGER
+        {
+            self.lingering.pop_front();
+            if self.release(LINGERING, inode) {
+                gone.push(inode);
+            }
+        }
+        gone
     }
 
     pub fn opens(&self) -> usize {
