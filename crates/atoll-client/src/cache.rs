@@ -14,8 +14,10 @@ use rustc_hash::FxHashMap;
 pub(crate) struct Kept {
     pub entry: bool,
     pub attributes: bool,
-    /// Of each entry of a listing: the name and the attributes.
+    /// Of each entry of a listing: the attributes.
     pub listed: Vec<bool>,
+    /// The kernel moves a name, with its right to be kept, to a directory whose names may not be kept.
+    pub moved: bool,
 }
 
 /// What a name is known to stand for. The kernel may keep each of them.
@@ -55,6 +57,8 @@ pub(crate) struct Duty {
     /// Opens that the authority must hear of.
     pub opens: u32,
     pub via: Option<InodeId>,
+    /// A request is under way that may hold the kernel's lock of the directory, or of pages of the file.
+    pub busy: bool,
 }
 
 impl Duty {
@@ -66,8 +70,29 @@ impl Duty {
 #[derive(Default)]
 pub(crate) struct Cache {
     nodes: FxHashMap<InodeId, Node>,
+    /// Requests under way that hold a lock of the kernel on the inode: on a directory's names, on a file's pages.
+    under_way: FxHashMap<InodeId, u32>,
     /// Grants up to here are void for inodes that are not in `nodes`: some were given up and forgotten.
     floor: Issue,
+}
+
+/// The inodes of which the kernel holds a lock while it waits for the operation.
+fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
+    use Operation as O;
+    match operation {
+        O::Lookup { parent, .. }
+        | O::Create { parent, .. }
+        | O::CreateUnnamed { parent, .. }
+        | O::MakeNode { parent, .. }
+        | O::MakeDirectory { parent, .. }
+        | O::MakeSymlink { parent, .. }
+        | O::Link { parent, .. }
+        | O::Unlink { parent, .. }
+        | O::RemoveDirectory { parent, .. } => [Some(*parent), None],
+        O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
+        O::ReadDirectory { inode, .. } | O::Read { inode, .. } => [Some(*inode), None],
+        _ => [None, None],
+    }
 }
 
 /// True when a read moves the access time (`relatime`, as the authority does it).
@@ -124,6 +149,24 @@ impl Cache {
         }
     }
 
+    /// A request goes to the authority.
+    pub fn starts(&mut self, operation: &Operation) {
+        for inode in locked_by(operation).into_iter().flatten() {
+            *self.under_way.entry(inode).or_default() += 1;
+        }
+    }
+
+    fn ends(&mut self, operation: &Operation) {
+        for inode in locked_by(operation).into_iter().flatten() {
+            if let Some(count) = self.under_way.get_mut(&inode) {
+                *count -= 1;
+                if *count == 0 {
+                    self.under_way.remove(&inode);
+                }
+            }
+        }
+    }
+
     /// Undo an open; false when the authority has counted it.
     pub fn release(&mut self, inode: InodeId) -> bool {
         match self.nodes.get_mut(&inode) {
@@ -144,6 +187,7 @@ impl Cache {
         order: Issue,
     ) -> Kept {
         use Operation as O;
+        self.ends(operation);
         let mut taken: FxHashMap<InodeId, Rights> = FxHashMap::default();
         for grant in grants {
             let node = self.node(grant.inode);
@@ -165,6 +209,15 @@ impl Cache {
             && granted(attributes.inode, Rights::INODE)
         {
             kept.attributes = self.node(attributes.inode).keep(attributes, order);
+            if let O::Lookup { parent, .. }
+            | O::Create { parent, .. }
+            | O::CreateUnnamed { parent, .. }
+            | O::MakeNode { parent, .. }
+            | O::MakeDirectory { parent, .. }
+            | O::MakeSymlink { parent, .. } = operation
+            {
+                self.node(attributes.inode).via = Some(*parent);
+            }
         }
         match operation {
             O::Lookup { parent, name } => {
@@ -193,6 +246,7 @@ impl Cache {
                 self.rename(*parent, name, named, order);
             }
             O::Rename { parent, name, new_parent, new_name, .. } if result.is_ok() => {
+                kept.moved = [parent, new_parent].iter().any(|directory| !self.keeps_names(**directory));
                 self.rename(*parent, name, Named::Unknown, order);
                 self.rename(*new_parent, new_name, Named::Unknown, order);
             }
@@ -208,9 +262,12 @@ impl Cache {
                     for entry in entries {
                         let keeps = match entry.attributes {
                             Some(attributes) if granted(entry.inode, Rights::INODE) => {
-                                let named = granted(*inode, Rights::NAMES)
-                                    && self.name(*inode, &entry.name, Named::Child(entry.inode), order);
-                                self.node(entry.inode).keep(attributes, order) && named
+                                if granted(*inode, Rights::NAMES) {
+                                    self.name(*inode, &entry.name, Named::Child(entry.inode), order);
+                                }
+                                let child = self.node(entry.inode);
+                                child.via = Some(*inode);
+                                child.keep(attributes, order)
                             }
                             _ => false,
                         };
@@ -228,15 +285,16 @@ impl Cache {
         kept
     }
 
+    fn keeps_names(&self, directory: InodeId) -> bool {
+        self.nodes.get(&directory).is_some_and(|node| node.holding.rights().contains(Rights::NAMES))
+    }
+
     /// Keep what a name stands for; false when something newer is known.
     fn name(&mut self, parent: InodeId, name: &Name, named: Named, order: Issue) -> bool {
         let Some(directory) = self.nodes.get_mut(&parent) else { return false };
         let newest = order >= directory.names_order;
         if newest && directory.holding.rights().contains(Rights::NAMES) {
             directory.names.insert(name.clone(), named);
-            if let Named::Child(child) = named {
-                self.node(child).via = Some(parent);
-            }
         }
         newest
     }
@@ -255,7 +313,8 @@ impl Cache {
 
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
-        let mut duty = Duty { inode: recall.inode, ..Duty::default() };
+        let busy = self.under_way.contains_key(&recall.inode);
+        let mut duty = Duty { inode: recall.inode, busy, ..Duty::default() };
         let Some(node) = self.nodes.get_mut(&recall.inode) else {
             self.floor = self.floor.max(recall.issue);
             return duty;
@@ -265,7 +324,7 @@ impl Cache {
             node.attributes = None;
             duty.attributes = true;
             duty.opens = std::mem::take(&mut node.local_opens);
-            duty.via = node.via;
+            duty.via = node.via.filter(|via| !self.under_way.contains_key(via));
         }
         if held.overlaps(Rights::NAMES) {
             duty.names = std::mem::take(&mut node.names).into_keys().collect();

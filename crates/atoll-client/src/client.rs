@@ -27,7 +27,7 @@ pub struct Answer {
     /// What the name stands for, also that it is not there.
     pub entry: Duration,
     pub attributes: Duration,
-    /// For each entry of a listing, name and attributes alike.
+    /// Of each entry of a listing: its attributes.
     pub listed: Vec<Duration>,
 }
 
@@ -43,21 +43,27 @@ impl Answer {
             result,
             entry: of(kept.entry, left.names),
             attributes: of(kept.attributes, left.attributes),
-            listed: kept.listed.into_iter().map(|keeps| of(keeps, left.names)).collect(),
+            listed: kept.listed.into_iter().map(|keeps| of(keeps, left.attributes)).collect(),
         }
     }
 }
 
 /// A kernel that keeps what answers said it may. Each call returns when the kernel has dropped it; called from
 /// threads that serve no request.
+///
+/// `busy` says that a request is under way that may hold a lock which dropping one by one would wait for: then
+/// nothing may wait. A process that is killed while the kernel makes it wait for such a lock leaves the request
+/// without an answer and the lock held, for ever.
 pub trait Kernel: Send + Sync {
     /// Whether names can be dropped at any time; if not, none may be kept.
     fn keeps_names(&self) -> bool;
     /// Names of a directory, also that they are not there.
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>);
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool);
+    /// All names at once, without waiting for anything: may be called by who serves a request.
+    fn drop_all_names(&self);
     /// Attributes, and with them the word that bytes are fresh. `via` is a directory through which the kernel
     /// was told of the inode last.
-    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>);
+    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>, busy: bool);
     /// All names, and the attributes of these inodes.
     fn drop_everything(&self, inodes: Vec<InodeId>);
 }
@@ -69,11 +75,7 @@ struct Left {
     attributes: Duration,
 }
 
-/// What a recall thread does.
-enum Work {
-    Recall(Recall, Duty),
-    Lost(Vec<InodeId>, oneshot::Sender<()>),
-}
+type Work = (Recall, Duty);
 
 struct Shared {
     cache: Mutex<Cache>,
@@ -83,7 +85,7 @@ struct Shared {
     work: mpsc::Sender<Work>,
     /// Held for reading while an answer is made and given to the kernel. Who drops what the kernel keeps holds
     /// it for writing once before: answers made earlier are with the kernel then, later ones know better.
-    answering: RwLock<()>,
+    answering: Arc<RwLock<()>>,
     /// Opens to be told to the authority when there is a connection.
     untold_opens: Mutex<Vec<(InodeId, u32)>>,
 }
@@ -105,7 +107,7 @@ impl Client {
             kernel: OnceLock::new(),
             session: OnceLock::new(),
             work,
-            answering: RwLock::default(),
+            answering: Arc::default(),
             untold_opens: Mutex::default(),
         });
         let queue = Arc::new(Mutex::new(queue));
@@ -146,12 +148,16 @@ impl Client {
             }
         }
         drop(answering);
+        self.shared.cache.lock().starts(&operation);
         let shared = self.shared.clone();
         let sent = operation.clone();
         let install = move |reply: Reply| {
             let _answering = shared.answering.read();
             let result = reply.first();
             let kept = shared.cache.lock().install(&operation, result, &reply.grants, reply.order);
+            if let (true, Some(kernel)) = (kept.moved, shared.kernel.get()) {
+                kernel.drop_all_names();
+            }
             let result = reply.results.into_iter().next().unwrap_or(Err(Errno::EIO));
             done(Answer::kept(result, kept, shared.left()));
         };
@@ -211,21 +217,10 @@ impl Shared {
         self.session.get()?.upgrade()
     }
 
-    fn carry_out(&self, work: Work, runtime: &Handle) {
-        match work {
-            Work::Recall(recall, duty) => {
-                self.discharge(&duty, runtime);
-                if let Some(session) = self.session() {
-                    session.give_up(vec![recall]);
-                }
-            }
-            Work::Lost(inodes, done) => {
-                drop(self.answering.write());
-                if let Some(kernel) = self.kernel.get() {
-                    kernel.drop_everything(inodes);
-                }
-                let _ = done.send(());
-            }
+    fn carry_out(&self, (recall, duty): Work, runtime: &Handle) {
+        self.discharge(&duty, runtime);
+        if let Some(session) = self.session() {
+            session.give_up(vec![recall]);
         }
     }
 
@@ -233,10 +228,10 @@ impl Shared {
         drop(self.answering.write());
         if let Some(kernel) = self.kernel.get() {
             if !duty.names.is_empty() {
-                kernel.drop_names(duty.inode, duty.names.clone());
+                kernel.drop_names(duty.inode, duty.names.clone(), duty.busy);
             }
             if duty.attributes {
-                kernel.drop_attributes(duty.inode, duty.via);
+                kernel.drop_attributes(duty.inode, duty.via, duty.busy);
             }
         }
         if duty.opens > 0 {
@@ -264,7 +259,7 @@ impl Keeper for Shared {
             if duty.is_nothing() {
                 nothing_to_do.push(recall);
             } else {
-                let _ = self.work.send(Work::Recall(recall, duty));
+                let _ = self.work.send((recall, duty));
             }
         }
         if let (false, Some(session)) = (nothing_to_do.is_empty(), self.session()) {
@@ -281,7 +276,17 @@ impl Keeper for Shared {
         let (inodes, opens) = self.cache.lock().clear();
         self.untold_opens.lock().extend(opens);
         let (sender, receiver) = oneshot::channel();
-        let _ = self.work.send(Work::Lost(inodes, sender));
+        let Some(kernel) = self.kernel.get().cloned() else {
+            let _ = sender.send(());
+            return receiver;
+        };
+        let answering = self.answering.clone();
+        // Not by a recall thread: they may all be waiting for the next connection.
+        std::thread::spawn(move || {
+            drop(answering.write());
+            kernel.drop_everything(inodes);
+            let _ = sender.send(());
+        });
         receiver
     }
 

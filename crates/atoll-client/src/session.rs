@@ -78,6 +78,8 @@ struct State {
     control: Option<mpsc::UnboundedSender<BytesMut>>,
     bulk: Option<mpsc::UnboundedSender<BytesMut>>,
     resume: Option<Resume>,
+    /// Which start of the server the session is with.
+    instance: Option<u64>,
     /// Without a connection since then.
     away_since: Option<Instant>,
     opens: HashMap<InodeId, u32>,
@@ -143,6 +145,7 @@ impl Session {
                 control: None,
                 bulk: None,
                 resume: None,
+                instance: None,
                 away_since: None,
                 opens: HashMap::new(),
                 closed: false,
@@ -376,15 +379,25 @@ impl Session {
         let (control_sender, control_queue) = mpsc::unbounded_channel();
         let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
-        {
+        let lost = {
             let mut state = self.state.lock();
             state.control = Some(control_sender);
             state.bulk = bulk.is_some().then_some(bulk_sender);
             state.away_since = None;
+            let before = state.instance.replace(welcome.instance);
+            let mut lost = Vec::new();
             if !welcome.resumed {
+                if before == Some(welcome.instance) {
+                    // The server ended the session: which of its changes it still made, it has forgotten.
+                    lost = state.take_mutations();
+                }
                 state.open_again();
             }
             state.send_again();
+            lost
+        };
+        for pending in lost {
+            (pending.done)(Reply::failed(Errno::EIO));
         }
         if let Some(keeper) = &self.keeper {
             keeper.connected(sent);
@@ -477,6 +490,17 @@ impl State {
             // A broken connection is replaced; the request is sent again then.
             let _ = sender.send(bytes);
         }
+    }
+
+    /// Requests that change something and have no answer.
+    fn take_mutations(&mut self) -> Vec<Pending> {
+        let changes = |pending: &Pending| pending.execute.sequence.0 != 0;
+        let ids: Vec<u64> = self.pending.iter().filter(|(_, p)| changes(p)).map(|(id, _)| *id).collect();
+        let lost: Vec<Pending> = ids.iter().filter_map(|id| self.pending.remove(id)).collect();
+        for pending in &lost {
+            self.unanswered.remove(&pending.execute.sequence.0);
+        }
+        lost
     }
 
     fn send_again(&self) {

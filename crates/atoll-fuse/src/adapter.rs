@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use atoll_client::Answer;
 use atoll_types::locks::{Lock, LockKind, LockSpace};
@@ -312,8 +313,10 @@ impl VolumeFs {
             let mut told = Vec::new();
             for (place, entry) in entries.into_iter().enumerate() {
                 let (at, name) = (entry.cookie + 2, entry.name.as_bytes());
-                let left = listed.get(place).copied().unwrap_or_default();
-                let lifetimes = Lifetimes { entry: left, attributes: left };
+                // A name lives no longer than the listing: where the kernel is told to drop all names, it would take
+                // those of a listing in flight for newer.
+                let attributes = listed.get(place).copied().unwrap_or_default();
+                let lifetimes = Lifetimes { entry: Duration::ZERO, attributes };
                 // Without attributes an entry tells the kernel only its name: it looks the rest up.
                 let described = entry.attributes.map(|a| Body::default().entry(&a, lifetimes).0);
                 let known = plus && described.is_some();

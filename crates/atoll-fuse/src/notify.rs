@@ -36,6 +36,12 @@ impl Notifier {
         self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(0).u64(0), &[])
     }
 
+    /// Attributes alone, without waiting for anything. False when the kernel does not know the inode.
+    pub fn attributes(&self, inode: InodeId) -> std::io::Result<bool> {
+        const NO_BYTES: u64 = -1i64 as u64;
+        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(NO_BYTES).u64(0), &[])
+    }
+
     /// What a name stands for, that it is not there included.
     pub fn entry(&self, parent: InodeId, name: &Name) -> std::io::Result<bool> {
         let name = name.as_bytes();
@@ -68,8 +74,8 @@ impl Notifier {
     }
 }
 
-/// Threads that may be stuck behind a directory's lock at a time; then names are dropped all at once.
-const NAME_THREADS: usize = 2;
+/// Threads that may be stuck behind directories' locks at a time; then names are dropped all at once.
+const NAME_THREADS_MAX: usize = 64;
 /// How long a directory's lock is waited for.
 const NAMES_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long a lookup is waited for that may be making the kernel's inode right now.
@@ -87,37 +93,41 @@ struct Job {
 pub struct KernelCaches {
     notifier: Notifier,
     jobs: Sender<Job>,
+    queue: Arc<Mutex<Receiver<Job>>>,
+    /// Threads, and jobs that none of them has finished.
+    load: Arc<Mutex<(usize, usize)>>,
 }
 
 impl KernelCaches {
     pub fn new(notifier: Notifier) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..NAME_THREADS {
-            let (notifier, queue) = (notifier.clone(), queue.clone());
-            std::thread::spawn(move || drop_names(&notifier, &queue));
-        }
-        KernelCaches { notifier, jobs }
+        KernelCaches { notifier, jobs, queue: Arc::new(Mutex::new(queue)), load: Arc::default() }
     }
 
     /// True when the names were dropped in time.
     fn one_by_one(&self, directory: InodeId, names: Vec<Name>, timeout: Duration) -> bool {
+        {
+            let mut load = self.load.lock();
+            load.1 += 1;
+            if load.0 < load.1 && load.0 < NAME_THREADS_MAX {
+                load.0 += 1;
+                let (notifier, queue, load) = (self.notifier.clone(), self.queue.clone(), self.load.clone());
+                std::thread::spawn(move || drop_names(&notifier, &queue, &load));
+            }
+        }
         let (done, dropped) = mpsc::channel();
         self.jobs.send(Job { directory, names, done }).is_ok() && dropped.recv_timeout(timeout).is_ok()
     }
-
-    fn all_names(&self) {
-        report(self.notifier.all_names());
-    }
 }
 
-fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>) {
+fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>, load: &Mutex<(usize, usize)>) {
     loop {
         let next = queue.lock().recv();
         let Ok(Job { directory, names, done }) = next else { return };
         for name in &names {
             report(notifier.entry(directory, name));
         }
+        load.lock().1 -= 1;
         // Who waited has given up perhaps.
         let _ = done.send(());
     }
@@ -138,32 +148,42 @@ impl Kernel for KernelCaches {
         self.notifier.has_epochs
     }
 
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>) {
-        if names.len() > NAMES_ONE_BY_ONE_MAX || !self.one_by_one(directory, names, NAMES_TIMEOUT) {
-            self.all_names();
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool) {
+        if busy || names.len() > NAMES_ONE_BY_ONE_MAX || !self.one_by_one(directory, names, NAMES_TIMEOUT) {
+            self.drop_all_names();
         }
     }
 
-    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>) {
-        // With the bytes: of two overlapping requests for attributes the kernel drops the answer to the one that
-        // was asked first, and would not find that its pages are old.
-        if report(self.notifier.inode(inode)) {
+    fn drop_all_names(&self) {
+        // Without epochs the kernel was never told to keep a name.
+        if self.notifier.has_epochs {
+            report(self.notifier.all_names());
+        }
+    }
+
+    fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>, busy: bool) {
+        if report(self.notifier.attributes(inode)) {
+            if !busy {
+                // The bytes too: of two overlapping requests for attributes the kernel drops the answer to the one
+                // that was asked first, and would not find that its pages are old.
+                report(self.notifier.inode(inode));
+            }
             return;
         }
         // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
         // its directory's lock, so behind that lock it is made.
         if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
             self.one_by_one(directory, vec![any], INODE_TIMEOUT);
-            report(self.notifier.inode(inode));
+        } else {
+            std::thread::sleep(NAMES_TIMEOUT);
         }
+        report(self.notifier.attributes(inode));
     }
 
     fn drop_everything(&self, inodes: Vec<InodeId>) {
-        if self.notifier.has_epochs {
-            self.all_names();
-        }
+        self.drop_all_names();
         for inode in inodes {
-            report(self.notifier.inode(inode));
+            report(self.notifier.attributes(inode));
         }
     }
 }

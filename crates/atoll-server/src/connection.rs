@@ -115,13 +115,9 @@ async fn write(
     mut outgoing: mpsc::Receiver<BytesMut>,
     mut recalls: mpsc::UnboundedReceiver<BytesMut>,
 ) {
-    loop {
-        let next = tokio::select! {
-            biased;
-            Some(recall) = recalls.recv() => Some(recall),
-            answer = outgoing.recv() => answer,
-        };
-        let Some(mut bytes) = next else { break };
+    // Nothing goes before the answer to the introduction.
+    let mut next = outgoing.recv().await;
+    while let Some(mut bytes) = next {
         // Whatever else is small and ready goes out with it.
         while bytes.len() < 64 * 1024
             && let Ok(more) = outgoing.try_recv()
@@ -131,6 +127,11 @@ async fn write(
         if !matches!(tokio::time::timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await, Ok(Ok(()))) {
             return;
         }
+        next = tokio::select! {
+            biased;
+            Some(recall) = recalls.recv() => Some(recall),
+            answer = outgoing.recv() => answer,
+        };
     }
     let _ = writer.shutdown().await;
 }
@@ -183,7 +184,8 @@ async fn welcome(
             );
         }
     };
-    let mut welcome = Welcome { features: 0, resume: None, resumed: false, read_only: rights.read_only };
+    let mut welcome =
+        Welcome { features: 0, resume: None, resumed: false, instance: context.instance, read_only: rights.read_only };
     let Some(name) = &hello.volume else { return Ok((rights, None, welcome)) };
     if rights.volume.as_ref().is_some_and(|only| only != name) {
         return Err(format!("the token is not for volume `{name}`"));
@@ -266,6 +268,7 @@ impl Connection {
             }
             Request::GiveUp(rights) => {
                 if let Some(session) = &self.session {
+                    tracing::debug!(session = %session.id, ?rights, "given up");
                     session.volume.given_up(session.id, &rights);
                 }
             }

@@ -88,6 +88,8 @@ pub(crate) struct Context {
     pub sessions: Arc<Sessions>,
     pub tokens: Tokens,
     pub metrics: Metrics,
+    /// Differs for each start of a server.
+    pub instance: u64,
     started: Instant,
     stop: watch::Receiver<bool>,
 }
@@ -184,6 +186,7 @@ impl Server {
             registry: Registry::open(data.clone(), root, config.cache_bytes_max).map_err(ServerError::Volume)?,
             sessions: Arc::default(),
             tokens,
+            instance: u64::from_le_bytes(crate::random().map_err(|error| ServerError::Volume(error.to_string()))?),
             started: Instant::now(),
             metrics: Metrics::new().map_err(|error| ServerError::Metrics(error.to_string()))?,
             stop: stopped,

@@ -100,6 +100,7 @@ impl Session {
 
     /// Without a connection, the recalls are sent when there is one.
     fn recall(&self, recalls: Vec<Recall>) {
+        tracing::debug!(session = %self.id, ?recalls, "recall");
         let mut bytes = BytesMut::new();
         if let Err(error) = atoll_wire::encode(0, &Response::Recall(recalls), &mut bytes) {
             tracing::error!(%error, "a recall does not fit a frame");

@@ -141,6 +141,8 @@ pub struct Welcome {
     pub resume: Option<Resume>,
     /// False when the session asked for was unknown and a new one was made.
     pub resumed: bool,
+    /// Differs for each start of a server.
+    pub instance: u64,
     pub read_only: bool,
 }
 
