@@ -4,11 +4,12 @@ use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use atoll_lease::Recall;
+use atoll_lease::{Leaving, Recall};
 use atoll_types::operation::OpenFlags;
 use atoll_types::{Caller, Errno, InodeId, Name, Operation, Outcome};
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -79,6 +80,8 @@ type Work = (Recall, Duty);
 
 struct Shared {
     cache: Mutex<Cache>,
+    /// Inodes of which recalls are being carried out.
+    leaving: Mutex<FxHashMap<InodeId, Leaving>>,
     term: Term,
     kernel: OnceLock<Arc<dyn Kernel>>,
     session: OnceLock<Weak<Session>>,
@@ -103,6 +106,7 @@ impl Client {
         let (work, queue) = mpsc::channel();
         let shared = Arc::new(Shared {
             cache: Mutex::default(),
+            leaving: Mutex::default(),
             term: Term::default(),
             kernel: OnceLock::new(),
             session: OnceLock::new(),
@@ -219,8 +223,23 @@ impl Shared {
 
     fn carry_out(&self, (recall, duty): Work, runtime: &Handle) {
         self.discharge(&duty, runtime);
-        if let Some(session) = self.session() {
-            session.give_up(vec![recall]);
+        self.give_up(self.done(recall.inode));
+    }
+
+    /// A duty of a recall is done: what is to be given up now.
+    fn done(&self, inode: InodeId) -> Vec<Recall> {
+        let mut leaving = self.leaving.lock();
+        let Some(of_inode) = leaving.get_mut(&inode) else { return Vec::new() };
+        let recalls = of_inode.done();
+        if of_inode.is_empty() {
+            leaving.remove(&inode);
+        }
+        recalls
+    }
+
+    fn give_up(&self, rights: Vec<Recall>) {
+        if let (false, Some(session)) = (rights.is_empty(), self.session()) {
+            session.give_up(rights);
         }
     }
 
@@ -253,18 +272,23 @@ impl Shared {
 
 impl Keeper for Shared {
     fn recalled(&self, recalls: Vec<Recall>) {
-        let mut nothing_to_do = Vec::new();
+        let mut given_up = Vec::new();
         for recall in recalls {
             let duty = self.cache.lock().recall(&recall);
-            if duty.is_nothing() {
-                nothing_to_do.push(recall);
-            } else {
+            let has_duty = !duty.is_nothing();
+            {
+                let mut leaving = self.leaving.lock();
+                let of_inode = leaving.entry(recall.inode).or_default();
+                given_up.extend(of_inode.begin(recall, has_duty));
+                if of_inode.is_empty() {
+                    leaving.remove(&recall.inode);
+                }
+            }
+            if has_duty {
                 let _ = self.work.send((recall, duty));
             }
         }
-        if let (false, Some(session)) = (nothing_to_do.is_empty(), self.session()) {
-            session.give_up(nothing_to_do);
-        }
+        self.give_up(given_up);
     }
 
     fn renewed(&self, sent: Moment) {

@@ -1,5 +1,5 @@
 //! The lease protocol: what a client may answer from its own memory, and how
-//! that right is taken back. Two pure state machines; time is an argument.
+//! that right is taken back. Pure state machines; time is an argument.
 //!
 //! Invariant: while a session holds a right and has not given it up, no
 //! operation of another session that the right excludes is executed. So what a
@@ -7,12 +7,15 @@
 //!
 //! [`Authority`] is the server's side: it grants, and finds out whom an operation
 //! has to wait for. [`Holding`] is the client's side of one inode: it takes grants
-//! and recalls in whatever order they arrive. `docs/leases.md` has the pictures.
+//! and recalls in whatever order they arrive; [`Leaving`] says when recalls are
+//! answered. `docs/leases.md` has the pictures.
 
 mod authority;
 mod holding;
+mod leaving;
 mod rights;
 
 pub use authority::{Authority, Claim, Counts, HolderInfo, Limits, Notice, WaiterId};
 pub use holding::Holding;
+pub use leaving::Leaving;
 pub use rights::{Grant, Issue, Recall, Rights};
