@@ -314,8 +314,7 @@ impl Keeper for Shared {
         receiver
     }
 
-    fn connected(&self, sent: Moment) {
-        self.term.renew(sent, TERM_MS);
+    fn connected(&self) {
         let opens = std::mem::take(&mut *self.untold_opens.lock());
         if let Some(session) = self.session() {
             for (inode, count) in opens {

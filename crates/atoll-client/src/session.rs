@@ -60,8 +60,8 @@ pub(crate) trait Keeper: Send + Sync {
     fn renewed(&self, sent: Moment);
     /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
     fn lost(&self) -> oneshot::Receiver<()>;
-    /// There is a connection; `sent` is when it introduced itself.
-    fn connected(&self, sent: Moment);
+    /// There is a connection. No term has begun: recalls may be unanswered for long.
+    fn connected(&self);
 }
 
 struct Pending {
@@ -156,9 +156,8 @@ impl Session {
             ending: Notify::new(),
             ended: Notify::new(),
         });
-        let sent = Moment::now();
         let first = session.connect(Lane::Control).await?;
-        tokio::spawn(session.clone().keep(first, sent));
+        tokio::spawn(session.clone().keep(first));
         Ok(session)
     }
 
@@ -338,12 +337,12 @@ impl Session {
     }
 
     /// Keep the session connected until it is closed.
-    async fn keep(self: Arc<Self>, first: Connection, sent: Moment) {
-        let mut next = Some((first, sent));
+    async fn keep(self: Arc<Self>, first: Connection) {
+        let mut next = Some(first);
         loop {
-            if let Some((control, sent)) = next.take() {
+            if let Some(control) = next.take() {
                 let bulk = self.connect(Lane::Bulk).await.ok();
-                self.run(control, bulk, sent).await;
+                self.run(control, bulk).await;
                 if let Some(keeper) = &self.keeper {
                     // Before the server can take us for connected: it may know nothing of what is kept.
                     let _ = keeper.lost().await;
@@ -353,11 +352,10 @@ impl Session {
                 self.fail_all();
                 return;
             }
-            let sent = Moment::now();
             match self.connect(Lane::Control).await {
                 Ok(connection) => {
                     tracing::info!(resumed = connection.welcome.resumed, "reconnected");
-                    next = Some((connection, sent));
+                    next = Some(connection);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot reconnect");
@@ -375,7 +373,7 @@ impl Session {
     }
 
     /// Serve on these connections until one breaks.
-    async fn run(&self, control: Connection, bulk: Option<Connection>, sent: Moment) {
+    async fn run(&self, control: Connection, bulk: Option<Connection>) {
         let (control_sender, control_queue) = mpsc::unbounded_channel();
         let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
@@ -386,6 +384,9 @@ impl Session {
             state.away_since = None;
             let before = state.instance.replace(welcome.instance);
             let mut lost = Vec::new();
+            if self.keeper.is_some() {
+                state.ping();
+            }
             if !welcome.resumed {
                 if before == Some(welcome.instance) {
                     // The server ended the session: which of its changes it still made, it has forgotten.
@@ -400,7 +401,7 @@ impl Session {
             (pending.done)(Reply::failed(Errno::EIO));
         }
         if let Some(keeper) = &self.keeper {
-            keeper.connected(sent);
+            keeper.connected();
         }
         let heard = Mutex::new(Instant::now());
         let receive_control = async {
@@ -415,10 +416,7 @@ impl Session {
             }
             while heard.lock().elapsed() < SILENCE_MAX {
                 tokio::time::sleep(PING_INTERVAL).await;
-                // A ping's id is when it was sent: the answer brings it back.
-                if let Some(bytes) = encode(Moment::now().to_id(), &Request::Ping) {
-                    self.state.lock().deliver(Lane::Control, bytes);
-                }
+                self.state.lock().ping();
             }
             tracing::warn!("the server says nothing: connecting anew");
         };
@@ -501,6 +499,13 @@ impl State {
             self.unanswered.remove(&pending.execute.sequence.0);
         }
         lost
+    }
+
+    /// Ask for a term. A ping's id is when it was sent: the answer brings it back.
+    fn ping(&self) {
+        if let Some(bytes) = encode(Moment::now().to_id(), &Request::Ping) {
+            self.deliver(Lane::Control, bytes);
+        }
     }
 
     fn send_again(&self) {
