@@ -422,14 +422,14 @@ async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute
         Admission::TooMany => only(vec![Err(Errno::EAGAIN)]),
         Admission::Acknowledged => only(vec![Err(Errno::EPROTO)]),
         Admission::Repeat(mut answer) => match answer.wait_for(Option::is_some).await {
-            Ok(results) => only(results.clone().unwrap_or_default()),
+            Ok(reply) => reply.clone().unwrap_or_default(),
             Err(_) => only(vec![Err(Errno::EIO)]),
         },
         Admission::Execute(answer) => {
             // In a task of its own: a lost connection must not stop a change half-way.
             let work = tokio::spawn(async move {
                 let reply = compound(&context, &session, execute).await;
-                answer.send_replace(Some(reply.0.clone()));
+                answer.send_replace(Some(reply.clone()));
                 reply
             });
             work.await.unwrap_or_else(|_| only(vec![Err(Errno::EIO)]))

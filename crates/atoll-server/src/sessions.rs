@@ -44,16 +44,17 @@ struct State {
     recalls: Option<mpsc::UnboundedSender<BytesMut>>,
     /// The client has the answers of every mutation below this number.
     acknowledged: u64,
-    /// Answers to numbered mutations that the client may not have yet; `None` while executing.
-    answers: BTreeMap<u64, watch::Receiver<Option<Results>>>,
+    /// Answers to numbered mutations that the client may not have yet; `None` while executing. With what they
+    /// earned: it tells a client that asks again that what it has kept since is old.
+    answers: BTreeMap<u64, watch::Receiver<Option<Reply>>>,
 }
 
 /// What to do with a numbered mutation.
 pub(crate) enum Admission {
     /// New: execute it and publish the answer here.
-    Execute(watch::Sender<Option<Results>>),
+    Execute(watch::Sender<Option<Reply>>),
     /// Seen before: its answer is, or will be, here.
-    Repeat(watch::Receiver<Option<Results>>),
+    Repeat(watch::Receiver<Option<Reply>>),
     /// A late copy of a request whose answer the client has already.
     Acknowledged,
     /// The client has more unanswered mutations than it may.
@@ -261,8 +262,9 @@ mod tests {
         let Admission::Execute(answer) = admit(&state, seq(5), seq(5)) else { panic!() };
         let Admission::Repeat(mut repeat) = admit(&state, seq(5), seq(5)) else { panic!() };
         assert!(repeat.borrow_and_update().is_none());
-        answer.send_replace(Some(vec![Ok(Outcome::Done)]));
-        assert_eq!(*repeat.borrow(), Some(vec![Ok(Outcome::Done)]));
+        let earned = Earned { grants: Vec::new(), order: atoll_lease::Issue(9) };
+        answer.send_replace(Some((vec![Ok(Outcome::Done)], earned.clone())));
+        assert_eq!(*repeat.borrow(), Some((vec![Ok(Outcome::Done)], earned)));
         assert!(matches!(admit(&state, seq(6), seq(5)), Admission::Execute(_)));
         assert!(matches!(admit(&state, seq(5), seq(5)), Admission::Repeat(_)));
     }

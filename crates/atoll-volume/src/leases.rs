@@ -62,7 +62,7 @@ pub(crate) struct Leasing<'a> {
 }
 
 /// What the session may keep of an answer, and where the operation stands among all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Earned {
     pub grants: Vec<Grant>,
     pub order: Issue,
