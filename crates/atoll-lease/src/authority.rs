@@ -7,6 +7,8 @@
 //!
 //! An operation never waits for rights of its own session.
 
+mod describe;
+
 use std::collections::BTreeSet;
 
 use atoll_types::{InodeId, SessionId};

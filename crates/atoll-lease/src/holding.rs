@@ -68,6 +68,12 @@ impl Holding {
         self.rights = (self.rights - rights).whole();
         message
     }
+
+    /// Append what it does from now on depends on, for model checking; see [`crate::Authority::describe`].
+    pub fn describe(&self, issue: &mut dyn FnMut(Issue) -> u64, out: &mut Vec<u64>) {
+        out.extend([self.rights.number(), issue(self.issue)]);
+        out.extend(self.recalled.iter().map(|recalled| issue(*recalled)));
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 //! [`Authority`] is the server's side: it grants, and finds out whom an operation
 //! has to wait for. [`Holding`] is the client's side of one inode: it takes grants
 //! and recalls in whatever order they arrive; [`Leaving`] says when recalls are
-//! answered. `docs/leases.md` has the pictures.
+//! answered. `docs/leases.md` has the pictures, `tests/explore.rs` goes through every
+//! order of events.
 
 mod authority;
 mod holding;

@@ -66,6 +66,10 @@ impl Rights {
         whole
     }
 
+    pub(crate) fn number(self) -> u64 {
+        self.0.into()
+    }
+
     pub(crate) fn bits(self) -> impl Iterator<Item = usize> {
         (0..Self::BITS).filter(move |bit| self.0 & (1 << bit) != 0)
     }
