@@ -343,14 +343,13 @@ impl Authority {
         free
     }
 
-    /// The session is over: it holds nothing any more. Answers the waiters that are free now.
+    /// The session is over: it holds nothing any more. Answers the waiters that are free now, and its own, which
+    /// wait no more ([`Authority::is_waiting`]).
     pub fn end_session(&mut self, session: SessionId) -> Vec<WaiterId> {
         let own: Vec<WaiterId> = self.waiters.iter().filter(|(_, w)| w.session == session).map(|(id, _)| *id).collect();
-        for waiter in own {
-            self.withdraw(waiter);
-        }
-        let Some(gone) = self.sessions.remove(&session) else { return Vec::new() };
-        let mut free = Vec::new();
+        own.iter().for_each(|waiter| self.withdraw(*waiter));
+        let mut free = own;
+        let Some(gone) = self.sessions.remove(&session) else { return free };
         for inode in gone.inodes {
             if let Some(entry) = self.entries.get_mut(&inode) {
                 entry.holders.retain(|h| h.session != session);
@@ -393,7 +392,7 @@ impl Authority {
         gone.into_iter().for_each(|inode| self.tidy(inode));
     }
 
-    /// True when one waits.
+    /// False when its session is over.
     pub fn is_waiting(&self, waiter: WaiterId) -> bool {
         self.waiters.contains_key(&waiter)
     }
@@ -538,6 +537,15 @@ mod tests {
         authority.progress(A, 5_000);
         assert!(authority.overdue(10_000).is_empty() && !authority.may_renew(A, 5_000));
         assert_eq!(authority.end_session(A), [waiter]);
+    }
+
+    #[test]
+    fn operations_of_a_session_that_is_over_wait_no_more() {
+        let mut authority = authority();
+        authority.grant(A, FILE, Rights::INODE, 0);
+        let (waiter, _) = authority.wait(B, write(), None, 0);
+        assert_eq!(authority.end_session(B), [waiter]);
+        assert!(!authority.is_waiting(waiter));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::core::{Core, Step};
+use crate::core::{Core, Step, Stop};
 use crate::volume::Volume;
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
@@ -93,6 +93,10 @@ impl<'a> Leasing<'a> {
 
     /// `None` when nobody holds what the operation excludes; it may be executed while the lock is held.
     pub fn claim(&mut self, core: &mut Core) -> Step<Option<Blocked>> {
+        if self.waiter.is_some_and(|waiter| !core.leases.is_waiting(waiter)) {
+            // The session is over: nobody is there for the answer, and the client may have asked elsewhere.
+            return Err(Stop::Error(Errno::EIO));
+        }
         let claims = core.claims(self.operation)?;
         let leases = &self.volume.inner.leases;
         if core.leases.is_free(self.session, &claims) {
