@@ -342,6 +342,13 @@ mod tests {
     use atoll_types::{InodeId, Name};
     use proptest::prelude::*;
 
+    #[test]
+    fn a_term_ends_before_its_session_can_be_fenced() {
+        // A term that a recall of the greatest age let begin is over when the recall fences.
+        let limits = atoll_lease::Limits::default();
+        assert!(TERM_MS + limits.renewal_ms < limits.recall_ms);
+    }
+
     fn request() -> Request {
         let name = Name::new(&b"name"[..]).unwrap();
         Request::Execute(Execute {
