@@ -36,6 +36,8 @@ struct Node {
     /// Where the attributes, or word that they are old, came from.
     order: Issue,
     names: FxHashMap<Name, Named>,
+    /// A name that is not in `names` is not there.
+    complete: bool,
     /// The newest change of our own among the names.
     names_order: Issue,
     /// Opens that the authority does not know of.
@@ -90,7 +92,7 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
         | O::Unlink { parent, .. }
         | O::RemoveDirectory { parent, .. } => [Some(*parent), None],
         O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
-        O::ReadDirectory { inode, .. } | O::Read { inode, .. } => [Some(*inode), None],
+        O::ReadDirectory { inode, .. } | O::Read { inode, .. } | O::Write { inode, .. } => [Some(*inode), None],
         _ => [None, None],
     }
 }
@@ -118,15 +120,19 @@ impl Cache {
     pub fn answer(&mut self, operation: &Operation) -> Option<(Result<Outcome, Errno>, Kept)> {
         match operation {
             Operation::Lookup { parent, name } => {
-                let directory = self.nodes.get(parent)?;
+                let directory = self.nodes.get_mut(parent)?;
                 if !directory.holding.rights().contains(Rights::NAMES) {
                     return None;
                 }
-                match directory.names.get(name)? {
+                if directory.complete && !directory.names.contains_key(name) {
+                    // The kernel may keep it, so it is to be dropped with the others.
+                    directory.names.insert(name.clone(), Named::Absent);
+                }
+                match *directory.names.get(name)? {
                     Named::Unknown => None,
                     Named::Absent => Some((Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() })),
                     Named::Child(child) => {
-                        let attributes = self.attributes(*child)?;
+                        let attributes = self.attributes(child)?;
                         self.node(attributes.inode).via = Some(*parent);
                         let kept = Kept { entry: true, attributes: true, ..Kept::default() };
                         Some((Ok(Outcome::Entry(attributes)), kept))
@@ -239,6 +245,10 @@ impl Cache {
                     let may = granted(*parent, Rights::NAMES);
                     let named = if may { Named::Child(attributes.inode) } else { Named::Unknown };
                     kept.entry = self.rename(*parent, name, named, order) && may;
+                    if matches!(operation, O::MakeDirectory { .. }) && granted(attributes.inode, Rights::NAMES) {
+                        // Nobody was in it before.
+                        self.node(attributes.inode).complete = true;
+                    }
                 }
             }
             O::Unlink { parent, name } | O::RemoveDirectory { parent, name } if result.is_ok() => {
@@ -311,6 +321,31 @@ impl Cache {
         newest
     }
 
+    /// Opens that the authority must know of before it executes an operation that may take a file's last name:
+    /// it counts them from now on.
+    pub fn opens_before(&mut self, operation: &Operation) -> Vec<InodeId> {
+        use Operation as O;
+        let (parent, name) = match operation {
+            O::Unlink { parent, name } | O::Rename { new_parent: parent, new_name: name, .. } => (parent, name),
+            _ => return Vec::new(),
+        };
+        let mut opens = Vec::new();
+        let mut take = |inode: InodeId, node: &mut Node| {
+            opens.extend(std::iter::repeat_n(inode, std::mem::take(&mut node.local_opens) as usize));
+        };
+        match self.nodes.get(parent).and_then(|directory| directory.names.get(name)) {
+            Some(&Named::Child(child)) => {
+                if let Some(node) = self.nodes.get_mut(&child) {
+                    take(child, node);
+                }
+            }
+            Some(Named::Absent) => {}
+            // It may be any of them.
+            Some(Named::Unknown) | None => self.nodes.iter_mut().for_each(|(inode, node)| take(*inode, node)),
+        }
+        opens
+    }
+
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
         let busy = self.under_way.contains_key(&recall.inode);
@@ -328,6 +363,7 @@ impl Cache {
         }
         if held.overlaps(Rights::NAMES) {
             duty.names = std::mem::take(&mut node.names).into_keys().collect();
+            node.complete = false;
         }
         duty
     }
@@ -478,6 +514,30 @@ mod tests {
         assert!(cache.answer(&lookup()).is_none());
         assert!(!looked_up(&mut cache, 1, 4).entry, "an older answer does not bring it back");
         assert!(cache.answer(&lookup()).is_none());
+    }
+
+    #[test]
+    fn a_directory_that_we_made_is_known_whole_until_it_is_recalled() {
+        let mut cache = Cache::default();
+        let (parent, made) = (InodeId::ROOT, Attributes { inode: DIRECTORY, ..file(0) });
+        let make = Operation::MakeDirectory { parent, name: name(), permissions: 0o755, umask: 0 };
+        let grant = [Grant { inode: DIRECTORY, rights: Rights::INODE | Rights::NAMES, issue: Issue(1) }];
+        cache.install(&make, Ok(&Outcome::Entry(made)), &grant, Issue(1));
+        assert_eq!(cache.answer(&lookup()).unwrap().0, Err(Errno::ENOENT));
+        let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
+        assert_eq!(duty.names, [name()], "the kernel may keep that it is not there");
+        assert!(cache.answer(&lookup()).is_none());
+    }
+
+    #[test]
+    fn the_authority_hears_of_an_open_before_the_name_goes() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        let open = Operation::Open { inode: FILE, flags: Default::default() };
+        assert!(cache.answer(&open).is_some() && cache.answer(&open).is_some());
+        let unlink = Operation::Unlink { parent: DIRECTORY, name: name() };
+        assert_eq!(cache.opens_before(&unlink), [FILE, FILE]);
+        assert!(cache.opens_before(&unlink).is_empty() && !cache.release(FILE));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use atoll_lease::{Leaving, Recall};
+use atoll_types::limits::COMPOUND_OPERATIONS_MAX;
 use atoll_types::operation::OpenFlags;
 use atoll_types::{Caller, Errno, InodeId, Name, Operation, Outcome};
 use atoll_wire::TERM_MS;
@@ -152,17 +153,27 @@ impl Client {
             }
         }
         drop(answering);
-        self.shared.cache.lock().starts(&operation);
+        let opens = {
+            let mut cache = self.shared.cache.lock();
+            cache.starts(&operation);
+            cache.opens_before(&operation)
+        };
+        let mut sent: Vec<Operation> = opens.into_iter().map(open).collect();
+        while sent.len() >= COMPOUND_OPERATIONS_MAX {
+            let rest = sent.split_off(COMPOUND_OPERATIONS_MAX - 1);
+            self.session.tell_all(std::mem::replace(&mut sent, rest));
+        }
+        let place = sent.len();
+        sent.push(operation.clone());
         let shared = self.shared.clone();
-        let sent = operation.clone();
         let install = move |reply: Reply| {
             let _answering = shared.answering.read();
-            let result = reply.first();
+            let result = reply.at(place);
             let kept = shared.cache.lock().install(&operation, result, &reply.grants, reply.order);
             if let (true, Some(kernel)) = (kept.moved, shared.kernel.get()) {
                 kernel.drop_all_names();
             }
-            let result = reply.results.into_iter().next().unwrap_or(Err(Errno::EIO));
+            let result = result.cloned();
             done(Answer::kept(result, kept, shared.left()));
         };
         self.session.submit_kept(id, caller, sent, Box::new(install));
@@ -203,6 +214,10 @@ impl Client {
     pub fn nodes(&self) -> usize {
         self.shared.cache.lock().len()
     }
+}
+
+fn open(inode: InodeId) -> Operation {
+    Operation::Open { inode, flags: OpenFlags::default() }
 }
 
 impl Shared {
@@ -262,8 +277,7 @@ impl Shared {
     async fn tell_opens(&self, inode: InodeId, count: u32) {
         let Some(session) = self.session() else { return };
         for _ in 0..count {
-            let open = Operation::Open { inode, flags: OpenFlags::default() };
-            if let Err(errno) = session.call(Caller::default(), open).await {
+            if let Err(errno) = session.call(Caller::default(), open(inode)).await {
                 tracing::warn!(%inode, %errno, "an open file is lost");
             }
         }
@@ -319,7 +333,7 @@ impl Keeper for Shared {
         if let Some(session) = self.session() {
             for (inode, count) in opens {
                 for _ in 0..count {
-                    session.tell(Operation::Open { inode, flags: OpenFlags::default() });
+                    session.tell(open(inode));
                 }
             }
         }

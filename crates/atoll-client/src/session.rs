@@ -41,12 +41,12 @@ impl Reply {
         Reply { results: vec![Err(errno)], grants: Vec::new(), order: Issue::default() }
     }
 
-    /// The result of a request with one operation.
-    pub fn first(&self) -> Result<&Outcome, Errno> {
-        match self.results.first() {
-            Some(Ok(outcome)) => Ok(outcome),
+    /// The result of the operation at this place of the request, or of the one that stopped it before.
+    pub fn at(&self, place: usize) -> Result<&Outcome, Errno> {
+        match self.results.get(place).or(self.results.last()) {
+            Some(Ok(outcome)) if self.results.len() > place => Ok(outcome),
             Some(Err(errno)) => Err(*errno),
-            None => Err(Errno::EIO),
+            _ => Err(Errno::EIO),
         }
     }
 }
@@ -175,13 +175,13 @@ impl Session {
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
     ) {
         let one = |reply: Reply| done(reply.results.into_iter().next().unwrap_or(Err(Errno::EIO)));
-        self.submit_kept(id, caller, operation, Box::new(one));
+        self.submit_kept(id, caller, vec![operation], Box::new(one));
     }
 
     /// The same for who may keep the answer.
-    pub(crate) fn submit_kept(&self, id: u64, caller: Caller, operation: Operation, done: Done) {
+    pub(crate) fn submit_kept(&self, id: u64, caller: Caller, operations: Vec<Operation>, done: Done) {
         debug_assert!(id.is_multiple_of(2));
-        self.send(id, caller, vec![operation], done);
+        self.send(id, caller, operations, done);
     }
 
     /// Rights were given up.
@@ -210,7 +210,12 @@ impl Session {
 
     /// Send one operation whose result nobody waits for.
     pub fn tell(&self, operation: Operation) {
-        self.send(self.own_id(), Caller::default(), vec![operation], Box::new(|_| ()));
+        self.tell_all(vec![operation]);
+    }
+
+    /// Send operations whose results nobody waits for.
+    pub(crate) fn tell_all(&self, operations: Vec<Operation>) {
+        self.send(self.own_id(), Caller::default(), operations, Box::new(|_| ()));
     }
 
     fn own_id(&self) -> u64 {

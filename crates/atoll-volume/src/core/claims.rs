@@ -159,6 +159,9 @@ impl Core {
             O::ReadDirectory { inode, .. } if result.is_ok() => grant(*inode, Rights::NAMES),
             _ => {}
         }
+        if let (O::MakeDirectory { .. }, Ok(Outcome::Entry(made))) = (operation, result) {
+            grant(made.inode, Rights::NAMES);
+        }
         match result {
             Ok(
                 Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
