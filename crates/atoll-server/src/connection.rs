@@ -202,7 +202,14 @@ async fn welcome(
                     sessions.recall(notice);
                 }
             });
-            context.sessions.create(name, volume, rights.read_only, hello.leases)?
+            if let Some(resume) = &hello.resume {
+                volume.returned(resume.session);
+            }
+            let session = context.sessions.create(name, volume, rights.read_only, hello.leases)?;
+            if session.leases {
+                context.registry.remember_sessions(name, &context.sessions.with_leases(name))?;
+            }
+            session
         }
     };
     welcome.resume = Some(atoll_wire::Resume { session: session.id, secret: session.secret });
@@ -287,6 +294,13 @@ impl Connection {
             Request::Goodbye => {
                 if let Some(session) = &self.session {
                     self.context.sessions.end(session).await;
+                    let left = self.context.sessions.with_leases(&session.volume_name);
+                    if session.leases
+                        && let Err(message) = self.context.registry.remember_sessions(&session.volume_name, &left)
+                    {
+                        // The next server waits a term for it in vain.
+                        tracing::warn!(%message, "cannot forget a session");
+                    }
                 }
                 send(&self.answers, id, &Response::Ended).await;
                 return false;

@@ -16,8 +16,8 @@ use std::time::Duration;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
-use atoll_types::Caller;
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
+use atoll_types::{Caller, SessionId};
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
@@ -31,6 +31,10 @@ const MEMTABLE_BYTES: usize = 32 << 20;
 
 /// Of the records in the data folder, which is closed to others as a whole.
 const FILE_MODE: u32 = 0o666;
+
+/// How long changes wait, after a start, for sessions of the last server that do not come back: their term, and
+/// some more for clocks that differ.
+const GRACE: Duration = Duration::from_millis(atoll_wire::TERM_MS + 200);
 
 /// How long a volume that closes waits for its object store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -209,8 +213,29 @@ impl Registry {
         let durability = if record.durability == "object" { Durability::Object } else { Durability::Local };
         let store = self.open_store(name, durability).await?;
         let volume = self.open_volume(name, durability, store).await?;
+        volume.begin_grace(self.remembered_sessions(name), GRACE);
         *open = Some(volume.clone());
         Ok(volume)
+    }
+
+    fn sessions_file(&self, name: &str) -> PathBuf {
+        self.local(name).join("sessions.json")
+    }
+
+    /// Sessions that held leases when the server last served the volume.
+    fn remembered_sessions(&self, name: &str) -> Vec<SessionId> {
+        let Ok(text) = std::fs::read(self.sessions_file(name)) else { return Vec::new() };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!(volume = name, %error, "sessions.json is damaged: it is as if nobody had been there");
+            Vec::new()
+        })
+    }
+
+    /// Remember the sessions with leases for the next server, before the newest one gets any.
+    pub fn remember_sessions(&self, name: &str, sessions: &[SessionId]) -> Result<()> {
+        let path = self.sessions_file(name);
+        let json = serde_json::to_vec(sessions).map_err(|error| error.to_string())?;
+        durable::write(&path, &json, FILE_MODE).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     pub fn names(&self) -> Vec<String> {

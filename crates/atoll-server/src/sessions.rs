@@ -177,6 +177,15 @@ impl Sessions {
         (same && session.connect()).then_some(session)
     }
 
+    /// Sessions of a volume that hold leases.
+    pub fn with_leases(&self, volume_name: &str) -> Vec<SessionId> {
+        let table = self.table.lock();
+        let ids = table.values().filter(|s| s.leases && s.volume_name == volume_name).map(|s| s.id);
+        let mut ids: Vec<SessionId> = ids.collect();
+        ids.sort();
+        ids
+    }
+
     pub fn count(&self, volume_name: Option<&str>) -> u64 {
         let table = self.table.lock();
         table.values().filter(|s| volume_name.is_none_or(|name| s.volume_name == name)).count() as u64

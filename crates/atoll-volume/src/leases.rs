@@ -1,13 +1,13 @@
 //! The shell around the lease authority: waits for recalls, and tells sessions of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
 use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::core::{Core, Step, Stop};
 use crate::volume::Volume;
@@ -16,19 +16,43 @@ type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
 pub(crate) struct Leases {
     started: Instant,
+    /// Sessions of an earlier authority that may still use what it granted them, and until when.
+    grace: Mutex<Option<(Instant, HashSet<SessionId>)>>,
+    graced: Notify,
     waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     tell: OnceLock<Tell>,
 }
 
 impl Default for Leases {
     fn default() -> Self {
-        Leases { started: Instant::now(), waiting: Mutex::default(), tell: OnceLock::new() }
+        Leases {
+            started: Instant::now(),
+            grace: Mutex::default(),
+            graced: Notify::new(),
+            waiting: Mutex::default(),
+            tell: OnceLock::new(),
+        }
     }
 }
 
 impl Leases {
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    /// Wait until no session uses what an earlier authority granted it.
+    pub async fn grace(&self) {
+        loop {
+            let over = self.graced.notified();
+            let until = match &*self.grace.lock() {
+                Some((until, _)) if Instant::now() < *until => *until,
+                _ => return,
+            };
+            tokio::select! {
+                _ = over => {}
+                _ = tokio::time::sleep_until(until.into()) => {}
+            }
+        }
     }
 
     pub fn wake(&self, waiters: Vec<WaiterId>) {
@@ -140,6 +164,27 @@ impl Volume {
     /// Where recalls go. Set once, before any session enrolls.
     pub fn on_recall(&self, tell: impl Fn(Notice) + Send + Sync + 'static) {
         let _ = self.inner.leases.tell.set(Box::new(tell));
+    }
+
+    /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at
+    /// the latest: changes wait until then, or until each of them has [returned](Volume::returned).
+    pub fn begin_grace(&self, sessions: impl IntoIterator<Item = SessionId>, term: Duration) {
+        let sessions: HashSet<SessionId> = sessions.into_iter().collect();
+        if !sessions.is_empty() {
+            *self.inner.leases.grace.lock() = Some((Instant::now() + term, sessions));
+        }
+    }
+
+    /// A session of an earlier authority has connected anew: it uses nothing of what it was granted.
+    pub fn returned(&self, session: SessionId) {
+        let mut grace = self.inner.leases.grace.lock();
+        if let Some((_, sessions)) = &mut *grace {
+            sessions.remove(&session);
+            if sessions.is_empty() {
+                *grace = None;
+                self.inner.leases.graced.notify_waiters();
+            }
+        }
     }
 
     /// The session wants leases and will answer recalls.

@@ -228,10 +228,11 @@ impl Volume {
         caller: &Caller,
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
-        if operation.mutates()
-            && let Err(errno) = self.admit().await
-        {
-            return (Err(errno), Earned::default());
+        if operation.mutates() {
+            self.inner.leases.grace().await;
+            if let Err(errno) = self.admit().await {
+                return (Err(errno), Earned::default());
+            }
         }
         let mut leasing = Leasing::new(self, session, &operation);
         let result = self.run(&mut leasing, caller).await;
