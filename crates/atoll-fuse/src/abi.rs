@@ -57,11 +57,12 @@ pub const NOTIFY_INC_EPOCH: i32 = 8;
 pub const MINOR_EPOCH: u32 = 44;
 
 /// What this mount wants of the kernel: asynchronous reads and direct I/O, POSIX locks and flock,
-/// atomic O_TRUNC, big writes, the umask left to us, revalidation of data, parallel directory
+/// big writes, the umask left to us, revalidation of data, parallel directory
 /// operations, ACLs, 1 MiB requests, symlink targets kept (they never change), kill-priv v2, the longer SETXATTR and INIT.
+///
+/// Not O_TRUNC inside OPEN: the kernel would find out only afterwards that the file is a program which runs.
 pub const FLAGS: u64 = 1
     | 1 << 1
-    | 1 << 3
     | 1 << 5
     | 1 << 6
     | 1 << 10
