@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod coherence;
 mod harness;
+mod leases;
 mod lifecycle;
 mod mounting;
 mod programs;

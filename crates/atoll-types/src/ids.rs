@@ -58,9 +58,34 @@ id!(
     "l"
 );
 
+/// Reads what `Display` writes.
+impl std::str::FromStr for SessionId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix('s').and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        number.map(SessionId).ok_or_else(|| format!("`{text}` is no session: give it as it is shown, like s1b56"))
+    }
+}
+
 impl InodeId {
     /// The root directory of every volume (the number FUSE reserves for it).
     pub const ROOT: InodeId = InodeId(1);
     /// In a compound request: the inode that the operation before this one returned.
     pub const PREVIOUS: InodeId = InodeId(u64::MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_reads_back_as_it_is_shown() {
+        for number in [0, 0x1b56, u64::MAX] {
+            assert_eq!(SessionId(number).to_string().parse(), Ok(SessionId(number)));
+        }
+        for bad in ["", "s", "1b56", "sx", "s10000000000000000"] {
+            assert!(bad.parse::<SessionId>().is_err(), "{bad}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use atoll_client::ClientConfig;
+use atoll_types::SessionId;
 use clap::{Args, Parser, Subcommand};
 
 use crate::Result;
@@ -72,7 +73,15 @@ pub enum Command {
     /// Unmount, and wait until the mount's process has gone.
     Umount { directory: PathBuf },
     /// What the server does, and what is mounted here.
-    Status,
+    Status {
+        /// Instead: which sessions hold leases on VOLUME:/path, and for how long. Rights are `i` (attributes and bytes) and
+        /// `n` (names in a directory).
+        #[arg(long, value_name = "VOLUME:/PATH")]
+        leases: Option<String>,
+    },
+    /// Leases: what mounts keep of files and directories.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Tokens that let clients in over the network.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -238,6 +247,15 @@ pub enum TokenCommand {
     List,
     Revoke {
         id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum LeaseCommand {
+    /// End a session: what it keeps, has open and has locked is given back. Its mount goes on in a new session.
+    Revoke {
+        /// As `status --leases` shows it, for example s1b56.
+        session: SessionId,
     },
 }
 

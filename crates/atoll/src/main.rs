@@ -5,12 +5,13 @@ mod arguments;
 mod bench;
 mod copying;
 mod files;
+mod leases;
 mod mounting;
 mod serving;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command, LogFormat, TokenCommand, VolumeCommand};
+use arguments::{Arguments, Command, LeaseCommand, LogFormat, TokenCommand, VolumeCommand};
 use atoll_client::{Admin, ClientConfig};
 use atoll_wire::{AdminReply, AdminRequest, TokenInfo, VolumeInfo};
 use clap::{CommandFactory, Parser};
@@ -91,7 +92,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Mount { volume, directory, options, .. } => {
             mounting::in_foreground(config, &volume, &directory, &options).await
         }
-        Command::Status => {
+        Command::Status { leases: Some(path) } => leases::show(config, &path, as_json).await,
+        Command::Lease(LeaseCommand::Revoke { session }) => leases::revoke(&config, session).await,
+        Command::Status { leases: None } => {
             let AdminReply::Status(status) = admin(&config, AdminRequest::Status).await? else { return Ok(()) };
             let mounts = mounting::mounts();
             if as_json {
