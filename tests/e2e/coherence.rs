@@ -134,3 +134,27 @@ fn a_listing_stays_valid_while_others_create_and_delete() {
         }
     });
 }
+
+#[test]
+fn a_descriptor_whose_lock_was_lost_with_the_session_fails() {
+    let mut site = Site::new();
+    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    fs::write(a.join("f"), b"one").unwrap();
+    let locked = fs::OpenOptions::new().read(true).write(true).open(a.join("f")).unwrap();
+    rustix::fs::flock(&locked, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    locked.write_all_at(b"two", 0).unwrap();
+    let session = crate::leases::holders(&site, "/f")[0].0.clone();
+    site.atoll(["lease", "revoke", &session]).must_succeed();
+    // The lock is free for others now, and its old owner cannot know.
+    let other = fs::OpenOptions::new().write(true).open(b.join("f")).unwrap();
+    eventually("the lock is free", || {
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    other.write_all_at(b"six", 0).unwrap();
+    eventually("the old owner is told", || locked.write_all_at(b"bad", 0).is_err());
+    let error = locked.write_all_at(b"bad", 0).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert_eq!(fs::read(b.join("f")).unwrap(), b"six");
+    drop(locked);
+    eventually("the file can be used again", || fs::read(a.join("f")).is_ok_and(|bytes| bytes == b"six"));
+}

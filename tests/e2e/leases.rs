@@ -14,7 +14,7 @@ use crate::harness::*;
 const FENCED_AFTER_MAX: Duration = Duration::from_millis(6_500);
 
 /// Holders of leases on a path: session and rights.
-fn holders(site: &Site, path: &str) -> Vec<(String, String)> {
+pub fn holders(site: &Site, path: &str) -> Vec<(String, String)> {
     let text = site.atoll(["--json", "status", "--leases", &format!("vol:{path}")]).must_succeed();
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
     let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();

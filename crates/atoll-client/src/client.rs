@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::{Cache, Duty, Kept};
 use crate::clock::{Moment, Term};
+use crate::held_locks::HeldLocks;
 use crate::session::{Keeper, Reply};
 use crate::{ClientConfig, ClientError, Session};
 
@@ -83,6 +84,7 @@ struct Shared {
     cache: Mutex<Cache>,
     /// Inodes of which recalls are being carried out.
     leaving: Mutex<FxHashMap<InodeId, Leaving>>,
+    locks: Mutex<HeldLocks>,
     term: Term,
     kernel: OnceLock<Arc<dyn Kernel>>,
     session: OnceLock<Weak<Session>>,
@@ -108,6 +110,7 @@ impl Client {
         let shared = Arc::new(Shared {
             cache: Mutex::default(),
             leaving: Mutex::default(),
+            locks: Mutex::default(),
             term: Term::default(),
             kernel: OnceLock::new(),
             session: OnceLock::new(),
@@ -144,6 +147,14 @@ impl Client {
     /// Send one operation, or answer it from what is kept; `done` may run on this thread and must not block.
     /// `id` as for [`Session::submit`].
     pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Box<dyn FnOnce(Answer) + Send>) {
+        {
+            let mut locks = self.shared.locks.lock();
+            locks.unlocks(&operation);
+            if let Err(errno) = locks.admit(&operation) {
+                drop(locks);
+                return done(Answer::once(Err(errno)));
+            }
+        }
         let answering = self.shared.answering.read();
         let left = self.shared.left();
         if !left.attributes.is_zero() {
@@ -169,6 +180,9 @@ impl Client {
         let install = move |reply: Reply| {
             let _answering = shared.answering.read();
             let result = reply.at(place);
+            if result.is_ok() {
+                shared.locks.lock().taken(&operation);
+            }
             let kept = shared.cache.lock().install(&operation, result, &reply.grants, reply.order);
             if let (true, Some(kernel)) = (kept.moved, shared.kernel.get()) {
                 kernel.drop_all_names();
@@ -181,6 +195,7 @@ impl Client {
 
     /// Send one operation whose result nobody waits for.
     pub fn tell(&self, operation: Operation) {
+        self.shared.locks.lock().unlocks(&operation);
         if let Operation::Release { inode } = operation
             && self.shared.cache.lock().release(inode)
         {
@@ -328,7 +343,13 @@ impl Keeper for Shared {
         receiver
     }
 
-    fn connected(&self) {
+    fn connected(&self, resumed: bool) {
+        if !resumed {
+            let files = self.locks.lock().lose();
+            if files > 0 {
+                tracing::warn!(files, "locks were lost with the session: their files fail until they are closed");
+            }
+        }
         let opens = std::mem::take(&mut *self.untold_opens.lock());
         if let Some(session) = self.session() {
             for (inode, count) in opens {

@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod clock;
 mod connection;
+mod held_locks;
 mod session;
 
 pub use address::ServerAddress;

@@ -61,7 +61,7 @@ pub(crate) trait Keeper: Send + Sync {
     /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
     fn lost(&self) -> oneshot::Receiver<()>;
     /// There is a connection. No term has begun: recalls may be unanswered for long.
-    fn connected(&self);
+    fn connected(&self, resumed: bool);
 }
 
 struct Pending {
@@ -406,7 +406,7 @@ impl Session {
             (pending.done)(Reply::failed(Errno::EIO));
         }
         if let Some(keeper) = &self.keeper {
-            keeper.connected();
+            keeper.connected(welcome.resumed);
         }
         let heard = Mutex::new(Instant::now());
         let receive_control = async {

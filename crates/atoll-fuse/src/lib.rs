@@ -15,7 +15,7 @@ mod remote;
 mod session;
 
 pub use adapter::VolumeFs;
-pub use mount::{FuseError, MountOptions, unmount};
+pub use mount::{FuseError, MountOptions, abandon, unmount};
 pub use notify::{KernelCaches, Notifier};
 pub use null::NullRemote;
 pub use remote::{Lifetimes, Remote, WithoutLeases};

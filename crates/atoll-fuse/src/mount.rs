@@ -160,10 +160,11 @@ pub fn unmount(directory: &Path) -> Result<(), FuseError> {
     }
 }
 
-/// Detach whatever state the mount is in; what is open in it fails from now on.
-pub(crate) fn abandon(directory: &Path) {
+/// Detach whatever state the mount is in; what is open in it fails from now on, and who waits for it waits no
+/// more.
+pub fn abandon(directory: &Path) {
     if is_root() {
-        let _ = rustix::mount::unmount(directory, UnmountFlags::DETACH);
+        let _ = rustix::mount::unmount(directory, UnmountFlags::FORCE | UnmountFlags::DETACH);
     } else {
         let _ = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(directory).stdin(Stdio::null()).output();
     }

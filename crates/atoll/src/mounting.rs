@@ -152,12 +152,14 @@ fn state_folder() -> PathBuf {
 
 /// Mounts served by processes of this machine: directory, volume, process.
 pub fn mounts() -> Vec<(String, String, u32)> {
+    recorded().into_iter().filter(|(.., process)| !is_dead(*process)).collect()
+}
+
+/// The same with those whose process was killed.
+fn recorded() -> Vec<(String, String, u32)> {
     let Ok(entries) = std::fs::read_dir(state_folder()) else { return Vec::new() };
     let parse = |entry: std::fs::DirEntry| -> Option<(String, String, u32)> {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        if !Path::new(&format!("/proc/{pid}")).exists() {
-            return None;
-        }
         let text = std::fs::read_to_string(entry.path()).ok()?;
         let (volume, directory) = text.split_once('\n')?;
         Some((directory.to_owned(), volume.to_owned(), pid))
@@ -227,6 +229,13 @@ pub fn detach(directory: &Path) -> Result<()> {
     }
 }
 
+/// True for a process that was killed, also while the kernel still holds what it was doing.
+fn is_dead(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
+    // The state follows the name, which is in parentheses and may hold any others.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
 pub fn unmount(directory: &Path) -> Result<()> {
     let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
     let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -238,12 +247,25 @@ pub fn unmount(directory: &Path) -> Result<()> {
     if !here {
         return Err(format!("no volume is mounted on {shown}"));
     }
-    let process = mounts().into_iter().find(|(mounted, ..)| *mounted == shown).map(|(.., pid)| pid);
+    let (dead, living): (Vec<u32>, Vec<u32>) = recorded()
+        .into_iter()
+        .filter(|(mounted, ..)| *mounted == shown)
+        .map(|(.., process)| process)
+        .partition(|process| is_dead(*process));
+    let process = living.first().copied();
+    if process.is_none() && !dead.is_empty() {
+        // Nobody will ever answer those who wait for this mount.
+        atoll_fuse::abandon(&directory);
+        for process in dead {
+            let _ = std::fs::remove_file(state_folder().join(process.to_string()));
+        }
+        return Ok(());
+    }
     detach(&directory)?;
     let end = Instant::now() + UNMOUNT_TIMEOUT;
     while let Some(pid) = process
         && state_folder().join(pid.to_string()).exists()
-        && Path::new(&format!("/proc/{pid}")).exists()
+        && !is_dead(pid)
     {
         if Instant::now() >= end {
             return Err(format!("unmounted, but process {pid} has not ended"));
