@@ -33,6 +33,8 @@ enum Named {
 struct Node {
     holding: Holding,
     attributes: Option<Attributes>,
+    /// A read has moved the access time since.
+    was_read: bool,
     /// Where the attributes, or word that they are old, came from.
     order: Issue,
     names: FxHashMap<Name, Named>,
@@ -133,14 +135,18 @@ impl Cache {
                     Named::Absent => Some((Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() })),
                     Named::Child(child) => {
                         let attributes = self.attributes(child)?;
-                        self.node(attributes.inode).via = Some(*parent);
-                        let kept = Kept { entry: true, attributes: true, ..Kept::default() };
+                        let node = self.node(child);
+                        node.via = Some(*parent);
+                        let kept = Kept { entry: true, attributes: !node.was_read, ..Kept::default() };
                         Some((Ok(Outcome::Entry(attributes)), kept))
                     }
                 }
             }
             Operation::GetAttributes { inode } => {
                 let attributes = self.attributes(*inode)?;
+                if self.node(*inode).was_read {
+                    return None;
+                }
                 Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
             }
             Operation::Open { inode, flags } if !flags.truncate => {
@@ -264,7 +270,7 @@ impl Cache {
                 if let Some(node) = self.nodes.get_mut(inode)
                     && node.attributes.as_ref().is_some_and(read_moves)
                 {
-                    node.attributes = None;
+                    node.was_read = true;
                 }
             }
             O::ReadDirectory { inode, .. } => {
@@ -286,7 +292,7 @@ impl Cache {
                     if let Some(node) = self.nodes.get_mut(inode)
                         && node.attributes.as_ref().is_some_and(read_moves)
                     {
-                        node.attributes = None;
+                        node.was_read = true;
                     }
                 }
             }
@@ -422,6 +428,7 @@ impl Node {
         }
         self.order = order;
         self.attributes = Some(attributes);
+        self.was_read = false;
         true
     }
 }

@@ -402,7 +402,7 @@ impl Connection {
                 AdminReply::Leases(holders.into_iter().map(info).collect())
             }
             AdminRequest::LeaseRevoke { session } => {
-                if !context.sessions.end_by_id(session).await {
+                if !context.sessions.revoke(session).await {
                     return Err(format!("no session `{session}`: `atoll status --leases VOLUME:/path` shows them"));
                 }
                 AdminReply::Done

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use atoll_lease::{Notice, Recall};
 use atoll_types::{Errno, OperationSeq, Outcome, SessionId};
 use atoll_volume::{Earned, Volume};
-use atoll_wire::{RECALLS_MAX, Response, Resume};
+use atoll_wire::{RECALLS_MAX, Response, Resume, TERM_MS};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -224,6 +224,21 @@ impl Sessions {
         }
     }
 
+    /// End a session whose client may be cut off: it is not renewed from now on, and others go on when the term of
+    /// what it holds is over. False when there is none.
+    pub async fn revoke(self: &Arc<Self>, id: SessionId) -> bool {
+        let Some(session) = self.table.lock().get(&id).cloned() else { return false };
+        session.state.lock().ended = true;
+        session.over.send_replace(true);
+        let sessions = self.clone();
+        // In a task of its own: who asked may go away.
+        let ending = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(TERM_MS)).await;
+            sessions.end(&session).await;
+        });
+        ending.await.is_ok()
+    }
+
     /// End sessions that keep others waiting for what they hold, and free what they may have been using.
     pub async fn fence(&self) {
         let mut volumes: HashMap<String, Volume> = HashMap::new();
@@ -245,8 +260,9 @@ impl Sessions {
         for session in sessions {
             let away = {
                 let mut state = session.state.lock();
-                state.ended |= state.idle_since.is_some_and(|since| since.elapsed() >= SESSION_KEPT);
-                state.ended
+                let away = !state.ended && state.idle_since.is_some_and(|since| since.elapsed() >= SESSION_KEPT);
+                state.ended |= away;
+                away
             };
             if away {
                 tracing::info!(session = %session.id, "session expired");

@@ -292,13 +292,36 @@ pub fn encode<M: Serialize>(id: u64, message: &M, out: &mut BytesMut) -> Result<
     frame(id, &[], message, out)
 }
 
+/// Writes a message where it is sent from: payloads are copied once.
+struct Outgoing<'a>(&'a mut BytesMut);
+
+impl postcard::ser_flavors::Flavor for Outgoing<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.put_u8(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
 fn frame<M: Serialize>(id: u64, preamble: &[u8], message: &M, out: &mut BytesMut) -> Result<(), WireError> {
     let start = out.len();
     out.put_u32_le(0);
     out.put_u64_le(id);
     out.extend_from_slice(preamble);
-    let encoded = postcard::to_allocvec(message).map_err(|_| WireError::Malformed)?;
-    out.extend_from_slice(&encoded);
+    if postcard::serialize_with_flavor(message, Outgoing(out)).is_err() {
+        out.truncate(start);
+        return Err(WireError::Malformed);
+    }
     let length = out.len() - start - 4;
     if length > FRAME_BYTES_MAX {
         out.truncate(start);
