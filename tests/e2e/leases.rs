@@ -333,3 +333,52 @@ assert found == [(int(n), int(n) - 1) for n in sys.argv[1:]], (found, sys.argv)
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
+
+#[test]
+fn a_mount_that_was_frozen_while_the_server_was_killed_shows_nothing_old() {
+    let mut site = Site::new();
+    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    fs::write(a.join("f"), b"old").unwrap();
+    fs::File::open(a.join("f")).unwrap().sync_all().unwrap();
+    for _ in 0..3 {
+        assert_eq!(fs::read(b.join("f")).unwrap(), b"old");
+    }
+    let frozen = Frozen::new(&site, &b);
+    site.kill();
+    site.start();
+    let start = Instant::now();
+    fs::write(a.join("f"), b"changed").unwrap();
+    println!("written after {:?}", start.elapsed());
+    let during = {
+        let path = b.join("f");
+        std::thread::spawn(move || fs::metadata(path).map(|m| m.len()))
+    };
+    // Time for the kernel to answer from its memory, if it does.
+    std::thread::park_timeout(Duration::from_millis(300));
+    drop(frozen);
+    assert_eq!(during.join().unwrap().unwrap(), 7);
+}
+
+#[test]
+fn a_revoked_session_that_is_frozen_shows_nothing_old() {
+    let mut site = Site::new();
+    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    fs::create_dir(b.join("d")).unwrap();
+    fs::write(b.join("d/f"), b"old").unwrap();
+    for _ in 0..3 {
+        assert_eq!(fs::read(b.join("d/f")).unwrap(), b"old");
+    }
+    let session = holders(&site, "/d/f").remove(0).0;
+    let frozen = Frozen::new(&site, &b);
+    site.atoll(["lease", "revoke", &session]).must_succeed();
+    let start = Instant::now();
+    fs::write(a.join("d/f"), b"changed").unwrap();
+    println!("written after {:?}", start.elapsed());
+    let during = {
+        let path = b.join("d/f");
+        std::thread::spawn(move || fs::metadata(path).map(|m| m.len()))
+    };
+    std::thread::park_timeout(Duration::from_millis(300));
+    drop(frozen);
+    assert_eq!(during.join().unwrap().unwrap(), 7);
+}
