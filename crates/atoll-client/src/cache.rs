@@ -414,10 +414,6 @@ impl Cache {
         });
         (known, opens)
     }
-
-    pub fn len(&self) -> usize {
-        self.nodes.len()
-    }
 }
 
 impl Node {

@@ -224,11 +224,6 @@ impl Client {
             self.session.give_up(given_up);
         }
     }
-
-    /// Inodes of which something is kept.
-    pub fn nodes(&self) -> usize {
-        self.shared.cache.lock().len()
-    }
 }
 
 fn open(inode: InodeId) -> Operation {
