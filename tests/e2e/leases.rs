@@ -334,6 +334,16 @@ fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
+/// What a frozen mount's kernel says of a file's size, or the mount when it goes on.
+fn size_asked_while_frozen(frozen: Frozen, path: &Path) -> u64 {
+    let path = path.to_owned();
+    let during = std::thread::spawn(move || fs::metadata(path).map(|m| m.len()));
+    // Time for the kernel to answer from its memory, if it does.
+    std::thread::park_timeout(Duration::from_millis(300));
+    drop(frozen);
+    during.join().unwrap().unwrap()
+}
+
 #[test]
 fn a_mount_that_was_frozen_while_the_server_was_killed_shows_nothing_old() {
     let mut site = Site::new();
@@ -349,14 +359,7 @@ fn a_mount_that_was_frozen_while_the_server_was_killed_shows_nothing_old() {
     let start = Instant::now();
     fs::write(a.join("f"), b"changed").unwrap();
     println!("written after {:?}", start.elapsed());
-    let during = {
-        let path = b.join("f");
-        std::thread::spawn(move || fs::metadata(path).map(|m| m.len()))
-    };
-    // Time for the kernel to answer from its memory, if it does.
-    std::thread::park_timeout(Duration::from_millis(300));
-    drop(frozen);
-    assert_eq!(during.join().unwrap().unwrap(), 7);
+    assert_eq!(size_asked_while_frozen(frozen, &b.join("f")), 7);
 }
 
 #[test]
@@ -374,11 +377,5 @@ fn a_revoked_session_that_is_frozen_shows_nothing_old() {
     let start = Instant::now();
     fs::write(a.join("d/f"), b"changed").unwrap();
     println!("written after {:?}", start.elapsed());
-    let during = {
-        let path = b.join("d/f");
-        std::thread::spawn(move || fs::metadata(path).map(|m| m.len()))
-    };
-    std::thread::park_timeout(Duration::from_millis(300));
-    drop(frozen);
-    assert_eq!(during.join().unwrap().unwrap(), 7);
+    assert_eq!(size_asked_while_frozen(frozen, &b.join("d/f")), 7);
 }

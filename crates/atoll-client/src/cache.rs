@@ -99,14 +99,6 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
     }
 }
 
-/// True when a read moves the access time (`relatime`, as the authority does it).
-fn read_moves(attributes: &Attributes) -> bool {
-    const DAY_SECONDS: i64 = 86_400;
-    attributes.accessed <= attributes.modified
-        || attributes.accessed <= attributes.changed
-        || Timestamp::now().seconds - attributes.accessed.seconds >= DAY_SECONDS
-}
-
 impl Cache {
     fn node(&mut self, inode: InodeId) -> &mut Node {
         let floor = self.floor;
@@ -211,12 +203,7 @@ impl Cache {
         }
         let granted = |inode: InodeId, right: Rights| taken.get(&inode).is_some_and(|rights| rights.contains(right));
         let mut kept = Kept::default();
-        let entry = match result {
-            Ok(
-                Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
-            ) => Some(*attributes),
-            _ => None,
-        };
+        let entry = result.ok().and_then(Outcome::attributes).copied();
         if let Some(attributes) = entry
             && granted(attributes.inode, Rights::INODE)
         {
@@ -266,13 +253,7 @@ impl Cache {
                 self.rename(*parent, name, Named::Unknown, order);
                 self.rename(*new_parent, new_name, Named::Unknown, order);
             }
-            O::Read { inode, .. } => {
-                if let Some(node) = self.nodes.get_mut(inode)
-                    && node.attributes.as_ref().is_some_and(read_moves)
-                {
-                    node.was_read = true;
-                }
-            }
+            O::Read { inode, .. } => self.read(*inode),
             O::ReadDirectory { inode, .. } => {
                 if let Ok(Outcome::Listing { entries, .. }) = result {
                     for entry in entries {
@@ -289,16 +270,21 @@ impl Cache {
                         };
                         kept.listed.push(keeps);
                     }
-                    if let Some(node) = self.nodes.get_mut(inode)
-                        && node.attributes.as_ref().is_some_and(read_moves)
-                    {
-                        node.was_read = true;
-                    }
+                    self.read(*inode);
                 }
             }
             _ => {}
         }
         kept
+    }
+
+    /// The authority has read of an inode, and perhaps moved its access time.
+    fn read(&mut self, inode: InodeId) {
+        if let Some(node) = self.nodes.get_mut(&inode)
+            && node.attributes.is_some_and(|a| Timestamp::access_moves(a.accessed, a.modified, a.changed))
+        {
+            node.was_read = true;
+        }
     }
 
     fn keeps_names(&self, directory: InodeId) -> bool {

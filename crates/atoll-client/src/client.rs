@@ -247,7 +247,7 @@ impl Shared {
     }
 
     fn carry_out(&self, (recall, duty): Work, runtime: &Handle) {
-        self.discharge(&duty, runtime);
+        self.discharge(duty, runtime);
         self.give_up(self.done(recall.inode));
     }
 
@@ -268,11 +268,11 @@ impl Shared {
         }
     }
 
-    fn discharge(&self, duty: &Duty, runtime: &Handle) {
+    fn discharge(&self, duty: Duty, runtime: &Handle) {
         drop(self.answering.write());
         if let Some(kernel) = self.kernel.get() {
             if !duty.names.is_empty() {
-                kernel.drop_names(duty.inode, duty.names.clone(), duty.busy);
+                kernel.drop_names(duty.inode, duty.names, duty.busy);
             }
             if duty.attributes {
                 kernel.drop_attributes(duty.inode, duty.via, duty.busy);

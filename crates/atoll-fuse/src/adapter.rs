@@ -62,10 +62,7 @@ fn name(bytes: &[u8]) -> Result<Name, Errno> {
 }
 
 fn attributes(outcome: Outcome) -> Result<Attributes, Errno> {
-    match outcome {
-        Outcome::Entry(a) | Outcome::Created { attributes: a, .. } | Outcome::Written { attributes: a, .. } => Ok(a),
-        _ => Err(Errno::EPROTO),
-    }
+    outcome.attributes().copied().ok_or(Errno::EPROTO)
 }
 
 fn lifetimes(answer: &Answer) -> Lifetimes {
@@ -534,11 +531,9 @@ enum Parsed {
 /// How a descriptor that is opened with these flags treats the page cache.
 fn page_cache(open_flags: u32, lifetimes: Lifetimes) -> u32 {
     let writes = open_flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-    if writes || lifetimes.attributes.is_zero() {
-        abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES | abi::FOPEN_KEEP_CACHE
-    } else {
-        abi::FOPEN_KEEP_CACHE
-    }
+    let passes = writes || lifetimes.attributes.is_zero();
+    let direct = if passes { abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES } else { 0 };
+    direct | abi::FOPEN_KEEP_CACHE
 }
 
 fn changes(f: &mut Fields<'_>) -> AttributeChanges {

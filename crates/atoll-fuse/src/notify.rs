@@ -162,12 +162,10 @@ impl Kernel for KernelCaches {
     }
 
     fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>, busy: bool) {
-        if report(self.notifier.attributes(inode)) {
-            if !busy {
-                // The bytes too: of two overlapping requests for attributes the kernel drops the answer to the one
-                // that was asked first, and would not find that its pages are old.
-                report(self.notifier.inode(inode));
-            }
+        // The bytes too, if nothing holds their pages: of two overlapping requests for attributes the kernel drops the
+        // answer to the one that was asked first, and would not find that its pages are old.
+        let dropped = if busy { self.notifier.attributes(inode) } else { self.notifier.inode(inode) };
+        if report(dropped) {
             return;
         }
         // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds

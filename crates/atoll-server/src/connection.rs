@@ -476,10 +476,7 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Rep
             earned.order = earned.order.max(also.order);
             result
         };
-        if let Ok(
-            Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
-        ) = &result
-        {
+        if let Some(attributes) = result.as_ref().ok().and_then(Outcome::attributes) {
             previous = Some(attributes.inode);
         }
         let failed = result.is_err();

@@ -335,3 +335,15 @@ pub enum Outcome {
     Space(VolumeStatistics),
     Conflict(Option<Lock>),
 }
+
+impl Outcome {
+    /// The attributes that it carries, of the one inode that it is about.
+    pub fn attributes(&self) -> Option<&Attributes> {
+        match self {
+            Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. } => {
+                Some(attributes)
+            }
+            _ => None,
+        }
+    }
+}

@@ -21,6 +21,13 @@ impl Timestamp {
         }
     }
 
+    /// Whether an access now moves an access time, as `relatime` has it: when it is not newer than the last change,
+    /// or a day old.
+    pub fn access_moves(accessed: Self, modified: Self, changed: Self) -> bool {
+        const DAY_SECONDS: i64 = 86_400;
+        accessed <= modified || accessed <= changed || Self::now().seconds - accessed.seconds >= DAY_SECONDS
+    }
+
     /// The next representable instant; used to keep change times strictly growing.
     pub fn successor(self) -> Self {
         if self.nanos + 1 < Self::NANOS_PER_SECOND {

@@ -97,15 +97,10 @@ impl Core {
         self.attributes(inode)
     }
 
-    /// Move the access time as `relatime` does: when it is not newer than the last change, or a day old.
+    /// Move the access time as `relatime` does.
     pub fn accessed(&mut self, inode: InodeId) {
-        const DAY_SECONDS: i64 = 86_400;
         let Ok(record) = self.record(inode) else { return };
-        let now = Timestamp::now();
-        let stale = record.accessed <= record.modified
-            || record.accessed <= record.changed
-            || now.seconds - record.accessed.seconds >= DAY_SECONDS;
-        if stale {
+        if Timestamp::access_moves(record.accessed, record.modified, record.changed) {
             // Later than every change, so that the next access finds it fresh even when the clock went back.
             let now = self.now();
             self.change(inode, |record| record.accessed = now);

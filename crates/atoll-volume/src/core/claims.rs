@@ -162,16 +162,13 @@ impl Core {
         if let (O::MakeDirectory { .. }, Ok(Outcome::Entry(made))) = (operation, result) {
             grant(made.inode, Rights::NAMES);
         }
-        match result {
-            Ok(
-                Outcome::Entry(attributes) | Outcome::Created { attributes, .. } | Outcome::Written { attributes, .. },
-            ) => grant(attributes.inode, Rights::INODE),
-            Ok(Outcome::Listing { entries, .. }) => {
-                for entry in entries.iter().filter(|entry| entry.attributes.is_some()) {
-                    grant(entry.inode, Rights::INODE);
-                }
+        if let Some(attributes) = result.ok().and_then(Outcome::attributes) {
+            grant(attributes.inode, Rights::INODE);
+        }
+        if let Ok(Outcome::Listing { entries, .. }) = result {
+            for entry in entries.iter().filter(|entry| entry.attributes.is_some()) {
+                grant(entry.inode, Rights::INODE);
             }
-            _ => {}
         }
         grants
     }
