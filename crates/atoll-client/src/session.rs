@@ -291,8 +291,14 @@ impl Session {
             state.unanswered.insert(sequence);
         }
         let acknowledged = state.unanswered.first().copied().unwrap_or(state.next_sequence);
-        let execute =
-            Execute { caller, sequence: OperationSeq(sequence), acknowledged: OperationSeq(acknowledged), operations };
+        let execute = Execute {
+            caller,
+            sequence: OperationSeq(sequence),
+            acknowledged: OperationSeq(acknowledged),
+            after: Default::default(),
+            made: Vec::new(),
+            operations,
+        };
         let request = Request::Execute(execute);
         let bytes = encode(id, &request);
         let Request::Execute(execute) = request else { return };
@@ -332,6 +338,8 @@ impl Session {
             resume: self.state.lock().resume.clone(),
             lane,
             leases: self.keeper.is_some(),
+            executed: Default::default(),
+            journal_end: Default::default(),
         };
         let connection = connection::connect(&self.config, hello).await?;
         self.read_only.store(connection.welcome.read_only, Ordering::Relaxed);
@@ -462,7 +470,7 @@ impl Session {
                 Some(keeper) => keeper.recalled(recalls),
                 None => self.give_up(recalls),
             },
-            Response::Pong { renewed: true } => {
+            Response::Pong { renewed: true, .. } => {
                 if let Some(keeper) = &self.keeper {
                     keeper.renewed(Moment::from_id(id));
                 }
@@ -530,6 +538,8 @@ impl State {
                     caller: Caller::default(),
                     sequence: OperationSeq(0),
                     acknowledged: OperationSeq(0),
+                    after: Default::default(),
+                    made: Vec::new(),
                     operations: vec![open],
                 };
                 if let Some(bytes) = encode(0, &Request::Execute(execute)) {
@@ -591,6 +601,8 @@ impl Admin {
             resume: None,
             lane: Lane::Control,
             leases: false,
+            executed: Default::default(),
+            journal_end: Default::default(),
         };
         Ok(Admin { connection: tokio::sync::Mutex::new(connection::connect(config, hello).await?) })
     }

@@ -271,7 +271,7 @@ impl Connection {
         match request {
             Request::Ping => {
                 let renewed = self.session.as_ref().is_some_and(|s| !s.has_ended() && s.volume.may_renew(s.id));
-                send(&self.answers, id, &Response::Pong { renewed }).await;
+                send(&self.answers, id, &Response::Pong { renewed, now: atoll_types::Timestamp::now() }).await;
             }
             Request::GiveUp(rights) => {
                 if let Some(session) = &self.session {

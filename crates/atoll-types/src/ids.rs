@@ -43,6 +43,11 @@ id!(
     "o"
 );
 id!(
+    /// Position of a change in the journal of a session's client: 1, 2, 3 … 0 is before the first.
+    JournalPosition,
+    "j"
+);
+id!(
     /// Position of a commit in the volume's log. Grows by at least one a commit.
     CommitSeq,
     "c"

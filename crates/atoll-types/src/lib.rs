@@ -18,7 +18,7 @@ pub mod time;
 
 pub use attributes::{Attributes, FileKind, Mode};
 pub use errno::Errno;
-pub use ids::{CommitSeq, Epoch, InodeId, LockOwner, OperationSeq, SegmentId, SessionId};
+pub use ids::{CommitSeq, Epoch, InodeId, JournalPosition, LockOwner, OperationSeq, SegmentId, SessionId};
 pub use name::Name;
 pub use operation::{Caller, Operation, Outcome};
 pub use range::ByteRange;

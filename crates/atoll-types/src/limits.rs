@@ -21,6 +21,8 @@ pub const EXTENT_BYTES_MAX: usize = 128 * 1024;
 /// Most bytes of directory entries in one listing reply.
 pub const LISTING_BYTES_MAX: usize = 1024 * 1024;
 /// Most operations of one compound request.
-pub const COMPOUND_OPERATIONS_MAX: usize = 64;
+pub const COMPOUND_OPERATIONS_MAX: usize = 256;
+/// Inode numbers that a client reserves at a time.
+pub const INODES_RESERVED: u32 = 4096;
 /// Longest volume name, in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 63;

@@ -12,12 +12,14 @@
 //! while it is decoded.
 
 use atoll_lease::{Grant, Issue, Recall};
-use atoll_types::{Caller, Errno, InodeId, Operation, OperationSeq, Outcome, SessionId, limits};
+use atoll_types::{
+    Caller, Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, SessionId, Timestamp, limits,
+};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -63,12 +65,26 @@ pub struct Hello {
     pub lane: Lane,
     /// The client keeps answers under leases, and answers recalls.
     pub leases: bool,
+    /// Everything in its journal up to here was executed.
+    pub executed: JournalPosition,
+    /// The end of its journal.
+    pub journal_end: JournalPosition,
 }
 
 impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Hello(volume {:?}, resume {:?}, {:?})", self.volume, self.resume, self.lane)
     }
+}
+
+/// How a client made a change before it asked, under rights that excluded everybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    pub caller: Caller,
+    /// The time that inodes were given by it.
+    pub at: Timestamp,
+    /// The number that it gave the inode it made, from a reserve of the session.
+    pub inode: Option<InodeId>,
 }
 
 /// Operations to execute in order, up to the first that fails.
@@ -79,44 +95,58 @@ pub struct Execute {
     pub sequence: OperationSeq,
     /// The client has the answers of every mutation below this number.
     pub acknowledged: OperationSeq,
+    /// To be executed when everything in the session's journal up to here is.
+    pub after: JournalPosition,
+    /// Empty, or one for each operation: they are what stands in the journal behind `after`. Then each is executed,
+    /// also when one before it fails.
+    #[serde(deserialize_with = "bounded_made")]
+    pub made: Vec<Made>,
     /// 1 to `COMPOUND_OPERATIONS_MAX`.
     #[serde(deserialize_with = "bounded")]
     pub operations: Vec<Operation>,
 }
 
 fn bounded<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Operation>, D::Error> {
-    sequence(from, limits::COMPOUND_OPERATIONS_MAX)
+    sequence(from, 1, limits::COMPOUND_OPERATIONS_MAX)
+}
+
+fn bounded_made<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Made>, D::Error> {
+    sequence(from, 0, limits::COMPOUND_OPERATIONS_MAX)
 }
 
 fn bounded_recalls<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Recall>, D::Error> {
-    sequence(from, RECALLS_MAX)
+    sequence(from, 1, RECALLS_MAX)
 }
 
-/// 1 to `most` elements; refuses more before they take memory.
-fn sequence<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(from: D, most: usize) -> Result<Vec<T>, D::Error> {
-    struct Visitor<T>(usize, std::marker::PhantomData<T>);
+/// `least` to `most` elements; refuses more before they take memory.
+fn sequence<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    from: D,
+    least: usize,
+    most: usize,
+) -> Result<Vec<T>, D::Error> {
+    struct Visitor<T>(usize, usize, std::marker::PhantomData<T>);
     impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "1 to {} elements", self.0)
+            write!(f, "{} to {} elements", self.0, self.1)
         }
 
         fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
             let mut elements = Vec::new();
             while let Some(element) = sequence.next_element()? {
-                if elements.len() == self.0 {
+                if elements.len() == self.1 {
                     return Err(serde::de::Error::invalid_length(elements.len() + 1, &self));
                 }
                 elements.push(element);
             }
-            if elements.is_empty() {
-                return Err(serde::de::Error::invalid_length(0, &self));
+            if elements.len() < self.0 {
+                return Err(serde::de::Error::invalid_length(elements.len(), &self));
             }
             Ok(elements)
         }
     }
-    from.deserialize_seq(Visitor(most, std::marker::PhantomData))
+    from.deserialize_seq(Visitor(least, most, std::marker::PhantomData))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +156,8 @@ pub enum Request {
     Cancel(u64),
     /// Renews what the session holds, if the answer says so.
     Ping,
+    /// Inode numbers for what the client will make; answered by [`Response::Reserved`].
+    Reserve,
     /// Rights that were given up: the answer to recalls, or unasked. Not answered.
     #[serde(deserialize_with = "bounded_recalls")]
     GiveUp(Vec<Recall>),
@@ -164,6 +196,13 @@ pub enum Response {
     Pong {
         /// The session may use what it holds for another [`TERM_MS`].
         renewed: bool,
+        /// The server's clock.
+        now: Timestamp,
+    },
+    /// `count` numbers from `first` on are the session's to give, for good.
+    Reserved {
+        first: InodeId,
+        count: u32,
     },
     Ended,
     /// Unasked: rights to give up, to be answered with [`Request::GiveUp`].
@@ -378,6 +417,8 @@ mod tests {
             caller: Caller { uid: 1, gid: 2, pid: 3 },
             sequence: OperationSeq(4),
             acknowledged: OperationSeq(2),
+            after: JournalPosition(1),
+            made: vec![Made { caller: Caller::default(), at: Timestamp::default(), inode: Some(InodeId(9)) }; 2],
             operations: vec![Operation::Lookup { parent: InodeId::ROOT, name }, Operation::Sync],
         })
     }
@@ -416,6 +457,8 @@ mod tests {
             caller: Caller::default(),
             sequence: OperationSeq(0),
             acknowledged: OperationSeq(0),
+            after: JournalPosition(0),
+            made: Vec::new(),
             operations: vec![Operation::Sync; operations],
         };
         postcard::to_allocvec(&Request::Execute(execute)).unwrap()
@@ -430,8 +473,16 @@ mod tests {
 
     #[test]
     fn a_hello_names_its_version_before_anything_else() {
-        let hello =
-            Hello { features: 0, token: None, volume: Some("v".into()), resume: None, lane: Lane::Bulk, leases: false };
+        let hello = Hello {
+            features: 0,
+            token: None,
+            volume: Some("v".into()),
+            resume: None,
+            lane: Lane::Bulk,
+            leases: false,
+            executed: JournalPosition(3),
+            journal_end: JournalPosition(5),
+        };
         let mut wire = BytesMut::new();
         encode_hello(1, &hello, &mut wire).unwrap();
         assert_eq!(next_frame(&mut wire.clone(), 8), Err(WireError::TooLarge(wire.len() - 4)));
