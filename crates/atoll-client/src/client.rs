@@ -7,21 +7,27 @@ use std::time::Duration;
 use atoll_lease::{Leaving, Recall};
 use atoll_types::limits::COMPOUND_OPERATIONS_MAX;
 use atoll_types::operation::OpenFlags;
-use atoll_types::{Caller, Errno, InodeId, Name, Operation, Outcome};
+use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::cache::{Cache, Duty, Kept};
-use crate::clock::{Moment, Term};
+use crate::clock::{Moment, Offset, Term};
 use crate::held_locks::HeldLocks;
-use crate::session::{Keeper, Reply};
+use crate::journal::Batch;
+use crate::session::{Done, Keeper, Reply};
 use crate::{ClientConfig, ClientError, Session};
 
 /// Recalls that are carried out at a time.
 const RECALL_THREADS: usize = 4;
+
+/// How long a change waits for others to be shipped with it.
+const LINGER: Duration = Duration::from_millis(2);
+/// Most inodes of which lost changes are remembered until somebody hears of it.
+const FAILED_MAX: usize = 65_536;
 
 /// A result, and for how long the kernel may use it without asking again.
 #[derive(Debug)]
@@ -94,6 +100,16 @@ struct Shared {
     answering: Arc<RwLock<()>>,
     /// Opens to be told to the authority when there is a connection.
     untold_opens: Mutex<Vec<(InodeId, u32)>>,
+    /// Changes stand in the journal.
+    made: Notify,
+    /// Enough to fill a batch.
+    full: Notify,
+    executed: watch::Sender<JournalPosition>,
+    /// Why changes of an inode that were made here are lost.
+    failed: Mutex<FxHashMap<InodeId, Errno>>,
+    clock: Offset,
+    /// Itself, for what outlives a call.
+    this: Weak<Shared>,
 }
 
 /// See the module. Cheap to clone.
@@ -107,7 +123,13 @@ impl Client {
     /// Connect to a volume. The session reconnects by itself afterwards.
     pub async fn open(config: ClientConfig, volume: &str) -> Result<Client, ClientError> {
         let (work, queue) = mpsc::channel();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new_cyclic(|this| Shared {
+            this: this.clone(),
+            made: Notify::new(),
+            full: Notify::new(),
+            executed: watch::Sender::default(),
+            failed: Mutex::default(),
+            clock: Offset::default(),
             cache: Mutex::default(),
             leaving: Mutex::default(),
             locks: Mutex::default(),
@@ -132,6 +154,7 @@ impl Client {
         }
         let session = Session::open_with(config, volume, Some(shared.clone())).await?;
         let _ = shared.session.set(Arc::downgrade(&session));
+        tokio::spawn(ship(Arc::downgrade(&shared)));
         Ok(Client { session, shared })
     }
 
@@ -158,39 +181,67 @@ impl Client {
         let answering = self.shared.answering.read();
         let left = self.shared.left();
         if !left.attributes.is_zero() {
-            let known = self.shared.cache.lock().answer(&operation);
-            if let Some((result, kept)) = known {
+            let mut cache = self.shared.cache.lock();
+            if let Some((result, kept)) = cache.answer(&operation) {
+                drop(cache);
+                return done(Answer::kept(result, kept, left));
+            }
+            if let Some((result, kept)) = cache.make(caller, &operation, self.shared.clock.now()) {
+                let (asks, is_full) = (cache.wants_numbers(), cache.journal.is_full());
+                drop(cache);
+                self.shared.made.notify_one();
+                if is_full {
+                    self.shared.full.notify_one();
+                }
+                if asks {
+                    self.session.reserve();
+                }
                 return done(Answer::kept(result, kept, left));
             }
         }
         drop(answering);
-        let opens = {
+        let (opens, after, asks) = {
             let mut cache = self.shared.cache.lock();
-            cache.starts(&operation);
-            cache.opens_before(&operation)
+            let after = cache.starts(&operation);
+            (cache.opens_before(&operation), after, operation.mutates() && cache.wants_numbers())
         };
+        if asks {
+            self.session.reserve();
+        }
+        self.shared.want(after);
         let mut sent: Vec<Operation> = opens.into_iter().map(open).collect();
         while sent.len() >= COMPOUND_OPERATIONS_MAX {
             let rest = sent.split_off(COMPOUND_OPERATIONS_MAX - 1);
-            self.session.tell_all(std::mem::replace(&mut sent, rest));
+            self.session.tell_after(after, std::mem::replace(&mut sent, rest));
         }
         let place = sent.len();
         sent.push(operation.clone());
-        let shared = self.shared.clone();
-        let install = move |reply: Reply| {
-            let _answering = shared.answering.read();
-            let result = reply.at(place);
-            if result.is_ok() {
-                shared.locks.lock().taken(&operation);
-            }
-            let kept = shared.cache.lock().install(&operation, result, &reply.grants, reply.order);
-            if let (true, Some(kernel)) = (kept.moved, shared.kernel.get()) {
-                kernel.drop_all_names();
-            }
-            let result = result.cloned();
-            done(Answer::kept(result, kept, shared.left()));
-        };
-        self.session.submit_kept(id, caller, sent, Box::new(install));
+        let asked = Asked { id, caller, operation, after, place };
+        let (shared, done) = (self.shared.clone(), done);
+        let install = move |reply: Reply| shared.install(asked, reply, done);
+        self.session.submit_kept(id, caller, after, sent, Box::new(install));
+    }
+
+    /// Wait until everything that was made here is executed; false when some of it is lost.
+    pub async fn flush(&self) -> bool {
+        let end = self.shared.cache.lock().journal.end();
+        self.shared.flush(end).await;
+        self.shared.failed.lock().is_empty()
+    }
+
+    /// Write everything back and end the session.
+    pub async fn close(&self) {
+        // Without a server this takes as long as a call waits for one.
+        let timeout = self.session.reply_timeout();
+        if tokio::time::timeout(timeout, self.flush()).await != Ok(true) {
+            tracing::error!("changes that were not written back are lost");
+        }
+        self.session.close().await;
+    }
+
+    /// Why changes of an inode were lost that had been made here, once.
+    pub fn lost(&self, inode: InodeId) -> Option<Errno> {
+        self.shared.failed.lock().remove(&inode)
     }
 
     /// Send one operation whose result nobody waits for.
@@ -201,7 +252,7 @@ impl Client {
         {
             return;
         }
-        self.session.tell(operation);
+        self.shared.tell(operation);
     }
 
     /// See [`Session::interrupt`].
@@ -230,7 +281,154 @@ fn open(inode: InodeId) -> Operation {
     Operation::Open { inode, flags: OpenFlags::default() }
 }
 
+/// An operation that the authority was asked for.
+struct Asked {
+    id: u64,
+    caller: Caller,
+    operation: Operation,
+    /// How much of the journal it was to see.
+    after: JournalPosition,
+    /// Its place in the request.
+    place: usize,
+}
+
+/// Ship what stands in the journal, soon, as long as the client lives.
+async fn ship(shared: Weak<Shared>) {
+    loop {
+        let Some(alive) = shared.upgrade() else { return };
+        if tokio::time::timeout(Duration::from_secs(1), alive.made.notified()).await.is_err() {
+            continue;
+        }
+        tokio::select! {
+            _ = tokio::time::sleep(LINGER) => {}
+            _ = alive.full.notified() => {}
+        }
+        let Some(session) = alive.session() else { return };
+        session.ship(true);
+    }
+}
+
 impl Shared {
+    /// Keep what an answer allows, and hand it on.
+    fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Box<dyn FnOnce(Answer) + Send>) {
+        let _answering = self.answering.read();
+        let Asked { id, caller, operation, after, place } = asked;
+        let mut result = reply.at(place).cloned();
+        if result.is_ok() {
+            self.locks.lock().taken(&operation);
+        }
+        let (kept, is_whole) = {
+            let mut cache = self.cache.lock();
+            let kept =
+                cache.install(&operation, result.as_ref().map_err(|errno| *errno), after, &reply.grants, reply.order);
+            let correct = |outcome: &mut Outcome| cache.correct(&operation, outcome, after, reply.order);
+            (kept, result.as_mut().is_ok_and(correct) || result.is_err())
+        };
+        if let (true, Some(kernel)) = (kept.moved, self.kernel.get()) {
+            kernel.drop_all_names();
+        }
+        if !is_whole && let Some(session) = self.session() {
+            // What it found was changed here before it was asked for.
+            let after = {
+                let mut cache = self.cache.lock();
+                cache.starts(&operation);
+                cache.journal.end()
+            };
+            self.want(after);
+            let (shared, again) = (self.clone(), operation.clone());
+            let install = move |reply: Reply| {
+                let _answering = shared.answering.read();
+                let result = reply.at(0);
+                let kept = shared.cache.lock().install(&operation, result, after, &reply.grants, reply.order);
+                done(Answer::kept(result.cloned(), kept, shared.left()));
+            };
+            return session.submit_kept(id, caller, after, vec![again], Box::new(install));
+        }
+        done(Answer::kept(result, kept, self.left()));
+    }
+
+    /// Everything in the journal up to here is waited for.
+    fn want(&self, position: JournalPosition) {
+        let waits = {
+            let mut cache = self.cache.lock();
+            cache.journal.want(position);
+            position > cache.journal.executed()
+        };
+        if let (true, Some(session)) = (waits, self.session()) {
+            session.ship(false);
+        }
+    }
+
+    /// Wait until everything up to here is executed, or lost.
+    async fn flush(&self, position: JournalPosition) {
+        let mut executed = self.executed.subscribe();
+        self.want(position);
+        let life = self.cache.lock().journal.life();
+        let over = |_: &JournalPosition| {
+            let cache = self.cache.lock();
+            cache.journal.executed() >= position || cache.journal.life() != life
+        };
+        let _ = executed.wait_for(over).await;
+    }
+
+    /// Send one operation whose result nobody waits for.
+    fn tell(&self, operation: Operation) {
+        let after = self.cache.lock().position(&operation);
+        self.want(after);
+        if let Some(session) = self.session() {
+            session.tell_after(after, vec![operation]);
+        }
+    }
+
+    /// A batch of the journal was answered.
+    fn shipped(&self, life: u32, after: JournalPosition, count: usize, reply: Reply) {
+        let (mut failed, mut given_up) = (Vec::new(), Vec::new());
+        let executed = {
+            let mut cache = self.cache.lock();
+            for (changes, reply) in cache.journal.answered(life, after, count, reply) {
+                let (errors, forgotten) = cache.executed(changes, &reply);
+                failed.extend(errors);
+                given_up.extend(forgotten);
+            }
+            if !failed.is_empty() {
+                cache.pause();
+            }
+            cache.journal.executed()
+        };
+        self.fail(failed);
+        self.executed.send_replace(executed);
+        if let Some(session) = self.session() {
+            if !given_up.is_empty() {
+                session.give_up(given_up);
+            }
+            session.ship(false);
+        }
+        // What was made meanwhile goes when it has waited for others.
+        self.made.notify_one();
+    }
+
+    /// Changes of these inodes are lost.
+    fn fail(&self, lost: Vec<(InodeId, Errno)>) {
+        let Some(&(_, errno)) = lost.first() else { return };
+        tracing::error!(inodes = lost.len(), %errno, "changes were lost that had been made here");
+        let inodes: Vec<InodeId> = lost.iter().map(|(inode, _)| *inode).collect();
+        {
+            let mut failed = self.failed.lock();
+            for (inode, errno) in lost {
+                if failed.len() < FAILED_MAX {
+                    failed.insert(inode, errno);
+                }
+            }
+        }
+        if let Some(kernel) = self.kernel.get().cloned() {
+            let answering = self.answering.clone();
+            std::thread::spawn(move || {
+                drop(answering.write());
+                kernel.drop_everything(inodes);
+            });
+        }
+    }
+
     /// For how long what is held may be used. Nothing is without a kernel to tell of recalls.
     fn left(&self) -> Left {
         match self.kernel.get() {
@@ -269,6 +467,16 @@ impl Shared {
     }
 
     fn discharge(&self, duty: Duty, runtime: &Handle) {
+        if let Some(unwritten) = duty.unwritten {
+            runtime.block_on(self.flush(unwritten));
+        }
+        if duty.exclusive {
+            let around = self.cache.lock().give_up_around(duty.inode);
+            self.give_up(around);
+        }
+        if !duty.attributes && duty.names.is_empty() && duty.opens == 0 {
+            return;
+        }
         drop(self.answering.write());
         if let Some(kernel) = self.kernel.get() {
             if !duty.names.is_empty() {
@@ -287,7 +495,9 @@ impl Shared {
     async fn tell_opens(&self, inode: InodeId, count: u32) {
         let Some(session) = self.session() else { return };
         for _ in 0..count {
-            if let Err(errno) = session.call(Caller::default(), open(inode)).await {
+            let after = self.cache.lock().journal.newest(inode);
+            let opened = session.call_after(Caller::default(), after, vec![open(inode)]).await;
+            if let Some(Err(errno)) = opened.first() {
                 tracing::warn!(%inode, %errno, "an open file is lost");
             }
         }
@@ -315,8 +525,40 @@ impl Keeper for Shared {
         self.give_up(given_up);
     }
 
-    fn renewed(&self, sent: Moment) {
+    fn renewed(&self, sent: Moment, now: Timestamp) {
         self.term.renew(sent, TERM_MS);
+        self.clock.observe(sent, now);
+    }
+
+    fn reserved(&self, first: InodeId, count: u32) {
+        self.cache.lock().reserved(first, count);
+    }
+
+    fn next_batch(&self, idle: bool) -> Option<(Batch, Done)> {
+        let mut cache = self.cache.lock();
+        let batch = cache.journal.next_batch(idle)?;
+        let (life, after, count) = (cache.journal.life(), batch.after, batch.made.len());
+        let shared = self.this.clone();
+        let done = move |reply: Reply| {
+            if let Some(shared) = shared.upgrade() {
+                shared.shipped(life, after, count, reply);
+            }
+        };
+        Some((batch, Box::new(done)))
+    }
+
+    fn journal(&self) -> (JournalPosition, JournalPosition) {
+        let cache = self.cache.lock();
+        (cache.journal.executed(), cache.journal.end())
+    }
+
+    fn ended(&self) {
+        let (lost, executed) = {
+            let mut cache = self.cache.lock();
+            (cache.journal.discard(), cache.journal.executed())
+        };
+        self.fail(lost.into_iter().map(|inode| (inode, Errno::EIO)).collect());
+        self.executed.send_replace(executed);
     }
 
     fn lost(&self) -> oneshot::Receiver<()> {
@@ -340,18 +582,20 @@ impl Keeper for Shared {
 
     fn connected(&self, resumed: bool) {
         if !resumed {
+            self.cache.lock().forget_numbers();
             let files = self.locks.lock().lose();
             if files > 0 {
                 tracing::warn!(files, "locks were lost with the session: their files fail until they are closed");
             }
         }
         let opens = std::mem::take(&mut *self.untold_opens.lock());
-        if let Some(session) = self.session() {
-            for (inode, count) in opens {
-                for _ in 0..count {
-                    session.tell(open(inode));
-                }
+        for (inode, count) in opens {
+            for _ in 0..count {
+                self.tell(open(inode));
             }
+        }
+        if let Some(session) = self.session() {
+            session.ship(true);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Time as leases need it: it goes on while the machine sleeps, and a jump of the
 //! wall clock (a virtual machine that was frozen and thawed) is noticed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use atoll_types::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A wall clock that is ahead of the boot-time clock by so much more than before has jumped, in ms.
@@ -70,9 +71,49 @@ impl Term {
     }
 }
 
+/// How far the server's clock is from ours.
+#[derive(Default)]
+pub(crate) struct Offset {
+    ms: AtomicI64,
+}
+
+/// Differences that the way of a message explains, in ms.
+const SAME_CLOCK_MS: i64 = 5;
+
+impl Offset {
+    /// The server's clock was `now` between `sent` and this moment.
+    pub fn observe(&self, sent: Moment, now: Timestamp) {
+        let ours = Moment::now();
+        let middle = ours.wall_ms as i64 - (ours.boot_ms.saturating_sub(sent.boot_ms) / 2) as i64;
+        let theirs = now.seconds.saturating_mul(1000).saturating_add(i64::from(now.nanos / 1_000_000));
+        let ms = theirs.saturating_sub(middle);
+        self.ms.store(if ms.abs() <= SAME_CLOCK_MS { 0 } else { ms }, Ordering::Relaxed);
+    }
+
+    /// What the server's clock shows, about.
+    pub fn now(&self) -> Timestamp {
+        let now = Timestamp::now();
+        let ms = self.ms.load(Ordering::Relaxed);
+        let nanos = i64::from(now.nanos) + ms % 1000 * 1_000_000;
+        const SECOND: i64 = Timestamp::NANOS_PER_SECOND as i64;
+        let seconds = now.seconds.saturating_add(ms / 1000).saturating_add(nanos.div_euclid(SECOND));
+        Timestamp { seconds, nanos: nanos.rem_euclid(SECOND) as u32 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_server_is_told_the_time_by_its_own_clock() {
+        let offset = Offset::default();
+        let ours = Timestamp::now();
+        offset.observe(Moment::now(), Timestamp { seconds: ours.seconds - 100, nanos: ours.nanos });
+        assert!((offset.now().seconds - ours.seconds + 100).abs() <= 1);
+        offset.observe(Moment::now(), Timestamp::now());
+        assert_eq!(offset.ms.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn a_term_ends_by_either_clock() {

@@ -11,6 +11,7 @@ mod client;
 mod clock;
 mod connection;
 mod held_locks;
+mod journal;
 mod session;
 
 pub use address::ServerAddress;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Grant, Issue, Recall};
-use atoll_types::{Caller, Errno, InodeId, Operation, OperationSeq, Outcome};
+use atoll_types::{Caller, Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, Timestamp};
 use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, RECALLS_MAX, Request, Response, Resume};
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::Moment;
 use crate::connection::{self, Connection};
+use crate::journal::Batch;
 use crate::{ClientConfig, ClientError};
 
 /// Requests with at least this payload, or reads as long, take the bulk lane. In bytes.
@@ -53,11 +54,20 @@ impl Reply {
 
 pub(crate) type Done = Box<dyn FnOnce(Reply) + Send>;
 
-/// Who keeps answers under the session's leases. Called on runtime threads: must not block.
+/// Who keeps answers under the session's leases, and changes that are not sent. Called on runtime threads: must not
+/// block, and must not call the session.
 pub(crate) trait Keeper: Send + Sync {
     fn recalled(&self, recalls: Vec<Recall>);
     /// What is held may be used for another term from `sent` on.
-    fn renewed(&self, sent: Moment);
+    fn renewed(&self, sent: Moment, now: Timestamp);
+    /// Inode numbers to give.
+    fn reserved(&self, first: InodeId, count: u32);
+    /// What of the journal is to be sent next, and who gets the answer.
+    fn next_batch(&self, idle: bool) -> Option<(Batch, Done)>;
+    /// How much of the journal was executed, and its end.
+    fn journal(&self) -> (JournalPosition, JournalPosition);
+    /// The session is over: what it has not executed of the journal is lost.
+    fn ended(&self);
     /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
     fn lost(&self) -> oneshot::Receiver<()>;
     /// There is a connection. No term has begun: recalls may be unanswered for long.
@@ -114,13 +124,13 @@ fn encode(id: u64, request: &Request) -> Option<BytesMut> {
     }
 }
 
-fn lane(operation: &Operation) -> Lane {
-    let bulk = match operation {
-        Operation::Read { range, .. } => range.len() as usize >= BULK_BYTES_MIN,
-        Operation::Write { data, .. } => data.len() >= BULK_BYTES_MIN,
-        _ => false,
+fn lane(operations: &[Operation]) -> Lane {
+    let bytes = |operation: &Operation| match operation {
+        Operation::Read { range, .. } => range.len() as usize,
+        Operation::Write { data, .. } => data.len(),
+        _ => 0,
     };
-    if bulk { Lane::Bulk } else { Lane::Control }
+    if operations.iter().map(bytes).sum::<usize>() >= BULK_BYTES_MIN { Lane::Bulk } else { Lane::Control }
 }
 
 impl Session {
@@ -161,6 +171,10 @@ impl Session {
         Ok(session)
     }
 
+    pub(crate) fn reply_timeout(&self) -> Duration {
+        self.config.reply_timeout
+    }
+
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Relaxed)
     }
@@ -175,13 +189,27 @@ impl Session {
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
     ) {
         let one = |reply: Reply| done(reply.results.into_iter().next().unwrap_or(Err(Errno::EIO)));
-        self.submit_kept(id, caller, vec![operation], Box::new(one));
+        self.submit_kept(id, caller, JournalPosition(0), vec![operation], Box::new(one));
     }
 
     /// The same for who may keep the answer.
-    pub(crate) fn submit_kept(&self, id: u64, caller: Caller, operations: Vec<Operation>, done: Done) {
+    pub(crate) fn submit_kept(
+        &self,
+        id: u64,
+        caller: Caller,
+        after: JournalPosition,
+        operations: Vec<Operation>,
+        done: Done,
+    ) {
         debug_assert!(id.is_multiple_of(2));
-        self.send(id, caller, operations, done);
+        self.send(id, caller, after, operations, done);
+    }
+
+    /// Ask for inode numbers. False without a connection.
+    pub(crate) fn reserve(&self) -> bool {
+        let state = self.state.lock();
+        let request = state.control.as_ref().zip(encode(0, &Request::Reserve));
+        request.is_some_and(|(control, bytes)| control.send(bytes).is_ok())
     }
 
     /// Rights were given up.
@@ -195,27 +223,36 @@ impl Session {
     }
 
     pub async fn call(&self, caller: Caller, operation: Operation) -> Result<Outcome, Errno> {
-        self.compound(caller, vec![operation]).await.into_iter().next().unwrap_or(Err(Errno::EIO))
+        self.call_after(caller, JournalPosition(0), vec![operation]).await.into_iter().next().unwrap_or(Err(Errno::EIO))
     }
 
     /// Operations in order up to the first that fails, in one round trip.
     pub async fn compound(&self, caller: Caller, operations: Vec<Operation>) -> Results {
+        self.call_after(caller, JournalPosition(0), operations).await
+    }
+
+    pub(crate) async fn call_after(
+        &self,
+        caller: Caller,
+        after: JournalPosition,
+        operations: Vec<Operation>,
+    ) -> Results {
         let (sender, receiver) = oneshot::channel();
         let done = move |reply: Reply| {
             let _ = sender.send(reply.results);
         };
-        self.send(self.own_id(), caller, operations, Box::new(done));
+        self.send(self.own_id(), caller, after, operations, Box::new(done));
         receiver.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
     }
 
     /// Send one operation whose result nobody waits for.
     pub fn tell(&self, operation: Operation) {
-        self.tell_all(vec![operation]);
+        self.tell_after(JournalPosition(0), vec![operation]);
     }
 
     /// Send operations whose results nobody waits for.
-    pub(crate) fn tell_all(&self, operations: Vec<Operation>) {
-        self.send(self.own_id(), Caller::default(), operations, Box::new(|_| ()));
+    pub(crate) fn tell_after(&self, after: JournalPosition, operations: Vec<Operation>) {
+        self.send(self.own_id(), Caller::default(), after, operations, Box::new(|_| ()));
     }
 
     fn own_id(&self) -> u64 {
@@ -274,9 +311,7 @@ impl Session {
         self.ending.notify_one();
     }
 
-    fn send(&self, id: u64, caller: Caller, operations: Vec<Operation>, done: Done) {
-        let lane = operations.first().map_or(Lane::Control, lane);
-        let mutates = operations.iter().any(Operation::mutates);
+    fn send(&self, id: u64, caller: Caller, after: JournalPosition, operations: Vec<Operation>, done: Done) {
         let mut state = self.state.lock();
         let too_long = |since: Instant| since.elapsed() >= self.config.reply_timeout;
         if state.closed || state.away_since.is_some_and(too_long) {
@@ -284,34 +319,47 @@ impl Session {
             done(Reply::failed(Errno::EIO));
             return;
         }
-        let mut sequence = 0;
-        if mutates {
-            sequence = state.next_sequence;
-            state.next_sequence += 1;
-            state.unanswered.insert(sequence);
-        }
-        let acknowledged = state.unanswered.first().copied().unwrap_or(state.next_sequence);
+        // The journal may have been given up since the caller looked.
+        let end = |keeper: &Arc<dyn Keeper>| if after.0 == 0 { after } else { after.min(keeper.journal().1) };
+        let after = self.keeper.as_ref().map_or(after, end);
         let execute = Execute {
             caller,
-            sequence: OperationSeq(sequence),
-            acknowledged: OperationSeq(acknowledged),
-            after: Default::default(),
+            sequence: OperationSeq(0),
+            acknowledged: OperationSeq(0),
+            after,
             made: Vec::new(),
             operations,
         };
-        let request = Request::Execute(execute);
-        let bytes = encode(id, &request);
-        let Request::Execute(execute) = request else { return };
-        match bytes {
-            Some(bytes) => {
-                state.deliver(lane, bytes);
-                state.pending.insert(id, Pending { execute, lane, done });
+        if let Err(done) = state.send(id, execute, done) {
+            drop(state);
+            done(Reply::failed(Errno::EINVAL));
+        }
+    }
+
+    /// Send what is due of the journal. Without a connection it stays there.
+    pub(crate) fn ship(&self, idle: bool) {
+        let Some(keeper) = &self.keeper else { return };
+        let mut unsent = Vec::new();
+        {
+            let mut state = self.state.lock();
+            if state.control.is_none() || state.closed {
+                return;
             }
-            None => {
-                state.unanswered.remove(&sequence);
-                drop(state);
-                done(Reply::failed(Errno::EINVAL));
+            // Under the lock: a batch that was taken is sent before the session can be found to be over.
+            while let Some((Batch { after, made, operations }, done)) = keeper.next_batch(idle) {
+                let execute = Execute {
+                    caller: Caller::default(),
+                    sequence: OperationSeq(0),
+                    acknowledged: OperationSeq(0),
+                    after,
+                    made,
+                    operations,
+                };
+                unsent.extend(state.send(self.own_id(), execute, done).err());
             }
+        }
+        for done in unsent {
+            done(Reply::failed(Errno::EINVAL));
         }
     }
 
@@ -331,6 +379,7 @@ impl Session {
     // ---- connections
 
     async fn connect(&self, lane: Lane) -> Result<Connection, ClientError> {
+        let (executed, journal_end) = self.keeper.as_ref().map(|keeper| keeper.journal()).unwrap_or_default();
         let hello = Hello {
             features: 0,
             token: self.config.token.clone(),
@@ -338,8 +387,8 @@ impl Session {
             resume: self.state.lock().resume.clone(),
             lane,
             leases: self.keeper.is_some(),
-            executed: Default::default(),
-            journal_end: Default::default(),
+            executed,
+            journal_end,
         };
         let connection = connection::connect(&self.config, hello).await?;
         self.read_only.store(connection.welcome.read_only, Ordering::Relaxed);
@@ -404,6 +453,10 @@ impl Session {
                 if before == Some(welcome.instance) {
                     // The server ended the session: which of its changes it still made, it has forgotten.
                     lost = state.take_mutations();
+                    if let Some(keeper) = &self.keeper {
+                        keeper.ended();
+                        state.wait_for_at_most(keeper.journal().0);
+                    }
                 }
                 state.open_again();
             }
@@ -470,9 +523,14 @@ impl Session {
                 Some(keeper) => keeper.recalled(recalls),
                 None => self.give_up(recalls),
             },
-            Response::Pong { renewed: true, .. } => {
+            Response::Pong { renewed: true, now } => {
                 if let Some(keeper) = &self.keeper {
-                    keeper.renewed(Moment::from_id(id));
+                    keeper.renewed(Moment::from_id(id), now);
+                }
+            }
+            Response::Reserved { first, count } => {
+                if let Some(keeper) = &self.keeper {
+                    keeper.reserved(first, count);
                 }
             }
             Response::Ended => self.ended.notify_one(),
@@ -480,18 +538,51 @@ impl Session {
         }
     }
 
+    /// Answer all requests; those of the journal wait for a server as long as the session is open.
     fn fail_all(&self) {
-        let (pending, _) = {
+        let failed: Vec<Pending> = {
             let mut state = self.state.lock();
-            (std::mem::take(&mut state.pending), std::mem::take(&mut state.unanswered))
+            let closed = state.closed;
+            let fails = |pending: &Pending| closed || pending.execute.made.is_empty();
+            let ids: Vec<u64> = state.pending.iter().filter(|(_, p)| fails(p)).map(|(id, _)| *id).collect();
+            let failed: Vec<Pending> = ids.iter().filter_map(|id| state.pending.remove(id)).collect();
+            for pending in &failed {
+                state.unanswered.remove(&pending.execute.sequence.0);
+            }
+            failed
         };
-        for pending in pending.into_values() {
+        for pending in failed {
             (pending.done)(Reply::failed(Errno::EIO));
         }
     }
 }
 
 impl State {
+    /// Number a request if it changes something, and send it. Gives `done` back when it does not fit a frame.
+    fn send(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
+        let lane = lane(&execute.operations);
+        if !execute.made.is_empty() || execute.operations.iter().any(Operation::mutates) {
+            execute.sequence = OperationSeq(self.next_sequence);
+            self.next_sequence += 1;
+            self.unanswered.insert(execute.sequence.0);
+        }
+        execute.acknowledged = OperationSeq(self.unanswered.first().copied().unwrap_or(self.next_sequence));
+        let request = Request::Execute(execute);
+        let bytes = encode(id, &request);
+        let Request::Execute(execute) = request else { return Ok(()) };
+        match bytes {
+            Some(bytes) => {
+                self.deliver(lane, bytes);
+                self.pending.insert(id, Pending { execute, lane, done });
+                Ok(())
+            }
+            None => {
+                self.unanswered.remove(&execute.sequence.0);
+                Err(done)
+            }
+        }
+    }
+
     fn deliver(&self, lane: Lane, bytes: BytesMut) {
         let sender = match lane {
             Lane::Bulk => self.bulk.as_ref().or(self.control.as_ref()),
@@ -512,6 +603,13 @@ impl State {
             self.unanswered.remove(&pending.execute.sequence.0);
         }
         lost
+    }
+
+    /// Nothing behind this position of the journal will ever be executed.
+    fn wait_for_at_most(&mut self, position: JournalPosition) {
+        for pending in self.pending.values_mut() {
+            pending.execute.after = pending.execute.after.min(position);
+        }
     }
 
     /// Ask for a term. A ping's id is when it was sent: the answer brings it back.

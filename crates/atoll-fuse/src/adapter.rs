@@ -236,6 +236,13 @@ impl VolumeFs {
                 _ => Err(Errno::EPROTO),
             }),
             Parsed::List { offset, size, plus } => self.list(header, inode, offset, size as usize, plus, reply),
+            Parsed::Sync => {
+                let remote = self.remote.clone();
+                self.submit(header, Operation::Sync, reply, move |_, _| match remote.lost(inode) {
+                    Some(errno) => Err(errno),
+                    None => Ok(Body::default()),
+                });
+            }
             Parsed::OpenDirectory => reply.ok(Body::default().open(0, 0)),
             Parsed::Nothing => reply.ok(Body::default()),
             Parsed::Release { handle, flocked } => {
@@ -257,11 +264,15 @@ impl VolumeFs {
                     }
                     locked.inodes.contains(&inode)
                 };
-                if unlock {
-                    let unlock = Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING };
-                    self.done(header, unlock, reply);
-                } else {
-                    reply.ok(Body::default());
+                let unlock =
+                    unlock.then_some(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
+                match (self.remote.lost(inode), unlock) {
+                    (None, Some(unlock)) => self.done(header, unlock, reply),
+                    (None, None) => reply.ok(Body::default()),
+                    (Some(errno), unlock) => {
+                        unlock.into_iter().for_each(|unlock| self.remote.tell(unlock));
+                        reply.error(errno);
+                    }
                 }
             }
             Parsed::TestLock(lock) => {
@@ -430,7 +441,7 @@ impl VolumeFs {
                 let (handle, _, owner) = (f.u64(), f.u64(), f.u64());
                 Parsed::Flush { handle, owner: LockOwner(owner) }
             }
-            abi::FSYNC | abi::FSYNCDIR | abi::SYNCFS => Parsed::Done(O::Sync),
+            abi::FSYNC | abi::FSYNCDIR | abi::SYNCFS => Parsed::Sync,
             abi::SETXATTR => {
                 let (size, flags, extra, _) = (f.u32(), f.u32(), f.u32(), f.u32());
                 let drop_privileges = extra & abi::SETXATTR_ACL_KILL_SGID != 0;
@@ -511,6 +522,7 @@ enum Parsed {
     Attr(Operation),
     Statx(Operation),
     Done(Operation),
+    Sync,
     Data(Operation),
     Sized(Operation, u32),
     Open(Operation, u32),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_client::{Answer, Client, Session};
-use atoll_types::{Caller, InodeId, Operation};
+use atoll_types::{Caller, Errno, InodeId, Operation};
 
 /// How long the kernel may use what an answer says without asking again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,6 +34,10 @@ pub trait Remote: Send + Sync + 'static {
     fn looked_up(&self, _inode: InodeId) {}
     /// The kernel forgot inodes that it was told of so many times.
     fn forget(&self, _forgotten: &[(InodeId, u64)]) {}
+    /// Why changes of an inode are lost that were answered before they were executed, once.
+    fn lost(&self, _inode: InodeId) -> Option<Errno> {
+        None
+    }
     /// Whether the kernel may ever keep attributes, so that listings should carry them.
     fn keeps_attributes(&self) -> bool;
 }
@@ -57,6 +61,10 @@ impl Remote for Client {
 
     fn forget(&self, forgotten: &[(InodeId, u64)]) {
         Client::forget(self, forgotten);
+    }
+
+    fn lost(&self, inode: InodeId) -> Option<Errno> {
+        Client::lost(self, inode)
     }
 
     fn keeps_attributes(&self) -> bool {

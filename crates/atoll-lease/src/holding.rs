@@ -48,6 +48,12 @@ impl Holding {
         taken
     }
 
+    /// The inode was made by the client itself, in a place that nobody else sees: these rights are its own before the
+    /// authority knows of it.
+    pub fn own(&mut self, rights: Rights) {
+        self.rights |= rights;
+    }
+
     /// Stop using rights at once; answers those that were held. When all that rests on them is gone
     /// (unwritten changes written, the kernel told), the recall is sent back as its acknowledgement.
     pub fn recall(&mut self, recall: &Recall) -> Rights {

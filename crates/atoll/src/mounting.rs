@@ -90,7 +90,7 @@ pub async fn mount(
             Ok((client, mounted))
         }
         Err(error) => {
-            client.session().close().await;
+            client.close().await;
             Err(error)
         }
     }
@@ -176,7 +176,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
     println!("ready");
     let joined = tokio::task::spawn_blocking(move || mounted.join()).await;
-    client.session().close().await;
+    client.close().await;
     let _ = std::fs::remove_file(state);
     joined.map_err(|error| error.to_string())
 }

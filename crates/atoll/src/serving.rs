@@ -84,6 +84,6 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
         mounting::detach(directory)?;
         let _ = gone.await;
     }
-    volume.session().close().await;
+    volume.close().await;
     server.stop().await.map_err(|error| error.to_string())
 }

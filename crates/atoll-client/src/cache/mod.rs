@@ -1,13 +1,21 @@
-//! What a mount keeps under its leases: attributes and names.
+//! What a mount keeps under its leases: attributes and names, and what it changed in them.
 //!
 //! Invariant: what is kept of an inode was true when its right was granted, and the
 //! right is still held. Answers of one session overtake each other on their way, so
 //! each thing remembers the position (`order`) of the operation it came from, and
 //! gives way only to newer ones.
 
+mod changes;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
 use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
-use atoll_types::{Attributes, Errno, FileKind, InodeId, Name, Operation, Outcome, Timestamp};
+use atoll_types::{Attributes, Errno, FileKind, InodeId, JournalPosition, Mode, Name, Operation, Outcome, Timestamp};
 use rustc_hash::FxHashMap;
+
+use crate::journal::Journal;
+use changes::Numbers;
 
 /// What of an answer the kernel may keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,8 +52,14 @@ struct Node {
     names_order: Issue,
     /// Opens that the authority does not know of.
     local_opens: u32,
+    /// It has no extended attributes.
+    is_bare: bool,
+    /// A directory that may have got a default ACL from us.
+    may_pass_acl: bool,
     /// How often the kernel was told of the inode and has not forgotten it.
     lookups: u64,
+    /// The kernel forgot it while changes of it were unwritten.
+    is_forgotten: bool,
     /// The directory through which the kernel was last told of it.
     via: Option<InodeId>,
 }
@@ -61,13 +75,17 @@ pub(crate) struct Duty {
     /// Opens that the authority must hear of.
     pub opens: u32,
     pub via: Option<InodeId>,
+    /// What stands in the journal up to here is to be executed first.
+    pub unwritten: Option<JournalPosition>,
+    /// An exclusive right is taken: others around it are given up with it.
+    pub exclusive: bool,
     /// A request is under way that may hold the kernel's lock of the directory, or of pages of the file.
     pub busy: bool,
 }
 
 impl Duty {
     pub fn is_nothing(&self) -> bool {
-        !self.attributes && self.names.is_empty() && self.opens == 0
+        !self.attributes && self.names.is_empty() && self.opens == 0 && self.unwritten.is_none() && !self.exclusive
     }
 }
 
@@ -76,6 +94,13 @@ pub(crate) struct Cache {
     nodes: FxHashMap<InodeId, Node>,
     /// Requests under way that hold a lock of the kernel on the inode: on a directory's names, on a file's pages.
     under_way: FxHashMap<InodeId, u32>,
+    /// Requests under way that change an inode: then nothing of it is changed here.
+    changing: FxHashMap<InodeId, u32>,
+    pub journal: Journal,
+    numbers: Numbers,
+    /// When the newest change here was made.
+    last_made: Timestamp,
+    paused_until: Option<Instant>,
     /// Grants up to here are void for inodes that are not in `nodes`: some were given up and forgotten.
     floor: Issue,
 }
@@ -96,6 +121,51 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
         O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
         O::ReadDirectory { inode, .. } | O::Read { inode, .. } | O::Write { inode, .. } => [Some(*inode), None],
         _ => [None, None],
+    }
+}
+
+/// The inodes that the operation names and changes.
+fn changed_by(operation: &Operation) -> [Option<InodeId>; 2] {
+    use Operation as O;
+    match operation {
+        O::Create { parent, .. }
+        | O::MakeNode { parent, .. }
+        | O::MakeDirectory { parent, .. }
+        | O::MakeSymlink { parent, .. }
+        | O::Unlink { parent, .. }
+        | O::RemoveDirectory { parent, .. } => [Some(*parent), None],
+        O::Link { inode, parent, .. } => [Some(*inode), Some(*parent)],
+        O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
+        O::SetAttributes { inode, .. }
+        | O::Write { inode, .. }
+        | O::Allocate { inode, .. }
+        | O::CloneRange { target: inode, .. }
+        | O::SetXattr { inode, .. }
+        | O::RemoveXattr { inode, .. } => [Some(*inode), None],
+        O::Open { inode, flags } if flags.truncate => [Some(*inode), None],
+        _ => [None, None],
+    }
+}
+
+fn is_common(xattr: &[u8]) -> bool {
+    let common = ["security.capability", "security.selinux", "system.posix_acl_access", "system.posix_acl_default"];
+    common.iter().any(|name| name.as_bytes() == xattr)
+}
+
+fn count(counts: &mut FxHashMap<InodeId, u32>, inodes: [Option<InodeId>; 2]) {
+    for inode in inodes.into_iter().flatten() {
+        *counts.entry(inode).or_default() += 1;
+    }
+}
+
+fn uncount(counts: &mut FxHashMap<InodeId, u32>, inodes: [Option<InodeId>; 2]) {
+    for inode in inodes.into_iter().flatten() {
+        if let Some(count) = counts.get_mut(&inode) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&inode);
+            }
+        }
     }
 }
 
@@ -149,26 +219,97 @@ impl Cache {
                 self.node(*inode).local_opens += 1;
                 Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
             }
+            Operation::ListXattrs { inode } if self.is_bare(*inode) => {
+                Some((Ok(Outcome::Data(Default::default())), Kept::default()))
+            }
+            // What every file system keeps there; others may be made up by the authority.
+            Operation::GetXattr { inode, name } if is_common(name) && self.is_bare(*inode) => {
+                Some((Err(Errno::ENODATA), Kept::default()))
+            }
             _ => None,
         }
     }
 
-    /// A request goes to the authority.
-    pub fn starts(&mut self, operation: &Operation) {
-        for inode in locked_by(operation).into_iter().flatten() {
-            *self.under_way.entry(inode).or_default() += 1;
+    fn is_bare(&self, inode: InodeId) -> bool {
+        let is_bare = self.nodes.get(&inode).is_some_and(|node| node.is_bare);
+        is_bare && self.attributes(inode).is_some_and(|attributes| attributes.kind() != FileKind::Symlink)
+    }
+
+    /// A request goes to the authority. Answers how much of the journal it must not miss.
+    pub fn starts(&mut self, operation: &Operation) -> JournalPosition {
+        use Operation as O;
+        count(&mut self.under_way, locked_by(operation));
+        count(&mut self.changing, changed_by(operation));
+        if let O::SetXattr { inode, .. } | O::RemoveXattr { inode, .. } = operation {
+            let node = self.node(*inode);
+            node.is_bare = false;
+            node.may_pass_acl = true;
+        }
+        self.position(operation)
+    }
+
+    /// How much of the journal an operation must not miss.
+    pub fn position(&self, operation: &Operation) -> JournalPosition {
+        use Operation as O;
+        match operation {
+            // What survives of a session's changes is a beginning of them.
+            operation if operation.mutates() => self.journal.end(),
+            O::Sync | O::Statistics => self.journal.end(),
+            O::Lookup { parent: inode, .. }
+            | O::Parent { inode }
+            | O::GetAttributes { inode }
+            | O::ReadSymlink { inode }
+            | O::Open { inode, .. }
+            | O::Release { inode }
+            | O::Read { inode, .. }
+            | O::Seek { inode, .. }
+            | O::ReadDirectory { inode, .. }
+            | O::GetXattr { inode, .. }
+            | O::ListXattrs { inode } => self.journal.newest(*inode),
+            _ => JournalPosition(0),
         }
     }
 
     fn ends(&mut self, operation: &Operation) {
-        for inode in locked_by(operation).into_iter().flatten() {
-            if let Some(count) = self.under_way.get_mut(&inode) {
-                *count -= 1;
-                if *count == 0 {
-                    self.under_way.remove(&inode);
+        uncount(&mut self.under_way, locked_by(operation));
+        uncount(&mut self.changing, changed_by(operation));
+    }
+
+    /// Whether something was changed here that an answer of the authority misses: it stands behind `after` in the
+    /// journal, or was executed after the answer was made.
+    fn misses(&self, inode: InodeId, after: JournalPosition, order: Issue) -> bool {
+        self.journal.newest(inode) > after || self.nodes.get(&inode).is_some_and(|node| order < node.order)
+    }
+
+    /// Correct an answer that may miss what was changed here before it was asked for. False when it must be asked for
+    /// again, behind the whole journal.
+    pub fn correct(
+        &mut self,
+        operation: &Operation,
+        outcome: &mut Outcome,
+        after: JournalPosition,
+        order: Issue,
+    ) -> bool {
+        match (operation, outcome) {
+            // Which inode it is about, the answer says first.
+            (Operation::Lookup { .. } | Operation::Parent { .. }, Outcome::Entry(attributes))
+                if self.misses(attributes.inode, after, order) =>
+            {
+                match self.attributes(attributes.inode) {
+                    Some(known) => *attributes = known,
+                    None => return false,
                 }
             }
+            (_, Outcome::Listing { entries, .. }) => {
+                for entry in entries {
+                    if self.misses(entry.inode, after, order) {
+                        entry.attributes = self.attributes(entry.inode).filter(|_| entry.attributes.is_some());
+                    }
+                }
+            }
+            _ => {}
         }
+        true
     }
 
     /// Undo an open; false when the authority has counted it.
@@ -187,6 +328,7 @@ impl Cache {
         &mut self,
         operation: &Operation,
         result: Result<&Outcome, Errno>,
+        after: JournalPosition,
         grants: &[Grant],
         order: Issue,
     ) -> Kept {
@@ -200,6 +342,9 @@ impl Cache {
                 node.order = order;
                 node.attributes = None;
             }
+            if matches!(operation, O::SetXattr { .. } | O::RemoveXattr { .. }) {
+                node.is_bare = false;
+            }
         }
         let granted = |inode: InodeId, right: Rights| taken.get(&inode).is_some_and(|rights| rights.contains(right));
         let mut kept = Kept::default();
@@ -207,7 +352,10 @@ impl Cache {
         if let Some(attributes) = entry
             && granted(attributes.inode, Rights::INODE)
         {
-            kept.attributes = self.node(attributes.inode).keep(attributes, order);
+            kept.attributes = self.keep(attributes, after, order);
+            if is_new(operation, result) && granted(attributes.inode, Rights::INODE_EXCLUSIVE) {
+                self.node(attributes.inode).is_bare = true;
+            }
             if let O::Lookup { parent, .. }
             | O::Create { parent, .. }
             | O::CreateUnnamed { parent, .. }
@@ -226,7 +374,7 @@ impl Cache {
                     _ => Named::Unknown,
                 };
                 if named != Named::Unknown && granted(*parent, Rights::NAMES) {
-                    kept.entry = self.name(*parent, name, named, order);
+                    kept.entry = self.journal.newest(*parent) <= after && self.name(*parent, name, named, order);
                 }
             }
             O::Create { parent, name, .. }
@@ -259,12 +407,11 @@ impl Cache {
                     for entry in entries {
                         let keeps = match entry.attributes {
                             Some(attributes) if granted(entry.inode, Rights::INODE) => {
-                                if granted(*inode, Rights::NAMES) {
+                                if granted(*inode, Rights::NAMES) && self.journal.newest(*inode) <= after {
                                     self.name(*inode, &entry.name, Named::Child(entry.inode), order);
                                 }
-                                let child = self.node(entry.inode);
-                                child.via = Some(*inode);
-                                child.keep(attributes, order)
+                                self.node(entry.inode).via = Some(*inode);
+                                self.keep(attributes, after, order)
                             }
                             _ => false,
                         };
@@ -285,6 +432,18 @@ impl Cache {
         {
             node.was_read = true;
         }
+    }
+
+    /// Keep attributes unless newer ones are known.
+    fn keep(&mut self, attributes: Attributes, after: JournalPosition, order: Issue) -> bool {
+        if self.misses(attributes.inode, after, order) {
+            return false;
+        }
+        let node = self.node(attributes.inode);
+        node.order = order;
+        node.attributes = Some(attributes);
+        node.was_read = false;
+        true
     }
 
     fn keeps_names(&self, directory: InodeId) -> bool {
@@ -341,7 +500,9 @@ impl Cache {
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
         let busy = self.under_way.contains_key(&recall.inode);
-        let mut duty = Duty { inode: recall.inode, busy, ..Duty::default() };
+        // All of it: what the others will see of our changes is a beginning of them.
+        let unwritten = (self.journal.end() > self.journal.executed()).then_some(self.journal.end());
+        let mut duty = Duty { inode: recall.inode, busy, unwritten, ..Duty::default() };
         let Some(node) = self.nodes.get_mut(&recall.inode) else {
             self.floor = self.floor.max(recall.issue);
             return duty;
@@ -349,10 +510,12 @@ impl Cache {
         let held = node.holding.recall(recall);
         if held.overlaps(Rights::INODE) {
             node.attributes = None;
+            node.is_bare = false;
             duty.attributes = true;
             duty.opens = std::mem::take(&mut node.local_opens);
             duty.via = node.via.filter(|via| !self.under_way.contains_key(via));
         }
+        duty.exclusive = held.overlaps(Rights::INODE_WRITER | Rights::NAMES_WRITER);
         if held.overlaps(Rights::NAMES) {
             duty.names = std::mem::take(&mut node.names).into_keys().collect();
             node.complete = false;
@@ -362,7 +525,9 @@ impl Cache {
 
     /// The kernel was told of an inode once more.
     pub fn looked_up(&mut self, inode: InodeId) {
-        self.node(inode).lookups += 1;
+        let node = self.node(inode);
+        node.lookups += 1;
+        node.is_forgotten = false;
     }
 
     /// The kernel forgot an inode so many times; what it held is given up when that was the last.
@@ -370,6 +535,10 @@ impl Cache {
         let node = self.nodes.get_mut(&inode)?;
         node.lookups = node.lookups.saturating_sub(times);
         if node.lookups > 0 || node.local_opens > 0 || inode == InodeId::ROOT {
+            return None;
+        }
+        if self.journal.touches(inode) {
+            node.is_forgotten = true;
             return None;
         }
         // The kernel keeps no names of a directory that it forgot.
@@ -402,16 +571,13 @@ impl Cache {
     }
 }
 
-impl Node {
-    /// Keep attributes unless newer ones are known.
-    fn keep(&mut self, attributes: Attributes, order: Issue) -> bool {
-        if order < self.order {
-            return false;
-        }
-        self.order = order;
-        self.attributes = Some(attributes);
-        self.was_read = false;
-        true
+/// Whether the operation made an inode.
+fn is_new(operation: &Operation, result: Result<&Outcome, Errno>) -> bool {
+    use Operation as O;
+    match operation {
+        O::Create { .. } => matches!(result, Ok(Outcome::Created { new: true, .. })),
+        O::MakeNode { .. } | O::MakeDirectory { .. } | O::MakeSymlink { .. } => result.is_ok(),
+        _ => false,
     }
 }
 
@@ -423,6 +589,7 @@ mod tests {
 
     const DIRECTORY: InodeId = InodeId(5);
     const FILE: InodeId = InodeId(7);
+    const ASKED: JournalPosition = JournalPosition(0);
 
     fn file(size: u64) -> Attributes {
         Attributes {
@@ -455,7 +622,7 @@ mod tests {
     }
 
     fn looked_up(cache: &mut Cache, size: u64, order: u64) -> Kept {
-        cache.install(&lookup(), Ok(&Outcome::Entry(file(size))), &grants(order), Issue(order))
+        cache.install(&lookup(), Ok(&Outcome::Entry(file(size))), ASKED, &grants(order), Issue(order))
     }
 
     #[test]
@@ -486,7 +653,7 @@ mod tests {
         let changes = Default::default();
         let change = Operation::SetAttributes { inode: FILE, changes };
         let grant = [Grant { inode: FILE, rights: Rights::INODE, issue: Issue(4) }];
-        cache.install(&change, Ok(&Outcome::Entry(file(2))), &grant, Issue(4));
+        cache.install(&change, Ok(&Outcome::Entry(file(2))), ASKED, &grant, Issue(4));
         assert!(!looked_up(&mut cache, 1, 3).attributes);
         let get = Operation::GetAttributes { inode: FILE };
         assert_eq!(cache.answer(&get).unwrap().0, Ok(Outcome::Entry(file(2))));
@@ -499,7 +666,7 @@ mod tests {
         let to = Name::new(&b"g"[..]).unwrap();
         let (parent, new_parent) = (DIRECTORY, DIRECTORY);
         let rename = Operation::Rename { parent, name: name(), new_parent, new_name: to, mode: RenameMode::Replace };
-        cache.install(&rename, Ok(&Outcome::Done), &grants(5), Issue(5));
+        cache.install(&rename, Ok(&Outcome::Done), ASKED, &grants(5), Issue(5));
         assert!(cache.answer(&lookup()).is_none());
         assert!(!looked_up(&mut cache, 1, 4).entry, "an older answer does not bring it back");
         assert!(cache.answer(&lookup()).is_none());
@@ -511,7 +678,7 @@ mod tests {
         let (parent, made) = (InodeId::ROOT, Attributes { inode: DIRECTORY, ..file(0) });
         let make = Operation::MakeDirectory { parent, name: name(), permissions: 0o755, umask: 0 };
         let grant = [Grant { inode: DIRECTORY, rights: Rights::INODE | Rights::NAMES, issue: Issue(1) }];
-        cache.install(&make, Ok(&Outcome::Entry(made)), &grant, Issue(1));
+        cache.install(&make, Ok(&Outcome::Entry(made)), ASKED, &grant, Issue(1));
         assert_eq!(cache.answer(&lookup()).unwrap().0, Err(Errno::ENOENT));
         let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
         assert_eq!(duty.names, [name()], "the kernel may keep that it is not there");
