@@ -157,10 +157,40 @@ impl Site {
         directory
     }
 
+    /// The process that serves a mount.
+    pub fn process_of(&self, mount: &Path) -> rustix::process::Pid {
+        let text = self.atoll(["--json", "status"]).must_succeed();
+        let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let mounts = status["mounts"].as_array().expect("mounts");
+        let of = mounts.iter().find(|m| m["dir"].as_str() == mount.to_str()).expect("the mount is listed");
+        rustix::process::Pid::from_raw(of["pid"].as_i64().expect("a number") as i32).expect("a process")
+    }
+
+    /// SIGSTOP the server until the answer is dropped.
+    pub fn freeze_server(&self) -> Frozen {
+        Frozen::new(rustix::process::Pid::from_child(self.server.as_ref().expect("a running server")))
+    }
+
     pub fn unmount(&mut self, directory: &Path) {
         self.atoll([OsStr::new("umount"), directory.as_os_str()]).must_succeed();
         self.mounts.retain(|m| m != directory);
         assert!(!is_mounted(directory));
+    }
+}
+
+/// A process, frozen; it goes on when this is dropped.
+pub struct Frozen(rustix::process::Pid);
+
+impl Frozen {
+    pub fn new(process: rustix::process::Pid) -> Frozen {
+        rustix::process::kill_process(process, rustix::process::Signal::STOP).expect("the process lives");
+        Frozen(process)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
     }
 }
 

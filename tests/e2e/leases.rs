@@ -6,8 +6,6 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-
 use crate::harness::*;
 
 /// A frozen or cut-off mount holds others up for 5 s; the server looks a few times a second.
@@ -195,27 +193,6 @@ fn a_file_that_was_opened_under_a_lease_stays_readable_after_it_is_unlinked_else
     eventually("the file is freed", || metric(port, "atoll_volume{figure=\"inodes\"") == 1);
 }
 
-/// The process of a mount, frozen; it goes on when this is dropped.
-struct Frozen(rustix::process::Pid);
-
-impl Frozen {
-    fn new(site: &Site, mount: &Path) -> Frozen {
-        let text = site.atoll(["--json", "status"]).must_succeed();
-        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let mounts = status["mounts"].as_array().unwrap();
-        let of = mounts.iter().find(|m| m["dir"].as_str() == mount.to_str()).expect("the mount is listed");
-        let pid = rustix::process::Pid::from_raw(of["pid"].as_i64().unwrap() as i32).expect("a process");
-        rustix::process::kill_process(pid, Signal::STOP).unwrap();
-        Frozen(pid)
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, Signal::CONT);
-    }
-}
-
 #[test]
 fn a_frozen_mount_holds_others_up_for_a_bounded_time_and_shows_nothing_old_afterwards() {
     let mut site = Site::new();
@@ -228,7 +205,7 @@ fn a_frozen_mount_holds_others_up_for_a_bounded_time_and_shows_nothing_old_after
     }
     assert!(!b.join("absent").exists());
     let open = fs::File::open(b.join("f")).unwrap();
-    let frozen = Frozen::new(&site, &b);
+    let frozen = Frozen::new(site.process_of(&b));
     let start = Instant::now();
     fs::write(a.join("f"), b"new one").unwrap();
     let waited = start.elapsed();
@@ -353,7 +330,7 @@ fn a_mount_that_was_frozen_while_the_server_was_killed_shows_nothing_old() {
     for _ in 0..3 {
         assert_eq!(fs::read(b.join("f")).unwrap(), b"old");
     }
-    let frozen = Frozen::new(&site, &b);
+    let frozen = Frozen::new(site.process_of(&b));
     site.kill();
     site.start();
     let start = Instant::now();
@@ -372,7 +349,7 @@ fn a_revoked_session_that_is_frozen_shows_nothing_old() {
         assert_eq!(fs::read(b.join("d/f")).unwrap(), b"old");
     }
     let session = holders(&site, "/d/f").remove(0).0;
-    let frozen = Frozen::new(&site, &b);
+    let frozen = Frozen::new(site.process_of(&b));
     site.atoll(["lease", "revoke", &session]).must_succeed();
     let start = Instant::now();
     fs::write(a.join("d/f"), b"changed").unwrap();

@@ -6,6 +6,7 @@ mod bench;
 mod coherence;
 mod exerciser;
 mod harness;
+mod journal;
 mod leases;
 mod lifecycle;
 mod mounting;
