@@ -16,6 +16,10 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{Grant, Issue, Recall, Rights};
 
+/// How many inodes beyond its bounds an authority counts that were made before it was asked
+/// ([`Authority::grant_made`]): the most that clients make until they learn that they may not.
+pub const MADE_BEYOND_MAX: usize = 65_536;
+
 /// What others must not hold on an inode while an operation is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Claim {
@@ -157,6 +161,11 @@ impl Authority {
         self.sessions.entry(session).or_default();
     }
 
+    /// False when the session never enrolled, or is over.
+    pub fn is_enrolled(&self, session: SessionId) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
     /// True when no other session holds what the claims exclude.
     pub fn is_free(&self, session: SessionId, claims: &[Claim]) -> bool {
         claims.iter().all(|claim| {
@@ -237,6 +246,33 @@ impl Authority {
 
     /// Grant what of `wanted` may be granted now.
     pub fn grant(&mut self, session: SessionId, inode: InodeId, wanted: Rights, now_ms: u64) -> Option<Grant> {
+        self.grant_within(session, inode, wanted, now_ms, 0)
+    }
+
+    /// The same for an inode that the session made before it asked. It uses the rights already, so they are counted
+    /// also beyond the bounds, as long as [`Authority::may_make`].
+    pub fn grant_made(&mut self, session: SessionId, inode: InodeId, wanted: Rights, now_ms: u64) -> Option<Grant> {
+        self.grant_within(session, inode, wanted, now_ms, MADE_BEYOND_MAX)
+    }
+
+    /// Whether one more inode that the session made before it asked can be counted.
+    pub fn may_make(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_none_or(|held| self.has_room(held.inodes.len(), MADE_BEYOND_MAX))
+    }
+
+    fn has_room(&self, held_by_session: usize, beyond: usize) -> bool {
+        held_by_session < self.limits.inodes_per_session_max.saturating_add(beyond)
+            && self.held < self.limits.inodes_max.saturating_add(beyond)
+    }
+
+    fn grant_within(
+        &mut self,
+        session: SessionId,
+        inode: InodeId,
+        wanted: Rights,
+        now_ms: u64,
+        beyond: usize,
+    ) -> Option<Grant> {
         let held_by_session = self.sessions.get(&session)?.inodes.len();
         let mut allowed = wanted;
         let mut is_new = true;
@@ -264,7 +300,7 @@ impl Authority {
         if allowed.is_empty() {
             return None;
         }
-        if is_new && (held_by_session >= self.limits.inodes_per_session_max || self.held >= self.limits.inodes_max) {
+        if is_new && !self.has_room(held_by_session, beyond) {
             self.counts.refused += 1;
             return None;
         }
@@ -569,5 +605,33 @@ mod tests {
         assert!(authority.grant(A, InodeId(8), Rights::INODE, 0).is_none());
         assert!(authority.grant(A, FILE, Rights::INODE_EXCLUSIVE, 0).is_some());
         assert!(authority.grant(B, FILE, Rights::INODE, 0).is_none(), "it did not enroll");
+    }
+
+    #[test]
+    fn what_was_made_before_asking_is_counted_beyond_the_bounds_up_to_a_hard_stop() {
+        let mut authority = Authority::new(Limits { inodes_per_session_max: 1, inodes_max: 1, ..Limits::default() });
+        authority.enroll(A);
+        assert!(authority.grant(A, FILE, Rights::INODE, 0).is_some());
+        for number in 0..MADE_BEYOND_MAX as u64 {
+            assert!(authority.may_make(A));
+            let made = authority.grant_made(A, InodeId(100 + number), Rights::INODE_EXCLUSIVE, 0).unwrap();
+            assert_eq!(made.rights, Rights::INODE_EXCLUSIVE);
+        }
+        assert!(!authority.may_make(A));
+        assert!(authority.grant_made(A, InodeId(8), Rights::INODE_EXCLUSIVE, 0).is_none());
+        assert!(authority.grant(A, InodeId(8), Rights::INODE, 0).is_none());
+    }
+
+    #[test]
+    fn a_session_that_is_held_up_keeps_and_earns_nothing_exclusive() {
+        let mut authority = authority();
+        authority.grant(A, FILE, Rights::INODE_EXCLUSIVE, 0);
+        let read = vec![Claim { inode: FILE, excludes: Rights::INODE_WRITER }];
+        let (reader, notices) = authority.wait(B, read, None, 0);
+        // It writes back first, which would earn it what it is to give up.
+        let earned = authority.grant(A, FILE, Rights::INODE_EXCLUSIVE, 0).unwrap();
+        assert_eq!(earned.rights, Rights::INODE);
+        assert_eq!(authority.acknowledge(A, &notices[0].recall, 0), [reader]);
+        assert_eq!(authority.rights(A, FILE), Rights::INODE);
     }
 }
