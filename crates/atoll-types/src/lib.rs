@@ -20,6 +20,6 @@ pub use attributes::{Attributes, FileKind, Mode};
 pub use errno::Errno;
 pub use ids::{CommitSeq, Epoch, InodeId, JournalPosition, LockOwner, OperationSeq, SegmentId, SessionId};
 pub use name::Name;
-pub use operation::{Caller, Operation, Outcome};
+pub use operation::{Caller, Made, Operation, Outcome};
 pub use range::ByteRange;
 pub use time::Timestamp;

@@ -16,6 +16,16 @@ pub struct Caller {
     pub pid: u32,
 }
 
+/// How a client made a change before it asked, under rights that excluded everybody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Made {
+    pub caller: Caller,
+    /// The time that inodes were given by it.
+    pub at: Timestamp,
+    /// The number that it gave the inode it made, from a reserve of the session.
+    pub inode: Option<InodeId>,
+}
+
 /// A new time for `utimensat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NewTime {

@@ -12,6 +12,7 @@
 //! while it is decoded.
 
 use atoll_lease::{Grant, Issue, Recall};
+pub use atoll_types::Made;
 use atoll_types::{
     Caller, Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, SessionId, Timestamp, limits,
 };
@@ -75,16 +76,6 @@ impl std::fmt::Debug for Hello {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Hello(volume {:?}, resume {:?}, {:?})", self.volume, self.resume, self.lane)
     }
-}
-
-/// How a client made a change before it asked, under rights that excluded everybody else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Made {
-    pub caller: Caller,
-    /// The time that inodes were given by it.
-    pub at: Timestamp,
-    /// The number that it gave the inode it made, from a reserve of the session.
-    pub inode: Option<InodeId>,
 }
 
 /// Operations to execute in order, up to the first that fails.
