@@ -5,11 +5,12 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
-use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId};
+use atoll_types::limits::INODES_RESERVED;
+use atoll_types::{Errno, InodeId, Made, Operation, Outcome, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::core::{Core, Step, Stop};
+use crate::core::{Asked, Core, Step, Stop};
 use crate::volume::Volume;
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
@@ -80,6 +81,8 @@ pub(crate) struct Leasing<'a> {
     volume: &'a Volume,
     session: SessionId,
     operation: &'a Operation,
+    /// How the client made the change before it asked.
+    made: Option<&'a Made>,
     waiter: Option<WaiterId>,
     claims: Vec<Claim>,
     earned: Earned,
@@ -99,8 +102,8 @@ pub(crate) struct Blocked {
 }
 
 impl<'a> Leasing<'a> {
-    pub fn new(volume: &'a Volume, session: SessionId, operation: &'a Operation) -> Self {
-        Leasing { volume, session, operation, waiter: None, claims: Vec::new(), earned: Earned::default() }
+    pub fn new(volume: &'a Volume, session: SessionId, operation: &'a Operation, made: Option<&'a Made>) -> Self {
+        Leasing { volume, session, operation, made, waiter: None, claims: Vec::new(), earned: Earned::default() }
     }
 
     pub fn session(&self) -> SessionId {
@@ -121,11 +124,16 @@ impl<'a> Leasing<'a> {
             // The session is over: nobody is there for the answer, and the client may have asked elsewhere.
             return Err(Stop::Error(Errno::EIO));
         }
+        if self.made.is_some() && !core.leases.is_enrolled(self.session) {
+            // The rights under which it was made went with the session: others may have changed the same since.
+            return Err(Stop::Error(Errno::EIO));
+        }
         let claims = core.claims(self.operation)?;
         let leases = &self.volume.inner.leases;
         if core.leases.is_free(self.session, &claims) {
             let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
             core.lingers = self.waiter.is_some() || claims.iter().any(contended);
+            core.set_made(self.made);
             self.claims = claims;
             return Ok(None);
         }
@@ -146,7 +154,17 @@ impl<'a> Leasing<'a> {
     /// Keep what the answer earns the session.
     pub fn earn(&mut self, core: &mut Core, result: Result<&Outcome, Errno>) {
         let now_ms = self.volume.inner.leases.now_ms();
-        let grants = core.grants(self.session, self.operation, &self.claims, result, now_ms);
+        if self.made.is_some() {
+            core.leases.progress(self.session, now_ms);
+        }
+        let asked = Asked {
+            session: self.session,
+            operation: self.operation,
+            claims: &self.claims,
+            alone: self.waiter.is_none(),
+            number: self.made.and_then(|made| made.inode),
+        };
+        let grants = core.grants(&asked, result, now_ms);
         self.earned = Earned { grants, order: core.leases.stamp() };
     }
 }
@@ -219,6 +237,20 @@ impl Volume {
         let overdue = core.leases.overdue(now_ms);
         overdue.iter().for_each(|_| core.leases.count_fenced());
         overdue
+    }
+
+    /// Inode numbers that are the session's to give to what it makes before it asks, until it is over: the first one
+    /// and how many. No later authority of the volume gives them to anybody either.
+    pub async fn reserve(&self, session: SessionId) -> Result<(InodeId, u32), Errno> {
+        let (first, covered) = self.inner.shared.core.lock().draw_numbers();
+        self.until_durable(covered).await?;
+        self.inner.shared.core.lock().hand_numbers(session, first);
+        Ok((first, INODES_RESERVED))
+    }
+
+    /// The session is over: for who [reserved](Volume::reserve) meanwhile.
+    pub fn forget_reserves(&self, session: SessionId) {
+        self.inner.shared.core.lock().forget_reserves(session);
     }
 
     /// Free what lost its last name a while ago. Call a few times a second.

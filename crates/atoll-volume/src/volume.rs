@@ -13,7 +13,7 @@ use atoll_blob::{Blob, BlobError, Recovered};
 use atoll_store::{Batch, Precondition, Scan, Store, StoreError};
 use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
-    ByteRange, Caller, Epoch, Errno, FileKind, InodeId, Mode, Operation, Outcome, SessionId, Timestamp, limits,
+    ByteRange, Caller, Epoch, Errno, FileKind, InodeId, Made, Mode, Operation, Outcome, SessionId, Timestamp, limits,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -228,13 +228,34 @@ impl Volume {
         caller: &Caller,
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
+        self.execute_as(session, caller, None, operation).await
+    }
+
+    /// Execute one operation that the session made before it asked, with the time and the number that it gave. The
+    /// session is enrolled, or this fails with `EIO`.
+    pub async fn execute_made(
+        &self,
+        session: SessionId,
+        made: &Made,
+        operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
+        self.execute_as(session, &made.caller, Some(made), operation).await
+    }
+
+    async fn execute_as(
+        &self,
+        session: SessionId,
+        caller: &Caller,
+        made: Option<&Made>,
+        operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
         if operation.mutates() {
             self.inner.leases.grace().await;
             if let Err(errno) = self.admit().await {
                 return (Err(errno), Earned::default());
             }
         }
-        let mut leasing = Leasing::new(self, session, &operation);
+        let mut leasing = Leasing::new(self, session, &operation, made);
         let result = self.run(&mut leasing, caller).await;
         (result, leasing.into_earned())
     }
@@ -381,6 +402,7 @@ impl Volume {
     pub async fn end_session(&self, session: SessionId) {
         let (granted, free, orphans) = {
             let mut core = self.inner.shared.core.lock();
+            core.forget_reserves(session);
             (core.locks.end_session(session), core.leases.end_session(session), core.end_session(session))
         };
         self.grant(granted);
@@ -442,13 +464,17 @@ impl Volume {
                 match leasing.claim(&mut core) {
                     Err(stop) => Err(stop),
                     Ok(Some(blocked)) => Ok(blocked),
-                    Ok(None) => match run(&mut core, leasing) {
-                        Ok(value) => {
-                            core.evict();
-                            return Ok(value);
+                    Ok(None) => {
+                        let result = run(&mut core, leasing);
+                        core.set_made(None);
+                        match result {
+                            Ok(value) => {
+                                core.evict();
+                                return Ok(value);
+                            }
+                            Err(stop) => Err(stop),
                         }
-                        Err(stop) => Err(stop),
-                    },
+                    }
                 }
             };
             match stopped {
@@ -525,6 +551,11 @@ impl Volume {
 
     async fn sync(&self) -> Result<(), Errno> {
         let target = self.inner.shared.core.lock().ordered();
+        self.until_durable(target).await
+    }
+
+    /// Until the changes up to `target` are durable.
+    pub(crate) async fn until_durable(&self, target: u64) -> Result<(), Errno> {
         let mut progress = self.inner.progress.clone();
         self.inner.shared.wanted.fetch_max(target, Ordering::AcqRel);
         loop {
@@ -587,6 +618,11 @@ impl Volume {
                     set.insert(format::key_rest(&key), format::decode_xattr(&value)?);
                 }
                 shared.core.lock().install_xattrs(stamp, inode, set);
+            }
+            Need::Vacancy(inode) => {
+                let (stamp, found) = self.get(format::inode_key(inode)).await?;
+                let record = found.map(|bytes| InodeRecord::decode(&bytes)).transpose()?;
+                shared.core.lock().install_vacancy(stamp, inode, record);
             }
         }
         Ok(())
@@ -687,11 +723,11 @@ impl Volume {
         const ENTRIES_MAX: usize = 4096;
         let most = most.clamp(1, ENTRIES_MAX);
         let session = leasing.session();
-        let (listing, changed) = self
+        let (listing, names) = self
             .claimed(leasing, |core, _| {
                 let listing = core.list(inode, after, most)?;
                 core.accessed(inode);
-                Ok((listing, core.attributes(inode)?.changed))
+                Ok((listing, core.names_state(inode)?))
             })
             .await?;
         let (entries, end) = match listing {
@@ -701,7 +737,7 @@ impl Volume {
         let mut listed = entries;
         self.step(leasing, |core| {
             // What was listed is true no longer if a name changed since: then it carries names alone.
-            if with_attributes && core.attributes(inode)?.changed == changed {
+            if with_attributes && core.names_state(inode)? == names {
                 for entry in &mut listed {
                     // A child that another session may be changing is looked up when it is asked for.
                     if core.is_quiet(session, entry.inode) {

@@ -3,14 +3,34 @@
 //! Both are found under the same lock under which the operation is executed, so a
 //! grant is true when it is made, and an operation is executed only while no other
 //! session may answer from memory what it changes.
+//!
+//! Who changes something alone earns it exclusively, to make the next changes without asking. An operation that took
+//! something from others earns shared rights only: what several clients use would go back and forth, each time after
+//! its holder has written back.
+//!
+//! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
+//! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. (The only session that
+//! can set one meanwhile is the holder.)
 
 use atoll_lease::{Claim, Grant, Rights};
-use atoll_types::{Errno, FileKind, InodeId, Name, Operation, Outcome, SessionId};
+use atoll_types::{Attributes, Errno, FileKind, InodeId, Name, Operation, Outcome, SessionId};
 
 use super::{Core, Step, Stop};
+use crate::acl;
 
 /// What changing a directory's names changes: the names and the directory's own times and size.
 const DIRECTORY: Rights = Rights::ALL;
+
+/// An operation that was executed, as far as what it earns depends on it.
+pub(crate) struct Asked<'a> {
+    pub session: SessionId,
+    pub operation: &'a Operation,
+    pub claims: &'a [Claim],
+    /// It took nothing from other sessions.
+    pub alone: bool,
+    /// What the client calls the inode that it made.
+    pub number: Option<InodeId>,
+}
 
 #[derive(Default)]
 struct Claims(Vec<Claim>);
@@ -122,50 +142,89 @@ impl Core {
         self.leases.is_free(session, &[Claim { inode, excludes: Rights::INODE_WRITER }])
     }
 
+    /// What is earned on a directory whose names the session changed.
+    fn earned_by_names(&self, directory: InodeId, alone: bool) -> Rights {
+        let xattrs = self.inodes.get(&directory).and_then(|cached| cached.xattrs.as_ref());
+        let is_plain = xattrs.is_some_and(|xattrs| !xattrs.contains_key(acl::DEFAULT));
+        if alone && is_plain { DIRECTORY } else { Rights::NAMES }
+    }
+
+    /// What is earned on a file that the session changed.
+    fn earned_by_change(&self, inode: InodeId, alone: bool) -> Rights {
+        let is_regular = self.inodes.get(&inode).is_some_and(|cached| cached.record.kind() == FileKind::Regular);
+        if alone && is_regular { Rights::INODE_EXCLUSIVE } else { Rights::INODE }
+    }
+
+    /// What is earned on an inode that the session made, of any kind but directory.
+    fn earned_by_making(&self, inode: InodeId) -> Rights {
+        let xattrs = self.inodes.get(&inode).and_then(|cached| cached.xattrs.as_ref());
+        if xattrs.is_some_and(|xattrs| xattrs.is_empty()) { Rights::INODE_EXCLUSIVE } else { Rights::INODE }
+    }
+
     /// What the session may keep of the operation's answer. Whatever the operation changed and the answer does
     /// not describe is granted again: what the session keeps of it is old.
-    pub fn grants(
-        &mut self,
-        session: SessionId,
-        operation: &Operation,
-        claims: &[Claim],
-        result: Result<&Outcome, Errno>,
-        now_ms: u64,
-    ) -> Vec<Grant> {
+    pub fn grants(&mut self, asked: &Asked<'_>, result: Result<&Outcome, Errno>, now_ms: u64) -> Vec<Grant> {
         use Operation as O;
+        let &Asked { session, operation, claims, alone, number } = asked;
         let mut grants = Vec::new();
         if operation.mutates() && result.is_ok() {
             let changed = claims.iter().filter(|claim| claim.excludes.contains(Rights::INODE_EXCLUSIVE));
             grants.extend(changed.filter_map(|claim| self.leases.touch(session, claim.inode)));
         }
-        let mut grant = |inode, rights| grants.extend(self.leases.grant(session, inode, rights, now_ms));
+        let Ok(outcome) = result else {
+            if let (O::Lookup { parent, .. }, Err(Errno::ENOENT)) = (operation, result) {
+                grants.extend(self.leases.grant(session, *parent, Rights::NAMES, now_ms));
+            }
+            return grants;
+        };
+        let mut earned = Vec::new();
         match operation {
-            O::Lookup { parent, .. } if matches!(result, Ok(_) | Err(Errno::ENOENT)) => grant(*parent, Rights::NAMES),
+            O::Lookup { parent, .. } => earned.push((*parent, Rights::NAMES)),
+            // What was there already was found, as by a lookup.
+            O::Create { parent, .. } if matches!(outcome, Outcome::Created { new: false, .. }) => {
+                earned.push((*parent, Rights::NAMES));
+            }
             O::Create { parent, .. }
             | O::MakeNode { parent, .. }
             | O::MakeDirectory { parent, .. }
             | O::MakeSymlink { parent, .. }
             | O::Link { parent, .. }
             | O::Unlink { parent, .. }
-            | O::RemoveDirectory { parent, .. }
-                if result.is_ok() =>
-            {
-                grant(*parent, Rights::NAMES);
+            | O::RemoveDirectory { parent, .. } => earned.push((*parent, self.earned_by_names(*parent, alone))),
+            O::Rename { parent, new_parent, .. } => {
+                earned.push((*parent, self.earned_by_names(*parent, alone)));
+                earned.push((*new_parent, self.earned_by_names(*new_parent, alone)));
             }
-            O::Rename { parent, new_parent, .. } if result.is_ok() => {
-                grant(*parent, Rights::NAMES);
-                grant(*new_parent, Rights::NAMES);
-            }
-            O::ReadDirectory { inode, .. } if result.is_ok() => grant(*inode, Rights::NAMES),
+            O::ReadDirectory { inode, .. } => earned.push((*inode, Rights::NAMES)),
+            O::Allocate { inode, .. } => earned.push((*inode, self.earned_by_change(*inode, alone))),
             _ => {}
         }
-        if let (O::MakeDirectory { .. }, Ok(Outcome::Entry(made))) = (operation, result) {
-            grant(made.inode, Rights::NAMES);
+        if let Some(&Attributes { inode, .. }) = outcome.attributes() {
+            // What has a number of the client's is the client's alone, whatever else its making had to wait for.
+            let alone = alone || number == Some(inode);
+            let is_new = match operation {
+                O::Create { .. } => matches!(outcome, Outcome::Created { new: true, .. }),
+                O::CreateUnnamed { .. } | O::MakeNode { .. } | O::MakeDirectory { .. } | O::MakeSymlink { .. } => true,
+                _ => false,
+            };
+            let rights = match operation {
+                O::MakeDirectory { .. } => self.earned_by_names(inode, alone) | Rights::INODE,
+                _ if is_new && alone => self.earned_by_making(inode),
+                O::Create { flags, .. } | O::Open { flags, .. } if flags.truncate => {
+                    self.earned_by_change(inode, alone)
+                }
+                O::Write { .. } | O::SetAttributes { .. } | O::CloneRange { .. } => self.earned_by_change(inode, alone),
+                _ => Rights::INODE,
+            };
+            if is_new && number == Some(inode) {
+                grants.extend(self.leases.grant_made(session, inode, rights, now_ms));
+            } else {
+                earned.push((inode, rights));
+            }
         }
-        if let Some(attributes) = result.ok().and_then(Outcome::attributes) {
-            grant(attributes.inode, Rights::INODE);
-        }
-        if let Ok(Outcome::Listing { entries, .. }) = result {
+        let mut grant = |inode, rights| grants.extend(self.leases.grant(session, inode, rights, now_ms));
+        earned.into_iter().for_each(|(inode, rights)| grant(inode, rights));
+        if let Outcome::Listing { entries, .. } = outcome {
             for entry in entries.iter().filter(|entry| entry.attributes.is_some()) {
                 grant(entry.inode, Rights::INODE);
             }

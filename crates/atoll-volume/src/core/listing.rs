@@ -12,6 +12,13 @@ pub(crate) enum Listing {
 }
 
 impl Core {
+    /// Differs when a name came or went: each new one takes a position, and each one that goes, its length. Times
+    /// do not tell, a client may have given two changes the same.
+    pub fn names_state(&mut self, inode: InodeId) -> Step<(u64, u64)> {
+        let record = self.directory(inode)?;
+        Ok((record.next_cookie, record.size))
+    }
+
     /// Entries after cookie `after`, at most `most` (≥ 1) of them.
     pub fn list(&mut self, inode: InodeId, after: u64, most: usize) -> Step<Listing> {
         self.directory(inode)?;

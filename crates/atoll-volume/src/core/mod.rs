@@ -12,6 +12,7 @@ mod attributes;
 mod claims;
 mod data;
 mod listing;
+mod made;
 mod namespace;
 mod xattr;
 
@@ -29,6 +30,7 @@ use crate::extents::{Changes, ExtentMap};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState};
 use crate::locks::LockTable;
 
+pub(crate) use claims::Asked;
 pub(crate) use data::ReadPlan;
 pub(crate) use listing::{Listing, entry};
 
@@ -55,6 +57,8 @@ pub(crate) enum Need {
     Dentry(InodeId, Name),
     Extents(InodeId),
     Xattrs(InodeId),
+    /// Whether there is no such inode.
+    Vacancy(InodeId),
 }
 
 /// Writes that the store does not hold yet; `None` deletes.
@@ -122,6 +126,9 @@ pub(crate) struct Core {
     ordered: u64,
     counters: Counters,
     next_inode: u64,
+    /// The change with which the counters last moved on to cover `next_inode`.
+    covered: u64,
+    numbers: made::Numbers,
     segments: FxHashMap<SegmentId, Segment>,
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
@@ -135,6 +142,7 @@ pub(crate) struct Core {
     pub leases: Authority,
     /// The operation that is executed now takes from others what they use: what loses its last name by it lingers.
     pub lingers: bool,
+    making: Option<made::Making>,
     lingering: VecDeque<(Instant, InodeId)>,
     durability: &'static str,
 }
@@ -157,6 +165,8 @@ impl Core {
             ordered: 0,
             next_inode: counters.next_inode,
             counters,
+            covered: 0,
+            numbers: made::Numbers::default(),
             segments: segments.into_iter().map(|(id, state, live)| (id, Segment::new(state, live))).collect(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
@@ -166,6 +176,7 @@ impl Core {
             locks: LockTable::default(),
             leases: Authority::default(),
             lingers: false,
+            making: None,
             lingering: VecDeque::new(),
             durability,
         }
@@ -329,13 +340,6 @@ impl Core {
 
     // ---- changing
 
-    /// A time later than every change before.
-    fn now(&mut self) -> Timestamp {
-        let now = Timestamp::now().max(self.counters.last_change.successor());
-        self.counters.last_change = now;
-        now
-    }
-
     fn mark(&mut self, inode: InodeId) {
         if let Some(cached) = self.inodes.get_mut(&inode) {
             cached.dirty = true;
@@ -352,12 +356,24 @@ impl Core {
         self.ordered += 1;
     }
 
-    fn new_inode(&mut self, record: InodeRecord) -> InodeId {
-        let inode = InodeId(self.next_inode);
-        self.next_inode += 1;
-        if self.next_inode > self.counters.next_inode {
-            self.counters.next_inode = self.next_inode + INODE_RESERVE;
+    /// Let the counters cover the numbers that were given, with the change that is ordered next. False when
+    /// they do already.
+    fn cover_numbers(&mut self) -> bool {
+        if self.next_inode <= self.counters.next_inode {
+            return false;
         }
+        self.counters.next_inode = self.next_inode + INODE_RESERVE;
+        self.covered = self.ordered + 1;
+        true
+    }
+
+    fn new_inode(&mut self, record: InodeRecord) -> InodeId {
+        let inode = self.take_number().unwrap_or_else(|| {
+            let inode = InodeId(self.next_inode);
+            self.next_inode += 1;
+            self.cover_numbers();
+            inode
+        });
         self.counters.inodes += 1;
         let kind = record.kind();
         self.cache(inode, record);

@@ -1,0 +1,148 @@
+//! Changes that a client made before it asked: the times and the inode numbers that it gave.
+//!
+//! Invariant: a number that a client gave becomes an inode only if no inode has it, which is known before
+//! anything changes. In a reserve of the session that is so by construction: its numbers are nobody else's, and are
+//! used in ascending order. Others (the reserve may have been one of an earlier authority's) are looked for first.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use atoll_types::limits::INODES_RESERVED;
+use atoll_types::{Errno, InodeId, Made, SessionId, Timestamp};
+use rustc_hash::FxHashSet;
+
+use super::{Core, Need, Step, Stop};
+use crate::format::{self, InodeRecord};
+
+/// How far a client's clock may be ahead: a time that is further is taken for this one.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
+/// Most reserves that are kept for a session; of more, the oldest is forgotten.
+const RESERVES_MAX: usize = 16;
+/// Most numbers that are remembered to be no inode's.
+const VACANT_MAX: usize = 4096;
+
+/// What the operation that is executed now is to give what it makes and changes.
+#[derive(Clone, Copy)]
+pub(super) struct Making {
+    at: Timestamp,
+    /// Until it is given.
+    inode: Option<InodeId>,
+}
+
+/// Numbers that are one session's to give, by the first that is left.
+struct Reserve {
+    session: SessionId,
+    end: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Numbers {
+    /// By the first number that is left; a reserve without any is gone.
+    reserves: BTreeMap<u64, Reserve>,
+    /// Looked for and found to be no inode's.
+    vacant: FxHashSet<InodeId>,
+}
+
+impl Numbers {
+    fn reserve_of(&self, inode: InodeId) -> Option<(u64, &Reserve)> {
+        let (&first, reserve) = self.reserves.range(..=inode.0).next_back()?;
+        (inode.0 < reserve.end).then_some((first, reserve))
+    }
+}
+
+impl Core {
+    /// How the operation that is executed next was made; `None` for one that is made by its execution.
+    pub fn set_made(&mut self, made: Option<&Made>) {
+        self.making = made.map(|made| {
+            let now = Timestamp::now();
+            let latest =
+                Timestamp { seconds: now.seconds.saturating_add(CLOCK_SKEW_MAX.as_secs() as i64), nanos: now.nanos };
+            let nanos = made.at.nanos.min(Timestamp::NANOS_PER_SECOND - 1);
+            Making { at: latest.min(Timestamp { nanos, ..made.at }), inode: made.inode }
+        });
+    }
+
+    /// A time later than every change before; of what a client made, the one time that it gave.
+    pub(super) fn now(&mut self) -> Timestamp {
+        let now = match &self.making {
+            Some(making) => making.at,
+            None => Timestamp::now().max(self.counters.last_change.successor()),
+        };
+        self.counters.last_change = self.counters.last_change.max(now);
+        now
+    }
+
+    /// Whether an inode can be made with the number that the client gave, if any. Changes nothing.
+    pub(super) fn may_number(&mut self, session: SessionId) -> Step<()> {
+        let Some(inode) = self.making.and_then(|making| making.inode) else { return Ok(()) };
+        if inode <= InodeId::ROOT || inode.0 >= self.next_inode {
+            return Err(Errno::EINVAL.into());
+        }
+        if !self.leases.may_make(session) {
+            return Err(Errno::ENOSPC.into());
+        }
+        match self.numbers.reserve_of(inode) {
+            Some((_, reserve)) if reserve.session == session => return Ok(()),
+            Some(_) => return Err(Errno::EINVAL.into()),
+            None => {}
+        }
+        if self.inodes.contains_key(&inode) {
+            return Err(Errno::EEXIST.into());
+        }
+        if self.numbers.vacant.contains(&inode) { Ok(()) } else { Err(Stop::Load(Need::Vacancy(inode))) }
+    }
+
+    /// The number that the client gave, once. [`Core::may_number`] has said yes.
+    pub(super) fn take_number(&mut self) -> Option<InodeId> {
+        let inode = self.making.as_mut()?.inode.take()?;
+        self.numbers.vacant.remove(&inode);
+        if let Some((first, _)) = self.numbers.reserve_of(inode)
+            && let Some(reserve) = self.numbers.reserves.remove(&first)
+            && inode.0 + 1 < reserve.end
+        {
+            self.numbers.reserves.insert(inode.0 + 1, reserve);
+        }
+        Some(inode)
+    }
+
+    /// Whether an inode was found, in the store and in what it does not hold yet.
+    pub fn install_vacancy(&mut self, stamp: u64, inode: InodeId, found: Option<InodeRecord>) {
+        match found {
+            Some(record) => self.install_inode(stamp, inode, record),
+            None if stamp == self.moves && !self.inodes.contains_key(&inode) => {
+                if self.numbers.vacant.len() >= VACANT_MAX {
+                    self.numbers.vacant.clear();
+                }
+                self.numbers.vacant.insert(inode);
+            }
+            None => {}
+        }
+    }
+
+    /// Numbers that nobody else gets, and the change after whose commit no later authority gives them away.
+    /// The caller hands them to a session then, with [`Core::hand_numbers`].
+    pub fn draw_numbers(&mut self) -> (InodeId, u64) {
+        let first = self.next_inode;
+        self.next_inode += u64::from(INODES_RESERVED);
+        if self.cover_numbers() {
+            self.order();
+            self.write(format::counters_key(), Some(self.counters.encode()));
+        }
+        (InodeId(first), self.covered)
+    }
+
+    /// The numbers are the session's to give.
+    pub fn hand_numbers(&mut self, session: SessionId, first: InodeId) {
+        let reserves = &mut self.numbers.reserves;
+        let own = reserves.iter().filter(|(_, reserve)| reserve.session == session);
+        let surplus = (own.clone().count() + 1).saturating_sub(RESERVES_MAX);
+        let oldest: Vec<u64> = own.map(|(&first, _)| first).take(surplus).collect();
+        oldest.iter().for_each(|first| drop(reserves.remove(first)));
+        reserves.insert(first.0, Reserve { session, end: first.0 + u64::from(INODES_RESERVED) });
+    }
+
+    /// The session is over: it gives no more numbers.
+    pub fn forget_reserves(&mut self, session: SessionId) {
+        self.numbers.reserves.retain(|_, reserve| reserve.session != session);
+    }
+}
