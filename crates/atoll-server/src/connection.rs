@@ -29,6 +29,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const IN_FLIGHT_MAX: usize = 4096;
 /// Most requests of one connection that wait for a lock; more get `ENOLCK`.
 const LOCK_WAITS_MAX: usize = 4096;
+/// Most requests of one connection that wait for what its session's journal has before them; more get `EAGAIN`.
+const JOURNAL_WAITS_MAX: usize = 4096;
 /// Answers that wait to be written.
 const ANSWERS_QUEUED_MAX: usize = 1024;
 /// How long the peer may take no bytes of its answers.
@@ -52,7 +54,21 @@ struct Connection {
     tasks: JoinSet<()>,
     in_flight: Arc<Semaphore>,
     lock_waits: Arc<Semaphore>,
+    journal_waits: Arc<Semaphore>,
 }
+
+/// What a request that does not end at once waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WaitsFor {
+    /// Something that comes to pass without the connection.
+    Others,
+    /// Another request that may not have been read yet.
+    Lock,
+    Journal,
+}
+
+/// The answer, or none when the client is to ask another server.
+type Work = Pin<Box<dyn Future<Output = Option<Response>> + Send>>;
 
 /// Serve until the peer leaves or misbehaves. `trusted`: the socket's permissions let it in.
 pub(crate) async fn serve<S>(context: Arc<Context>, stream: S, trusted: bool)
@@ -93,6 +109,7 @@ where
                     tasks: JoinSet::new(),
                     in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
                     lock_waits: Arc::new(Semaphore::new(LOCK_WAITS_MAX)),
+                    journal_waits: Arc::new(Semaphore::new(JOURNAL_WAITS_MAX)),
                 };
                 connection.run(&mut reader, &mut received).await;
             }
@@ -205,7 +222,7 @@ async fn welcome(
             if let Some(resume) = &hello.resume {
                 volume.returned(resume.session);
             }
-            let session = context.sessions.create(name, volume, rights.read_only, hello.leases)?;
+            let session = context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed)?;
             if session.leases {
                 context.registry.remember_sessions(name, &context.sessions.with_leases(name))?;
             }
@@ -306,45 +323,73 @@ impl Connection {
                 return false;
             }
             Request::Execute(execute) => self.execute(id, execute).await,
+            Request::Reserve => {
+                if let Some(session) = self.session_or_refuse(id).await {
+                    self.answer(id, WaitsFor::Others, Box::pin(async { Some(reserve(session).await) })).await;
+                }
+            }
         }
         true
     }
 
-    /// Run a request here as long as it does not wait; then in a task of its own.
-    async fn execute(&mut self, id: u64, execute: Execute) {
-        let Some(session) = self.session.clone() else {
-            return send(&self.answers, id, &Response::Refused { message: "no volume is open".into() }).await;
-        };
-        let locks = execute.operations.iter().any(Operation::waits_for_lock);
-        let work = numbered(self.context.clone(), session, execute);
-        let mut work: Pin<Box<dyn Future<Output = Reply> + Send>> = Box::pin(work);
-        let first = std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
-        if let Poll::Ready(reply) = first {
-            return send(&self.answers, id, &results(reply)).await;
+    async fn session_or_refuse(&self, id: u64) -> Option<Arc<Session>> {
+        if self.session.is_none() {
+            send(&self.answers, id, &Response::Refused { message: "no volume is open".into() }).await;
         }
-        let permit = if locks {
-            self.lock_waits.clone().try_acquire_owned().ok()
+        self.session.clone()
+    }
+
+    async fn execute(&mut self, id: u64, execute: Execute) {
+        let Some(session) = self.session_or_refuse(id).await else { return };
+        let waits_for = if execute.operations.iter().any(Operation::waits_for_lock) {
+            WaitsFor::Lock
+        } else if execute.after > session.executed() {
+            WaitsFor::Journal
         } else {
-            // Only lock waits depend on what is read next; everything else ends by itself.
-            self.in_flight.clone().acquire_owned().await.ok()
+            WaitsFor::Others
         };
-        let Some(permit) = permit else {
-            return send(&self.answers, id, &results(only(vec![Err(Errno::ENOLCK)]))).await;
+        let context = self.context.clone();
+        let work = async move { in_turn(context, session, execute).await.map(results) };
+        self.answer(id, waits_for, Box::pin(work)).await;
+    }
+
+    /// Answer a request here if it does not wait; else in a task of its own.
+    async fn answer(&mut self, id: u64, waits_for: WaitsFor, mut work: Work) {
+        let first = std::future::poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
+        if let Poll::Ready(response) = first {
+            if let Some(response) = response {
+                send(&self.answers, id, &response).await;
+            }
+            return;
+        }
+        let permit = match waits_for {
+            // Everything else ends by itself, also while nothing is read.
+            WaitsFor::Others => self.in_flight.clone().acquire_owned().await.map_err(|_| Errno::EIO),
+            WaitsFor::Lock => self.lock_waits.clone().try_acquire_owned().map_err(|_| Errno::ENOLCK),
+            WaitsFor::Journal => self.journal_waits.clone().try_acquire_owned().map_err(|_| Errno::EAGAIN),
+        };
+        let permit = match permit {
+            Ok(permit) => permit,
+            Err(errno) => return send(&self.answers, id, &results(only(vec![Err(errno)]))).await,
         };
         let interrupt = Arc::new(Notify::new());
         let (answers, waiting) = (self.answers.clone(), self.waiting.clone());
         self.waiting.lock().insert(id, Waiting { interrupt: interrupt.clone(), lock_wait: None });
         let task = self.tasks.spawn(async move {
-            let reply = tokio::select! {
+            let response = tokio::select! {
                 biased;
-                reply = work => reply,
-                _ = interrupt.notified() => only(vec![Err(Errno::EINTR)]),
+                response = work => response,
+                _ = interrupt.notified() => Some(results(only(vec![Err(Errno::EINTR)]))),
             };
             waiting.lock().remove(&id);
-            send(&answers, id, &results(reply)).await;
+            if let Some(response) = response {
+                send(&answers, id, &response).await;
+            }
             drop(permit);
         });
-        if locks && let Some(waiting) = self.waiting.lock().get_mut(&id) {
+        if waits_for == WaitsFor::Lock
+            && let Some(waiting) = self.waiting.lock().get_mut(&id)
+        {
             waiting.lock_wait = Some(task);
         }
     }
@@ -421,15 +466,41 @@ fn results((results, earned): Reply) -> Response {
     Response::Results { results, grants: earned.grants, order: earned.order }
 }
 
-/// Execute a request, numbered mutations exactly once.
-async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Reply {
+/// Inode numbers for what the session's client makes.
+async fn reserve(session: Arc<Session>) -> Response {
+    let reserved = if session.read_only { Err(Errno::EROFS) } else { session.volume.reserve(session.id).await };
     if session.has_ended() {
-        return only(vec![Err(Errno::EIO)]);
+        // It may have been before the numbers were there.
+        session.volume.forget_reserves(session.id);
+        return results(only(vec![Err(Errno::EIO)]));
     }
+    match reserved {
+        Ok((first, count)) => Response::Reserved { first, count },
+        Err(errno) => results(only(vec![Err(errno)])),
+    }
+}
+
+/// Execute a request when everything before it in the session's journal is. No answer when the server stops before:
+/// the client asks the next one.
+async fn in_turn(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Option<Reply> {
+    let all = |errno| only(vec![Err(errno); execute.operations.len()]);
+    if let Err(errno) = check(&session, &execute) {
+        return Some(all(errno));
+    }
+    let its_turn = tokio::select! {
+        biased;
+        its_turn = session.until_executed(execute.after) => its_turn,
+        _ = context.stopping() => return None,
+    };
+    match its_turn {
+        Ok(()) => Some(numbered(context, session, execute).await),
+        Err(errno) => Some(all(errno)),
+    }
+}
+
+/// Execute a request, numbered ones exactly once.
+async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Reply {
     if execute.sequence == OperationSeq(0) {
-        if execute.operations.iter().any(Operation::mutates) {
-            return only(vec![Err(Errno::EINVAL)]);
-        }
         return compound(&context, &session, execute).await;
     }
     match session.admit(execute.sequence, execute.acknowledged) {
@@ -442,7 +513,11 @@ async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute
         Admission::Execute(answer) => {
             // In a task of its own: a lost connection must not stop a change half-way.
             let work = tokio::spawn(async move {
-                let reply = compound(&context, &session, execute).await;
+                let reply = if execute.made.is_empty() {
+                    compound(&context, &session, execute).await
+                } else {
+                    journaled(&context, &session, execute).await
+                };
                 answer.send_replace(Some(reply.clone()));
                 reply
             });
@@ -451,11 +526,41 @@ async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute
     }
 }
 
+/// What no client that keeps to the protocol asks for.
+fn check(session: &Session, execute: &Execute) -> Result<(), Errno> {
+    let is_numbered = execute.sequence != OperationSeq(0);
+    let sound = if execute.made.is_empty() {
+        is_numbered || !execute.operations.iter().any(Operation::mutates)
+    } else {
+        // Without leases there are no rights under which anything is made.
+        let waits = execute.operations.iter().any(Operation::waits_for_lock);
+        is_numbered && session.leases && execute.made.len() == execute.operations.len() && !waits
+    };
+    if sound { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Execute what comes next in the session's journal.
+async fn journaled(context: &Context, session: &Session, execute: Execute) -> Reply {
+    let changes = execute.operations.len();
+    let Some(end) = session.begin(execute.after, changes as u64) else {
+        tracing::warn!(session = %session.id, after = %execute.after, "a part of the journal came a second time");
+        return only(vec![Err(Errno::EPROTO); changes]);
+    };
+    let reply = compound(context, session, execute).await;
+    context.metrics.journaled(&reply.0);
+    session.advance(end);
+    reply
+}
+
+/// Execute operations in order: those that were made before they were asked for all, others up to the first that
+/// fails.
 async fn compound(context: &Context, session: &Session, execute: Execute) -> Reply {
     let mut results = Vec::with_capacity(execute.operations.len());
     let mut earned = Earned::default();
     let mut previous = None;
+    let mut made = execute.made.iter();
     for mut operation in execute.operations {
+        let made = made.next();
         let (name, started) = (operation.name(), Instant::now());
         let mut known = true;
         operation.inodes_mut(|inode| {
@@ -471,7 +576,10 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Rep
         } else if session.read_only && operation.mutates() {
             Err(Errno::EROFS)
         } else {
-            let (result, also) = session.volume.execute_leased(session.id, &execute.caller, operation).await;
+            let (result, also) = match made {
+                Some(made) => session.volume.execute_made(session.id, made, operation).await,
+                None => session.volume.execute_leased(session.id, &execute.caller, operation).await,
+            };
             earned.grants.extend(also.grants);
             earned.order = earned.order.max(also.order);
             result
@@ -482,7 +590,7 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Rep
         let failed = result.is_err();
         context.metrics.executed(name, started, failed);
         results.push(result);
-        if failed {
+        if failed && made.is_none() {
             break;
         }
     }

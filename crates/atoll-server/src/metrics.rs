@@ -11,6 +11,7 @@ use prometheus::{
 use rustc_hash::FxHashMap;
 
 use crate::server::Context;
+use crate::sessions::Results;
 
 /// Upper bounds of the latency histogram, in seconds.
 const BUCKETS: &[f64] = &[5e-6, 2e-5, 1e-4, 5e-4, 2e-3, 1e-2, 5e-2, 0.2, 1.0, 5.0];
@@ -24,6 +25,9 @@ pub(crate) struct Metrics {
     registry: Registry,
     operations: FxHashMap<&'static str, PerOperation>,
     pub refused: IntCounter,
+    journal_batches: IntCounter,
+    journal_changes: IntCounter,
+    journal_failures: IntCounter,
     server: IntGaugeVec,
     volumes: IntGaugeVec,
 }
@@ -41,12 +45,22 @@ impl Metrics {
             &["operation"],
         )?;
         let refused = IntCounter::new("atoll_connections_refused_total", "Connections that were not let in.")?;
+        let journal_batches = IntCounter::new(
+            "atoll_journal_batches_total",
+            "Batches of changes that clients had made before they asked.",
+        )?;
+        let journal_changes = IntCounter::new("atoll_journal_changes_total", "Changes in these batches.")?;
+        let journal_failures =
+            IntCounter::new("atoll_journal_failures_total", "Changes in these batches that ended in an error.")?;
         let server = IntGaugeVec::new(Opts::new("atoll_server", "Figures of the server."), &["figure"])?;
         let volumes = IntGaugeVec::new(Opts::new("atoll_volume", "Figures of an open volume."), &["volume", "figure"])?;
-        let all: [Box<dyn Collector>; 5] = [
+        let all: [Box<dyn Collector>; 8] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
             Box::new(refused.clone()),
+            Box::new(journal_batches.clone()),
+            Box::new(journal_changes.clone()),
+            Box::new(journal_failures.clone()),
             Box::new(server.clone()),
             Box::new(volumes.clone()),
         ];
@@ -58,7 +72,16 @@ impl Metrics {
             (*name, PerOperation { seconds, errors })
         };
         let operations = Operation::NAMES.iter().map(per).collect();
-        Ok(Metrics { registry, operations, refused, server, volumes })
+        Ok(Metrics {
+            registry,
+            operations,
+            refused,
+            journal_batches,
+            journal_changes,
+            journal_failures,
+            server,
+            volumes,
+        })
     }
 
     /// One operation was executed.
@@ -69,6 +92,13 @@ impl Metrics {
                 of.errors.inc();
             }
         }
+    }
+
+    /// A batch of a client's journal was executed.
+    pub fn journaled(&self, results: &Results) {
+        self.journal_batches.inc();
+        self.journal_changes.inc_by(results.len() as u64);
+        self.journal_failures.inc_by(results.iter().filter(|result| result.is_err()).count() as u64);
     }
 
     /// All figures as of now.

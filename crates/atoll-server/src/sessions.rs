@@ -1,12 +1,12 @@
-//! Sessions outlive their connections for a while, and apply each numbered
-//! mutation once.
+//! Sessions outlive their connections for a while, apply each numbered
+//! mutation once, and the journal of their client in its order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Notice, Recall};
-use atoll_types::{Errno, OperationSeq, Outcome, SessionId};
+use atoll_types::{Errno, JournalPosition, OperationSeq, Outcome, SessionId};
 use atoll_volume::{Earned, Volume};
 use atoll_wire::{RECALLS_MAX, Response, Resume, TERM_MS};
 use bytes::BytesMut;
@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// It answers recalls.
     pub leases: bool,
     state: Mutex<State>,
+    /// Everything in its client's journal up to here was executed.
+    executed: watch::Sender<JournalPosition>,
     /// Tells the session's connections that it is over.
     over: watch::Sender<bool>,
 }
@@ -47,6 +49,8 @@ struct State {
     /// Answers to numbered mutations that the client may not have yet; `None` while executing. With what they
     /// earned: it tells a client that asks again that what it has kept since is old.
     answers: BTreeMap<u64, watch::Receiver<Option<Reply>>>,
+    /// The journal up to here was executed, or is being.
+    begun: JournalPosition,
 }
 
 /// What to do with a numbered mutation.
@@ -89,6 +93,37 @@ impl Session {
     /// Ready when the session is over.
     pub async fn over(&self) {
         let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+
+    /// Everything in the client's journal up to here was executed.
+    pub fn executed(&self) -> JournalPosition {
+        *self.executed.borrow()
+    }
+
+    /// Wait until the client's journal is executed up to `position`; `EIO` when the session is over before.
+    pub async fn until_executed(&self, position: JournalPosition) -> Result<(), Errno> {
+        if self.executed() < position {
+            let mut executed = self.executed.subscribe();
+            tokio::select! {
+                _ = executed.wait_for(|executed| *executed >= position) => {}
+                _ = self.over() => {}
+            }
+        }
+        if self.has_ended() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// The `count` changes of the journal behind `after` are executed now; answers where they end. `None` when they
+    /// have been before: what stands in the journal is executed once, whatever number it comes with.
+    pub fn begin(&self, after: JournalPosition, count: u64) -> Option<JournalPosition> {
+        let mut state = self.state.lock();
+        let end = JournalPosition(after.0.checked_add(count)?);
+        (state.begun == after).then(|| state.begun = end)?;
+        Some(end)
+    }
+
+    /// The journal was executed up to `end`.
+    pub fn advance(&self, end: JournalPosition) {
+        self.executed.send_replace(end);
     }
 
     /// Send recalls to this connection from now on, first those that are unanswered.
@@ -146,6 +181,7 @@ impl Sessions {
         volume: Volume,
         read_only: bool,
         leases: bool,
+        executed: JournalPosition,
     ) -> Result<Arc<Session>, String> {
         let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
@@ -158,7 +194,8 @@ impl Sessions {
             volume,
             read_only,
             leases,
-            state: Mutex::default(),
+            state: Mutex::new(State { begun: executed, ..State::default() }),
+            executed: watch::Sender::new(executed),
             over: watch::Sender::new(false),
         });
         session.connect();
