@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::server::Context;
-use crate::sessions::{Admission, Reply, Results, Session};
+use crate::sessions::{Admission, Journal, Reply, Results, Session};
 use crate::tokens::Rights;
 use atoll_volume::Earned;
 
@@ -219,10 +219,12 @@ async fn welcome(
                     sessions.recall(notice);
                 }
             });
-            if let Some(resume) = &hello.resume {
-                volume.returned(resume.session);
-            }
-            let session = context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed)?;
+            let journal = Journal {
+                executed: hello.executed,
+                end: hello.journal_end,
+                former: hello.resume.as_ref().map(|resume| resume.session),
+            };
+            let session = context.sessions.create(name, volume, rights.read_only, hello.leases, journal)?;
             if session.leases {
                 context.registry.remember_sessions(name, &context.sessions.with_leases(name))?;
             }

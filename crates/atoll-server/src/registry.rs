@@ -32,7 +32,7 @@ const MEMTABLE_BYTES: usize = 32 << 20;
 /// Of the records in the data folder, which is closed to others as a whole.
 const FILE_MODE: u32 = 0o666;
 
-/// How long changes wait, after a start, for sessions of the last server that do not come back: their term, and
+/// How long operations wait, after a start, for sessions of the last server that do not come back: their term, and
 /// some more for clocks that differ.
 const GRACE: Duration = Duration::from_millis(atoll_wire::TERM_MS + 200);
 

@@ -31,6 +31,8 @@ pub(crate) struct Session {
     /// It answers recalls.
     pub leases: bool,
     state: Mutex<State>,
+    /// The session of an earlier server that it goes on from, and where that one's journal ends.
+    former: Option<(SessionId, JournalPosition)>,
     /// Everything in its client's journal up to here was executed.
     executed: watch::Sender<JournalPosition>,
     /// Tells the session's connections that it is over.
@@ -124,6 +126,16 @@ impl Session {
     /// The journal was executed up to `end`.
     pub fn advance(&self, end: JournalPosition) {
         self.executed.send_replace(end);
+        self.return_former();
+    }
+
+    /// An earlier server's session has returned when its journal is executed.
+    fn return_former(&self) {
+        match self.former {
+            Some((session, end)) if self.executed() >= end => self.volume.returned(session),
+            Some((session, _)) => self.volume.returning(session),
+            None => {}
+        }
     }
 
     /// Send recalls to this connection from now on, first those that are unanswered.
@@ -168,6 +180,15 @@ fn admit(state: &Mutex<State>, sequence: OperationSeq, acknowledged: OperationSe
     Admission::Execute(sender)
 }
 
+/// The journal that a client comes with.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Journal {
+    pub executed: JournalPosition,
+    pub end: JournalPosition,
+    /// The session of an earlier server in which it was begun.
+    pub former: Option<SessionId>,
+}
+
 #[derive(Default)]
 pub(crate) struct Sessions {
     table: Mutex<HashMap<SessionId, Arc<Session>>>,
@@ -181,7 +202,7 @@ impl Sessions {
         volume: Volume,
         read_only: bool,
         leases: bool,
-        executed: JournalPosition,
+        journal: Journal,
     ) -> Result<Arc<Session>, String> {
         let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
@@ -194,8 +215,9 @@ impl Sessions {
             volume,
             read_only,
             leases,
-            state: Mutex::new(State { begun: executed, ..State::default() }),
-            executed: watch::Sender::new(executed),
+            state: Mutex::new(State { begun: journal.executed, ..State::default() }),
+            former: journal.former.map(|session| (session, journal.end)),
+            executed: watch::Sender::new(journal.executed),
             over: watch::Sender::new(false),
         });
         session.connect();
@@ -203,6 +225,7 @@ impl Sessions {
         if leases {
             session.volume.enroll(session.id);
         }
+        session.return_former();
         Ok(session)
     }
 

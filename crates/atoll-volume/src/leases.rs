@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
@@ -13,15 +14,29 @@ use tokio::sync::{Notify, oneshot};
 use crate::core::{Asked, Core, Step, Stop};
 use crate::volume::Volume;
 
+/// The longest that operations wait for journals of an earlier authority's sessions, while these come.
+const GRACE_MAX: Duration = Duration::from_secs(60);
+
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
 pub(crate) struct Leases {
     started: Instant,
-    /// Sessions of an earlier authority that may still use what it granted them, and until when.
-    grace: Mutex<Option<(Instant, HashSet<SessionId>)>>,
+    grace: Mutex<Option<Grace>>,
+    /// False when there is no grace: nobody has to look.
+    in_grace: AtomicBool,
     graced: Notify,
     waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     tell: OnceLock<Tell>,
+}
+
+/// Sessions of an earlier authority that may still use what it granted them, or have made changes under it that only
+/// they know.
+struct Grace {
+    sessions: HashSet<SessionId>,
+    until: Instant,
+    /// How much longer it lasts when one of them shows that it is there, up to `until_max`.
+    term: Duration,
+    until_max: Instant,
 }
 
 impl Default for Leases {
@@ -29,6 +44,7 @@ impl Default for Leases {
         Leases {
             started: Instant::now(),
             grace: Mutex::default(),
+            in_grace: AtomicBool::new(false),
             graced: Notify::new(),
             waiting: Mutex::default(),
             tell: OnceLock::new(),
@@ -41,13 +57,16 @@ impl Leases {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Wait until no session uses what an earlier authority granted it.
+    /// Wait until no session uses what an earlier authority granted it, and the changes made under it are executed.
     pub async fn grace(&self) {
-        loop {
+        while self.in_grace.load(Ordering::Acquire) {
             let over = self.graced.notified();
             let until = match &*self.grace.lock() {
-                Some((until, _)) if Instant::now() < *until => *until,
-                _ => return,
+                Some(grace) if Instant::now() < grace.until => grace.until,
+                _ => {
+                    self.in_grace.store(false, Ordering::Release);
+                    return;
+                }
             };
             tokio::select! {
                 _ = over => {}
@@ -185,18 +204,33 @@ impl Volume {
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at
-    /// the latest: changes wait until then, or until each of them has [returned](Volume::returned).
+    /// the latest, and they may have made changes under them: operations wait until then, or until each of them has
+    /// [returned](Volume::returned). What was [made before](Volume::execute_made) does not wait.
     pub fn begin_grace(&self, sessions: impl IntoIterator<Item = SessionId>, term: Duration) {
         let sessions: HashSet<SessionId> = sessions.into_iter().collect();
         if !sessions.is_empty() {
-            *self.inner.leases.grace.lock() = Some((Instant::now() + term, sessions));
+            let now = Instant::now();
+            let grace = Grace { sessions, until: now + term, term, until_max: now + term.max(GRACE_MAX) };
+            *self.inner.leases.grace.lock() = Some(grace);
+            self.inner.leases.in_grace.store(true, Ordering::Release);
         }
     }
 
-    /// A session of an earlier authority has connected anew: it uses nothing of what it was granted.
+    /// A session of an earlier authority has connected anew, and executes what it made meanwhile: operations wait
+    /// another term, as long as this goes on, within bounds.
+    pub fn returning(&self, session: SessionId) {
+        if let Some(grace) = &mut *self.inner.leases.grace.lock()
+            && grace.sessions.contains(&session)
+            && Instant::now() < grace.until
+        {
+            grace.until = (Instant::now() + grace.term).min(grace.until_max);
+        }
+    }
+
+    /// A session of an earlier authority uses nothing of what it was granted, and everything that it made is executed.
     pub fn returned(&self, session: SessionId) {
         let mut grace = self.inner.leases.grace.lock();
-        if let Some((_, sessions)) = &mut *grace {
+        if let Some(Grace { sessions, .. }) = &mut *grace {
             sessions.remove(&session);
             if sessions.is_empty() {
                 *grace = None;

@@ -249,11 +249,13 @@ impl Volume {
         made: Option<&Made>,
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
-        if operation.mutates() {
+        if made.is_none() && !matches!(operation, Operation::Release { .. }) {
             self.inner.leases.grace().await;
-            if let Err(errno) = self.admit().await {
-                return (Err(errno), Earned::default());
-            }
+        }
+        if operation.mutates()
+            && let Err(errno) = self.admit().await
+        {
+            return (Err(errno), Earned::default());
         }
         let mut leasing = Leasing::new(self, session, &operation, made);
         let result = self.run(&mut leasing, caller).await;

@@ -137,7 +137,9 @@ impl Core {
         let own = reserves.iter().filter(|(_, reserve)| reserve.session == session);
         let surplus = (own.clone().count() + 1).saturating_sub(RESERVES_MAX);
         let oldest: Vec<u64> = own.map(|(&first, _)| first).take(surplus).collect();
-        oldest.iter().for_each(|first| drop(reserves.remove(first)));
+        for first in oldest {
+            reserves.remove(&first);
+        }
         reserves.insert(first.0, Reserve { session, end: first.0 + u64::from(INODES_RESERVED) });
     }
 
