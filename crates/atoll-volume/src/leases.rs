@@ -59,7 +59,7 @@ impl Leases {
 
     /// Wait until no session uses what an earlier authority granted it, and the changes made under it are executed.
     pub async fn grace(&self) {
-        while self.in_grace.load(Ordering::Acquire) {
+        while self.is_in_grace() {
             let over = self.graced.notified();
             let until = match &*self.grace.lock() {
                 Some(grace) if Instant::now() < grace.until => grace.until,
@@ -73,6 +73,10 @@ impl Leases {
                 _ = tokio::time::sleep_until(until.into()) => {}
             }
         }
+    }
+
+    pub fn is_in_grace(&self) -> bool {
+        self.in_grace.load(Ordering::Acquire)
     }
 
     pub fn wake(&self, waiters: Vec<WaiterId>) {
@@ -102,6 +106,8 @@ pub(crate) struct Leasing<'a> {
     operation: &'a Operation,
     /// How the client made the change before it asked.
     made: Option<&'a Made>,
+    /// The session may keep what the answer earns.
+    keeps: bool,
     waiter: Option<WaiterId>,
     claims: Vec<Claim>,
     earned: Earned,
@@ -121,8 +127,14 @@ pub(crate) struct Blocked {
 }
 
 impl<'a> Leasing<'a> {
-    pub fn new(volume: &'a Volume, session: SessionId, operation: &'a Operation, made: Option<&'a Made>) -> Self {
-        Leasing { volume, session, operation, made, waiter: None, claims: Vec::new(), earned: Earned::default() }
+    pub fn new(
+        volume: &'a Volume,
+        session: SessionId,
+        operation: &'a Operation,
+        made: Option<&'a Made>,
+        keeps: bool,
+    ) -> Self {
+        Leasing { volume, session, operation, made, keeps, waiter: None, claims: Vec::new(), earned: Earned::default() }
     }
 
     pub fn session(&self) -> SessionId {
@@ -183,7 +195,7 @@ impl<'a> Leasing<'a> {
             alone: self.waiter.is_none(),
             number: self.made.and_then(|made| made.inode),
         };
-        let grants = core.grants(&asked, result, now_ms);
+        let grants = if self.keeps { core.grants(&asked, result, now_ms) } else { Vec::new() };
         self.earned = Earned { grants, order: core.leases.stamp() };
     }
 }

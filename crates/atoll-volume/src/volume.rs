@@ -249,15 +249,21 @@ impl Volume {
         made: Option<&Made>,
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
-        if made.is_none() && !matches!(operation, Operation::Release { .. }) {
-            self.inner.leases.grace().await;
+        let mut keeps = true;
+        match &operation {
+            _ if made.is_some() => {}
+            Operation::Release { .. } => {}
+            // Counted at once: who had the file open before comes back in time, whoever removes its name afterwards.
+            // The attributes may be old still, so nothing is kept of them.
+            Operation::Open { flags, .. } if !flags.truncate => keeps = !self.inner.leases.is_in_grace(),
+            _ => self.inner.leases.grace().await,
         }
         if operation.mutates()
             && let Err(errno) = self.admit().await
         {
             return (Err(errno), Earned::default());
         }
-        let mut leasing = Leasing::new(self, session, &operation, made);
+        let mut leasing = Leasing::new(self, session, &operation, made, keeps);
         let result = self.run(&mut leasing, caller).await;
         (result, leasing.into_earned())
     }

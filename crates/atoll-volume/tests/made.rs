@@ -377,3 +377,43 @@ async fn a_session_that_writes_back_is_alive() {
     assert_eq!(seen.size, 5);
     volume.close().await.unwrap();
 }
+
+/// True while the operation waits.
+async fn waits(operation: &mut (impl Future<Output = Result<Outcome, Errno>> + Unpin)) -> bool {
+    tokio::select! {
+        biased;
+        _ = operation => false,
+        _ = tokio::task::yield_now() => true,
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_open_before_a_restart_is_open_before_anybody_removes_it() {
+    let world = World::new().await;
+    let volume = world.start().await;
+    let Ok(Outcome::Created { attributes: file, .. }) = volume.execute(A, &CALLER, create(ROOT, "f")).await else {
+        panic!()
+    };
+    volume.execute(A, &CALLER, write(file.inode)).await.unwrap();
+    volume.execute(A, &CALLER, Operation::Sync).await.unwrap();
+
+    let volume = world.start().await;
+    let former = SessionId(77);
+    volume.begin_grace([former], Duration::from_secs(60));
+    let mut removed = Box::pin(volume.execute(B, &CALLER, unlink("f")));
+    let get = Operation::GetAttributes { inode: file.inode };
+    let mut read = Box::pin(volume.execute(B, &CALLER, get));
+    assert!(waits(&mut removed).await && waits(&mut read).await);
+    let open = Operation::Open { inode: file.inode, flags: OpenFlags::default() };
+    let (opened, earned) = volume.execute_leased(A, &CALLER, open.clone()).await;
+    assert!(opened.is_ok() && earned.grants.is_empty());
+    assert!(waits(&mut removed).await && waits(&mut read).await);
+
+    volume.returned(former);
+    assert!(read.await.is_ok());
+    removed.await.unwrap();
+    assert_eq!(attributes(&volume, file.inode).await.size, 5, "it is open");
+    let (_, earned) = volume.execute_leased(A, &CALLER, open).await;
+    assert!(!earned.grants.is_empty());
+    volume.close().await.unwrap();
+}

@@ -9,8 +9,8 @@
 //! its holder has written back.
 //!
 //! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
-//! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. (The only session that
-//! can set one meanwhile is the holder.)
+//! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. Only the holder itself can
+//! set one meanwhile; it gives the right up when it does.
 
 use atoll_lease::{Claim, Grant, Rights};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Name, Operation, Outcome, SessionId};
