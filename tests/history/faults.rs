@@ -1,5 +1,6 @@
 //! What goes wrong, and how long others may wait because of it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use crate::mounts::Mount;
 pub const OTHERS_WAIT_MAX: Duration = Duration::from_secs(12);
 /// How long the server remembers a client that died, and others may feel it.
 const REMEMBERED: Duration = Duration::from_secs(35);
+/// The shortest fault that takes time.
+pub const SHORTEST: Duration = Duration::from_millis(100);
 /// How long the server may need to notice that a connection is back.
 const RECOVERY_MAX: Duration = Duration::from_secs(5);
 
@@ -38,17 +41,16 @@ pub struct Window {
     pub end_ns: u64,
 }
 
-/// A length of time that is short for the most part: 0.1 to 1 s, seldom up to `longest`.
-fn a_while(random: &mut Random, longest: Duration) -> Duration {
-    let bound = if random.below(8) == 0 { longest } else { Duration::from_secs(1) };
-    let bound = bound.min(longest).as_millis() as u64;
-    Duration::from_millis(100 + random.below(bound - 99))
+/// A length of time that is short for the most part: up to 1 s more than the shortest, seldom up to the longest.
+fn a_while(random: &mut Random, Range { start, end }: Range<Duration>) -> Duration {
+    let end = if random.below(8) == 0 { end } else { end.min(start + Duration::from_secs(1)) };
+    start + Duration::from_millis(random.below((end - start).as_millis() as u64))
 }
 
 /// Let one fault of these kinds happen to a mount in the middle of its work, and mend it.
 pub fn inject(
     kinds: &[Kind],
-    longest: Duration,
+    freeze: Range<Duration>,
     site: &Site,
     mounts: &mut [Mount],
     random: &mut Random,
@@ -68,13 +70,12 @@ pub fn inject(
     // A fault's length is part of the test, so this is a sleep and no wait for an event.
     match kind {
         Kind::Freeze => {
-            mount.freeze();
-            std::thread::sleep(a_while(random, longest));
-            mount.thaw();
+            let length = a_while(random, freeze);
+            mount.freeze(common, || std::thread::sleep(length));
         }
         Kind::Kill => {
             mount.kill();
-            std::thread::sleep(a_while(random, longest.min(Duration::from_secs(2))));
+            std::thread::sleep(a_while(random, SHORTEST..Duration::from_secs(2)));
             mount.revive(site);
         }
         Kind::Cut => {

@@ -31,6 +31,8 @@ const RECORD_BYTES: usize = 8;
 pub enum Trouble {
     /// The mount was killed under it.
     Killed,
+    /// The mount was fenced under it, and goes on.
+    Fenced,
     /// It is no answer that a living mount may give.
     Defect(String),
 }
@@ -107,11 +109,12 @@ impl Hands {
         (result, (start, self.common.now_ns()))
     }
 
-    /// Only death excuses an error that says nothing about files.
+    /// Only death and a fence excuse an error that says nothing about files.
     pub fn answer<T>(&self, (result, span): Answer<T>) -> Outcome<Answer<T>> {
         const OF_DEATH: [Errno; 4] = [Errno::NOTCONN, Errno::CONNABORTED, Errno::IO, Errno::NODEV];
         match result {
             Err(error) if OF_DEATH.contains(&error) && self.place.was_killed(self.generation) => Err(Trouble::Killed),
+            Err(Errno::IO) if self.place.may_be_fenced(span) => Err(Trouble::Fenced),
             result => Ok((result, span)),
         }
     }
@@ -132,7 +135,15 @@ impl Hands {
         self.events.push(Event { object, action, how, call_ns, return_ns, mount, worker });
     }
 
-    /// Call for a change. If the mount dies under it, it may still happen as `attempt`.
+    /// The inode of a file just opened. A fence closes it, so it is gone if it has no name by then.
+    pub fn inode(&self, what: &str, file: &OwnedFd) -> Outcome<u64> {
+        match self.timed(|| rustix::fs::fstat(file)) {
+            (Err(Errno::STALE), span) if self.place.may_be_fenced(span) => Err(Trouble::Fenced),
+            answer => Ok(self.good(what, answer)?.0.st_ino),
+        }
+    }
+
+    /// Call for a change. If the mount dies or is fenced under it, it may still happen as `attempt`.
     pub fn change<T>(
         &mut self,
         object: Object,

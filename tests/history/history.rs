@@ -2,8 +2,8 @@
 //! must have taken effect.
 //!
 //! Invariant: an event's effect lies between `call_ns` and `return_ns`. A change
-//! whose call ended with the death of its mount has no end: it may take effect at
-//! any time after its call, or never.
+//! whose call ended with the death or the fence of its mount has no end: it may
+//! take effect at any time after its call, or never.
 
 use std::fmt;
 

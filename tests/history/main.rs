@@ -5,7 +5,7 @@
 //! recorded with its time, and every object's history must be one that a single
 //! object in a single place could have. Needs root and `/dev/fuse`.
 //!
-//! `cargo test -p atoll --test history` runs the cases below within about 90 s.
+//! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
 //! [--workers N] [--no-faults]` runs one long scenario. A word selects the cases that have it
 //! in their name.
@@ -91,6 +91,7 @@ fn plan(name: &str, seed: u64, mounts: usize, steps: u64, seconds: u64) -> Plan 
         steps,
         time_max: Duration::from_secs(seconds),
         faults: Vec::new(),
+        freeze_min: faults::SHORTEST,
         freeze_max: Duration::from_secs(8),
         has_broken_mount: false,
     }
@@ -104,6 +105,12 @@ fn plans() -> Vec<Plan> {
         plan("two mounts", 1, 2, 15_000, 8),
         plan("four mounts", 2, 4, 20_000, 10),
         Plan { faults: vec![Kind::Freeze], ..plan("three mounts, freezes", 3, 3, 15_000, 14) },
+        // Each of these freezes ends in a fence, if others change what the frozen mount keeps.
+        Plan {
+            faults: vec![Kind::Freeze],
+            freeze_min: Duration::from_secs(6),
+            ..plan("three mounts, fences", 6, 3, 15_000, 14)
+        },
         Plan { faults: vec![Kind::Kill], ..plan("three mounts, kills", 4, 3, 15_000, 12) },
         Plan { faults: vec![Kind::Cut], ..plan("four mounts, cut connections", 5, 4, 15_000, 10) },
         Plan { faults: Kind::ALL.into(), ..plan("four mounts, all faults", fresh_seed(), 4, 20_000, 14) },

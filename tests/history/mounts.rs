@@ -10,13 +10,22 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use rustix::process::Signal;
 
+use crate::hands::{Common, Span};
 use crate::harness::{self, PATIENCE, Site};
 use crate::proxy::Proxy;
 
-/// Where workers find a mount, and whether it was killed.
+/// The shortest freeze that can end in a fence. The server waits 5 s for the answer to a recall, which it may have
+/// sent just before the freeze.
+const FENCED_AFTER_NS: u64 = 4_500_000_000;
+/// How long a mount that goes on may need to notice that it was fenced; what it sends until then is lost, too.
+const NOTICED_MAX_NS: u64 = 2_000_000_000;
+
+/// Where workers find a mount, and what was done to it.
 pub struct Place {
     now: Mutex<Now>,
     changed: Condvar,
+    /// From when to when it was frozen the last time.
+    frozen: Mutex<Option<Span>>,
 }
 
 #[derive(Clone)]
@@ -35,6 +44,19 @@ impl Place {
     pub fn was_killed(&self, generation: u64) -> bool {
         let now = self.lock();
         now.is_dead || now.generation > generation
+    }
+
+    /// Whether a call may have failed because the mount was frozen until the server fenced it.
+    pub fn may_be_fenced(&self, (call_ns, return_ns): Span) -> bool {
+        self.frozen.lock().expect("no panic with the lock held").is_some_and(|(start_ns, end_ns)| {
+            // Whoever thaws a mount notes the end after that.
+            let end_ns = end_ns.min(return_ns);
+            end_ns.saturating_sub(start_ns) >= FENCED_AFTER_NS && call_ns <= end_ns + NOTICED_MAX_NS
+        })
+    }
+
+    fn note_freeze(&self, span: Span) {
+        *self.frozen.lock().expect("no panic with the lock held") = Some(span);
     }
 
     /// Wait for a living mount; nothing when it does not come in time.
@@ -69,7 +91,7 @@ impl Mount {
         let proxied = kind == Kind::Proxied;
         let proxy = proxied.then(|| Proxy::start(site.path(&format!("proxy{number}")), &site.socket()));
         let now = Now { generation: 0, directory: PathBuf::new(), is_dead: true };
-        let place = Arc::new(Place { now: Mutex::new(now), changed: Condvar::new() });
+        let place = Arc::new(Place { now: Mutex::new(now), changed: Condvar::new(), frozen: Mutex::new(None) });
         let log = site.path(&format!("mount{number}.log"));
         let mut mount = Mount { number, place, kind, proxy, child: None, log };
         mount.mount(site);
@@ -115,12 +137,14 @@ impl Mount {
         self.proxy.as_ref().expect("a proxied mount").cut();
     }
 
-    pub fn freeze(&self) {
+    /// SIGSTOP for as long as `meanwhile` takes, then SIGCONT.
+    pub fn freeze(&self, common: &Common, meanwhile: impl FnOnce()) {
+        let start_ns = common.now_ns();
+        self.place.note_freeze((start_ns, u64::MAX));
         self.signal(Signal::STOP);
-    }
-
-    pub fn thaw(&self) {
+        meanwhile();
         self.signal(Signal::CONT);
+        self.place.note_freeze((start_ns, common.now_ns()));
     }
 
     fn signal(&self, signal: Signal) {

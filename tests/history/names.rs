@@ -98,8 +98,7 @@ impl Hands {
             (Ok(file), span) => {
                 let at = self.events.len();
                 self.record(Object::Names, attempt, how, span);
-                let answer = self.timed(|| rustix::fs::fstat(&file));
-                let inode = self.good("fstat what was created", answer)?.0.st_ino;
+                let inode = self.inode("fstat what was created", &file)?;
                 self.events[at].action = Action::Create { slot, inode };
             }
             (Err(Errno::EXIST), span) => self.record(Object::Names, Action::Present { slot }, how, span),
@@ -166,8 +165,7 @@ impl Hands {
     pub fn install(&mut self, slot: usize) -> Outcome {
         let (base, path, how) = (self.base(), self.elsewhere(), "rename from elsewhere");
         let file = self.open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        let answer = self.timed(|| rustix::fs::fstat(&*file));
-        let inode = self.good("fstat what was created", answer)?.0.st_ino;
+        let inode = self.inode("fstat what was created", &file)?;
         let action = Action::Install { slot, inode };
         let call = || rustix::fs::renameat(&*base, &path, &*base, SLOT_PATHS[slot]);
         let answer = self.change(Object::Names, action, how, call)?;
@@ -207,10 +205,7 @@ impl Hands {
         let answer = self.timed(|| rustix::fs::openat(&*base, SLOT_PATHS[slot], flags, Mode::empty()));
         let (result, span) = self.answer(answer)?;
         let result = match result {
-            Ok(file) => {
-                let answer = self.timed(|| rustix::fs::fstat(&file));
-                Ok(self.good("fstat what was opened", answer)?.0.st_ino)
-            }
+            Ok(file) => Ok(self.inode("fstat what was opened", &file)?),
             Err(error) => Err(error),
         };
         self.found(Object::Names, slot, how, (result, span))

@@ -33,7 +33,7 @@ pub struct Plan {
     pub steps: u64,
     pub time_max: Duration,
     pub faults: Vec<faults::Kind>,
-    /// Longest freeze.
+    pub freeze_min: Duration,
     pub freeze_max: Duration,
     /// The last mount breaks its promises, which the check has to find out.
     pub has_broken_mount: bool,
@@ -49,6 +49,8 @@ pub struct Report {
     pub check_time: Duration,
     /// Changes of unknown fate.
     pub unknown: u64,
+    /// Operations without a result because their mount was fenced.
+    pub fenced: u64,
     pub windows: Vec<Window>,
     pub waits: Waits,
 }
@@ -92,6 +94,7 @@ fn living<T>(outcome: Outcome<T>) -> Result<T, Finding> {
     outcome.map_err(|trouble| {
         Finding::Defect(match trouble {
             Trouble::Killed => "a mount died that was not killed".into(),
+            Trouble::Fenced => "a mount still fails calls when its fence is over".into(),
             Trouble::Defect(text) => text,
         })
     })
@@ -152,27 +155,35 @@ impl Scenario<'_> {
             fault: fault.clone(),
         };
         let origin_ns = self.common.now_ns();
+        let fences_before = self.fences();
         self.crew.start(&round);
         if !self.plan.faults.is_empty() {
             // An observer keeps nothing open in a mount that may die.
             let (common, progress) = (self.common.clone(), self.crew.progress.clone());
-            let (kinds, longest) = (&self.plan.faults, self.plan.freeze_max);
+            let (kinds, freeze) = (&self.plan.faults, self.plan.freeze_min..self.plan.freeze_max);
             let (site, mounts, random) = (&self.site, &mut self.mounts, &mut self.random);
-            report.windows.push(faults::inject(kinds, longest, site, mounts, random, &common, &progress));
+            report.windows.push(faults::inject(kinds, freeze, site, mounts, random, &common, &progress));
             fault.store(false, Ordering::Release);
         }
         let done = self.crew.finish().map_err(Finding::Defect)?;
         report.rounds += 1;
         let mut events = Vec::new();
         let mut defects = Vec::new();
+        let mut fenced = 0;
         for done in done {
             report.steps += done.steps;
+            fenced += done.fenced;
             events.extend(done.events);
             defects.extend(done.defect);
         }
         if !defects.is_empty() {
             return Err(Finding::Defect(defects.join("\n")));
         }
+        if fenced > 0 && self.fences() == fences_before {
+            let text = format!("{fenced} calls failed as if their mount had been fenced, which the server did not do");
+            return Err(Finding::Defect(text));
+        }
+        report.fenced += fenced;
         report.unknown += events.iter().filter(|event| event.is_unknown()).count() as u64;
         for event in &events {
             report.waits.see(event, &report.windows);
@@ -195,6 +206,11 @@ impl Scenario<'_> {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// How many sessions the server says it has fenced.
+    fn fences(&self) -> usize {
+        self.site.server_log().matches("session fenced").count()
     }
 
     fn look(&mut self, observer: usize) -> Result<(Vec<u64>, Vec<Event>), Finding> {
@@ -307,7 +323,7 @@ impl Report {
             for kind in faults::Kind::ALL {
                 let _ = write!(text, ", {kind:?} {}", count(kind));
             }
-            let _ = write!(text, ", changes of unknown fate {}", self.unknown);
+            let _ = write!(text, ", changes of unknown fate {}, calls of fenced mounts {}", self.unknown, self.fenced);
         }
         let ms = |event: Option<Event>| event.map_or(0.0, |event| length_ns(&event) as f64 / 1e6);
         let _ = write!(text, "; longest call on a living mount {:.1} ms", ms(self.waits.otherwise));

@@ -1,7 +1,7 @@
 //! Threads that do random operations on their mount, round by round.
 //!
 //! Invariant: between rounds no worker is inside a call. A worker whose mount dies
-//! goes on when there is a new one.
+//! goes on when there is a new one; one whose mount is fenced goes on with it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -32,6 +32,8 @@ pub struct Round {
 pub struct Done {
     pub worker: usize,
     pub steps: u64,
+    /// Operations without a result because the mount was fenced.
+    pub fenced: u64,
     pub events: Vec<Event>,
     pub defect: Option<String>,
 }
@@ -57,7 +59,7 @@ impl Crew {
             let hands = Hands::new(common.clone(), places[mount].clone(), mount, worker);
             let (order, orders) = mpsc::channel();
             let at = Arc::new(Mutex::new("waiting"));
-            let this = Worker { hands, random: Random::new(0), at: at.clone(), progress: progress.clone() };
+            let this = Worker { hands, random: Random::new(0), fenced: 0, at: at.clone(), progress: progress.clone() };
             let sender = sender.clone();
             std::thread::spawn(move || this.work(&orders, &sender));
             crew.orders.push(order);
@@ -105,6 +107,7 @@ impl Crew {
 struct Worker {
     hands: Hands,
     random: Random,
+    fenced: u64,
     at: Arc<Mutex<&'static str>>,
     progress: Arc<AtomicU64>,
 }
@@ -121,8 +124,8 @@ impl Worker {
                 match trouble.and_then(|()| self.round(&round, &mut steps)) {
                     Ok(()) => break None,
                     Err(Trouble::Defect(text)) => break Some(text),
-                    Err(Trouble::Killed) if deaths == DEATHS_MAX => break Some("too many deaths of a mount".into()),
-                    Err(Trouble::Killed) => deaths += 1,
+                    Err(_) if deaths == DEATHS_MAX => break Some("too many deaths of a mount".into()),
+                    Err(Trouble::Killed | Trouble::Fenced) => deaths += 1,
                 }
                 self.say("finding the mount again");
                 trouble = self.hands.find_mount();
@@ -130,8 +133,9 @@ impl Worker {
             trouble = Ok(());
             self.say("waiting");
             let worker = self.hands.worker;
+            let fenced = std::mem::take(&mut self.fenced);
             let events = std::mem::take(&mut self.hands.events);
-            if done.send(Done { worker, steps, events, defect }).is_err() {
+            if done.send(Done { worker, steps, fenced, events, defect }).is_err() {
                 return;
             }
         }
@@ -152,7 +156,10 @@ impl Worker {
             }
             *steps += 1;
             self.progress.fetch_add(1, Ordering::Relaxed);
-            self.one()?;
+            match self.one() {
+                Err(Trouble::Fenced) => self.fenced += 1,
+                outcome => outcome?,
+            }
         }
         Ok(())
     }
