@@ -7,8 +7,8 @@
 //!
 //! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
-//! [--workers N] [--no-faults]` runs one long scenario. A word selects the cases that have it
-//! in their name.
+//! [--workers N] [--no-faults]` runs one long scenario. Words, `--skip`, `--exact` and `--list`
+//! select and name cases as in any other test.
 //!
 //! Read `history` for what is recorded, `models` for what objects may do,
 //! `check` for the search, and `workers` for the work.
@@ -24,6 +24,7 @@ mod history;
 mod models;
 mod mounts;
 mod names;
+mod options;
 mod proxy;
 mod scenario;
 mod selftest;
@@ -35,48 +36,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use options::Options;
 use scenario::{Finding, Plan};
-
-#[derive(Default)]
-struct Options {
-    steps: Option<u64>,
-    seed: Option<u64>,
-    mounts: Option<usize>,
-    workers: Option<usize>,
-    no_faults: bool,
-    words: Vec<String>,
-}
-
-fn options(arguments: &[OsString]) -> Result<Options, String> {
-    let mut options = Options::default();
-    let mut arguments = arguments.iter().map(|argument| argument.to_string_lossy());
-    while let Some(argument) = arguments.next() {
-        let mut number = || {
-            let value = arguments.next().and_then(|value| value.parse::<u64>().ok());
-            value.ok_or_else(|| format!("{argument} needs a number"))
-        };
-        match argument.as_ref() {
-            "--steps" => options.steps = Some(number()?),
-            "--seed" => options.seed = Some(number()?),
-            "--mounts" => match number()? {
-                mounts @ 2..=4 => options.mounts = Some(mounts as usize),
-                other => return Err(format!("--mounts {other}: 2 to 4")),
-            },
-            "--workers" => match number()? {
-                workers @ 1..=4 => options.workers = Some(workers as usize),
-                other => return Err(format!("--workers {other}: 1 to 4 on each mount")),
-            },
-            "--no-faults" => options.no_faults = true,
-            // What `cargo test` hands to every target.
-            "--nocapture" | "--no-capture" | "--quiet" | "-q" | "--show-output" => {}
-            word if !word.starts_with('-') => options.words.push(word.to_owned()),
-            other => {
-                return Err(format!("no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults"));
-            }
-        }
-    }
-    Ok(options)
-}
 
 fn fresh_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 16
@@ -166,23 +127,13 @@ fn main() -> ExitCode {
             }
         };
     }
-    let options = match options(&arguments) {
+    let options = match Options::parse(&arguments) {
         Ok(options) => options,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(2);
         }
     };
-    let is_wanted = |name: &str| options.words.is_empty() || options.words.iter().any(|word| name.contains(word));
-    let (mut passed, mut failed) = (0, 0);
-    let mut count = |is_good: bool| *(if is_good { &mut passed } else { &mut failed }) += 1;
-    for (name, test) in selftest::TESTS {
-        if is_wanted(name) {
-            let is_good = catch_unwind(test).is_ok();
-            println!("checker: {name}: {}", if is_good { "ok" } else { "FAILED" });
-            count(is_good);
-        }
-    }
     let mut plans = match options.steps {
         Some(steps) => vec![long(&options, steps)],
         None => plans(),
@@ -197,8 +148,21 @@ fn main() -> ExitCode {
             }
         }
     }
-    let mut steps = 0;
-    for plan in plans.iter().filter(|plan| is_wanted(&plan.name)) {
+    let tests = || options::TESTS.iter().chain(&selftest::TESTS).filter(|(name, _)| options.selects(name));
+    plans.retain(|plan| options.selects(&plan.name));
+    if options.is_list {
+        let names = tests().map(|(name, _)| *name).chain(plans.iter().map(|plan| plan.name.as_str()));
+        names.for_each(|name| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let (mut passed, mut failed, mut steps) = (0, 0, 0);
+    let mut count = |is_good: bool| *(if is_good { &mut passed } else { &mut failed }) += 1;
+    for (name, test) in tests() {
+        let is_good = catch_unwind(test).is_ok();
+        println!("{name}: {}", if is_good { "ok" } else { "FAILED" });
+        count(is_good);
+    }
+    for plan in &plans {
         count(run(plan, &mut steps));
     }
     println!("{steps} steps in all");
