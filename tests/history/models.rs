@@ -60,11 +60,32 @@ pub fn prepare(
     events: &[Event],
     final_log: &[u64],
 ) -> Result<Vec<Event>, (Event, &'static str)> {
+    let events = beside_own_changes(events);
     match object {
-        Object::Register(_) | Object::Mode | Object::Size => Ok(without_unread_writes(initial, events)),
-        Object::Log => log_positions(events, final_log),
-        Object::Names | Object::Folders => Ok(with_unknown_inodes(initial, events)),
+        Object::Register(_) | Object::Mode | Object::Size => Ok(without_unread_writes(initial, &events)),
+        Object::Log => log_positions(&events, final_log),
+        Object::Names | Object::Folders => Ok(with_unknown_inodes(initial, &events)),
     }
+}
+
+/// While a change is in flight, its own mount may answer what was true before it, even if another mount has seen the
+/// change already (see `docs/leases.md`). So a read beside such a change may be as old as the change's call, but
+/// older than no change that had returned.
+fn beside_own_changes(events: &[Event]) -> Vec<Event> {
+    let changes: Vec<&Event> = events.iter().filter(|event| !event.action.is_read() && !event.is_unknown()).collect();
+    let mut returns: Vec<u64> = changes.iter().map(|change| change.return_ns).collect();
+    returns.sort_unstable();
+    let oldest = |read: &Event| {
+        let own = changes.iter().filter(|change| change.mount == read.mount && change.return_ns > read.call_ns);
+        let in_flight = own.map(|change| change.call_ns).min()?;
+        let returned = returns[..returns.partition_point(|end| *end < read.call_ns)].last().copied();
+        Some(in_flight.max(returned.map_or(0, |end| end + 1)))
+    };
+    let mut ready = events.to_vec();
+    for read in ready.iter_mut().filter(|event| event.action.is_read()) {
+        read.call_ns = oldest(read).map_or(read.call_ns, |oldest_ns| oldest_ns.min(read.call_ns));
+    }
+    ready
 }
 
 /// A write that may or may not have happened and that nobody read explains nothing: without it, every order that

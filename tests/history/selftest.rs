@@ -6,10 +6,11 @@ use crate::models::{State, prepare};
 
 type Test = (&'static str, fn());
 
-pub const TESTS: [Test; 14] = [
+pub const TESTS: [Test; 15] = [
     ("reads beside a write may see either value", reads_beside_a_write),
     ("a stale read is found", stale_read),
     ("two reads beside a write that go back are found", going_back),
+    ("a mount may answer what is old while its own change is in flight, and no longer", own_change_in_flight),
     ("a lost write is found", lost_write),
     ("a write that comes back is found", write_comes_back),
     ("a write of unknown fate may happen late, once, or never", unknown_write),
@@ -25,12 +26,23 @@ pub const TESTS: [Test; 14] = [
 
 const REGISTER: Object = Object::Register(0);
 
-fn event(object: Object, action: Action, call_ns: u64, return_ns: u64) -> Event {
-    Event { object, action, how: "by hand", call_ns, return_ns, mount: 0, worker: 0 }
+/// Each event by a mount of its own.
+fn verdict(object: Object, first: u64, log: &[u64], events: &[(Action, u64, u64)]) -> bool {
+    let by_mount: Vec<_> = events.iter().enumerate().map(|(mount, &event)| (mount, event)).collect();
+    verdict_by_mount(object, first, log, &by_mount)
 }
 
-fn verdict(object: Object, first: u64, log: &[u64], events: &[(Action, u64, u64)]) -> bool {
-    let events: Vec<Event> = events.iter().map(|&(action, call, end)| event(object, action, call, end)).collect();
+fn verdict_by_mount(object: Object, first: u64, log: &[u64], events: &[(usize, (Action, u64, u64))]) -> bool {
+    let event = |&(mount, (action, call_ns, return_ns))| Event {
+        object,
+        action,
+        how: "by hand",
+        call_ns,
+        return_ns,
+        mount,
+        worker: 0,
+    };
+    let events: Vec<Event> = events.iter().map(event).collect();
     let initial: State = [first, 0, 0, 0, 0, 0];
     let Ok(ready) = prepare(object, initial, &events, log) else { return false };
     match check(initial, &ready) {
@@ -64,6 +76,20 @@ fn stale_read() {
 
 fn going_back() {
     assert!(!register(&[(Write(2), 10, 20), (Read(2), 11, 12), (Read(1), 13, 14)]));
+}
+
+fn own_change_in_flight() {
+    let by_mount = |events: &[(usize, (Action, u64, u64))]| verdict_by_mount(REGISTER, 1, &[], events);
+    let (write, seen) = ((0, (Write(2), 10, 20)), (1, (Read(2), 11, 12)));
+    assert!(by_mount(&[write, seen, (0, (Read(1), 13, 14))]));
+    assert!(!by_mount(&[write, seen, (1, (Read(1), 13, 14))]), "another mount");
+    assert!(!by_mount(&[write, seen, (0, (Read(1), 21, 22))]), "the change has returned");
+    let next = (0, (Write(3), 21, 30));
+    assert!(!by_mount(&[write, next, (0, (Read(1), 22, 23))]), "a change before it has returned");
+    assert!(
+        !by_mount(&[(1, (Write(2), 5, 12)), (0, (Write(3), 10, 20)), (0, (Read(1), 13, 14))]),
+        "the same of another"
+    );
 }
 
 fn lost_write() {
