@@ -201,13 +201,13 @@ impl Search<'_> {
     /// Changes that can come next, the one that returned first last.
     fn choices(&self, state: State) -> Vec<(Number, State)> {
         let mut candidates: Vec<Number> = self.candidates().collect();
+        let earliest_return = candidates.iter().map(|&number| self.known[number].return_ns).min();
         let is_register = self.has_rules && !self.left.is_empty();
         match self.register_choice(state, &candidates) {
             Err(DeadEnd) if is_register => return Vec::new(),
             Ok(Some(only)) if is_register => candidates = vec![only],
             _ => {}
         }
-        let earliest_return = candidates.iter().map(|&number| self.known[number].return_ns).min();
         let unknown = (0..self.unknown.len())
             .filter(|bit| self.unknown_done & (1 << bit) == 0)
             .filter(|&bit| earliest_return.is_none_or(|end| self.unknown[bit].call_ns <= end))

@@ -111,6 +111,7 @@ fn unknown_write() {
     assert!(register(&[(Write(2), 1, never), (Read(1), 10, 11), (Read(2), 50, 51)]));
     assert!(register(&[(Write(2), 1, never), (Read(1), 10, 11)]));
     assert!(!register(&[(Write(2), 20, never), (Read(2), 10, 11)]), "not before its call");
+    assert!(!register(&[(Write(2), 48, never), (Read(2), 19, 40), (Write(3), 34, 67)]), "nor beside an unread write");
     let twice = [(Write(2), 1, never), (Read(2), 10, 11), (Write(3), 12, 13), (Read(3), 14, 15), (Read(2), 16, 17)];
     assert!(!register(&twice), "not twice");
 }
