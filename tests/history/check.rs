@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::history::{Action, Event};
+use crate::loss::{Loss, Unflushed};
 use crate::models::{State, step};
 
 /// Configurations to visit before the search gives up.
@@ -40,6 +41,9 @@ pub struct Stuck {
     pub meanwhile: Vec<Event>,
 }
 
+/// What the rest of a search depends on: the state, which events are in the order, and to what a loss may lead.
+type Configuration = (State, u64, Box<[u64]>, usize, Box<[State]>);
+
 /// Number of an event: those with a known end first, each kind by time of call.
 type Number = usize;
 
@@ -53,7 +57,8 @@ struct Search<'a> {
     first: usize,
     unknown_done: u64,
     order: Vec<Number>,
-    visited: HashSet<(State, u64, Box<[u64]>, usize)>,
+    unflushed: Unflushed,
+    visited: HashSet<Configuration>,
     /// How many reads and writes of a register's value are not in the order.
     left: HashMap<u64, Left>,
     has_rules: bool,
@@ -74,6 +79,7 @@ struct Frame {
     /// Length of the order at which it was entered.
     entered_at: usize,
     choices: Vec<(Number, State)>,
+    unflushed: Box<[State]>,
 }
 
 pub fn check(initial: State, events: &[Event]) -> Verdict {
@@ -105,6 +111,7 @@ fn search(initial: State, events: &[Event], has_rules: bool) -> Verdict {
         first: 0,
         unknown_done: 0,
         order: Vec::new(),
+        unflushed: Unflushed::new(Loss::find(events), initial, events),
         visited: HashSet::new(),
         left: HashMap::new(),
         has_rules,
@@ -130,7 +137,7 @@ impl Search<'_> {
                     return Verdict::Undecided("the search reached its bound");
                 }
                 let choices = if self.is_new(state) { self.choices(state) } else { Vec::new() };
-                path.push(Frame { entered_at, choices });
+                path.push(Frame { entered_at, choices, unflushed: self.unflushed.states().into() });
             }
             let Some(frame) = path.last_mut() else {
                 let mut stuck = std::mem::take(&mut self.stuck);
@@ -140,7 +147,8 @@ impl Search<'_> {
             match frame.choices.pop() {
                 Some((number, next)) => {
                     let entered_at = self.order.len();
-                    self.put(number);
+                    self.unflushed.restore(&frame.unflushed);
+                    self.put(number, next);
                     entering = Some((entered_at, next));
                 }
                 None => {
@@ -166,15 +174,16 @@ impl Search<'_> {
     }
 
     /// A read that can come next and holds may as well come now: it changes nothing, and no order that has it later
-    /// is lost.
+    /// is lost. Unless it says of what another client had not flushed that nothing of it can be lost.
     fn take_reads(&mut self, state: State) {
         loop {
-            let read = |event: &Event| event.action.is_read() && step(state, &event.action).is_some();
+            let holds = |event: &Event| event.action.is_read() && step(state, &event.action).is_some();
+            let read = |event: &Event| holds(event) && self.unflushed.is_untouched_by(event);
             let reads: Vec<Number> = self.candidates().filter(|&number| read(self.known[number])).collect();
             if reads.is_empty() {
                 break;
             }
-            reads.into_iter().for_each(|number| self.put(number));
+            reads.into_iter().for_each(|number| self.put(number, state));
         }
         if self.done_count > self.stuck.ordered || self.stuck.candidates.is_empty() {
             let last = self.order.len().saturating_sub(SHOWN_MAX);
@@ -198,11 +207,12 @@ impl Search<'_> {
         })
     }
 
-    /// Changes that can come next, the one that returned first last.
+    /// What can come next, the one that returned first last. Reads are among it that do not come at once.
     fn choices(&self, state: State) -> Vec<(Number, State)> {
         let mut candidates: Vec<Number> = self.candidates().collect();
         let earliest_return = candidates.iter().map(|&number| self.known[number].return_ns).min();
-        let is_register = self.has_rules && !self.left.is_empty();
+        // A loss can bring a value back, against the rules.
+        let is_register = self.has_rules && !self.left.is_empty() && !self.unflushed.is_open();
         match self.register_choice(state, &candidates) {
             Err(DeadEnd) if is_register => return Vec::new(),
             Ok(Some(only)) if is_register => candidates = vec![only],
@@ -216,8 +226,10 @@ impl Search<'_> {
             .iter()
             .copied()
             .chain(unknown)
-            .filter(|&number| !self.event(number).action.is_read())
-            .filter_map(|number| Some((number, step(state, &self.event(number).action)?)))
+            .flat_map(|number| match self.event(number).action {
+                Action::Lose => self.unflushed.states().iter().map(|state| (number, *state)).collect(),
+                action => step(state, &action).map_or(Vec::new(), |next| vec![(number, next)]),
+            })
             .collect();
         choices.sort_by_key(|&(number, _)| std::cmp::Reverse(self.event(number).return_ns));
         choices
@@ -263,9 +275,12 @@ impl Search<'_> {
         self.done[number / 64] & (1 << (number % 64)) != 0
     }
 
-    fn put(&mut self, number: Number) {
+    /// The event is next in the order, and leads to this state.
+    fn put(&mut self, number: Number, state: State) {
         self.order.push(number);
-        let action = self.event(number).action;
+        let event = *self.event(number);
+        self.unflushed.put(&event, state);
+        let action = event.action;
         self.count(&action, |count| count - 1);
         if number >= self.known.len() {
             self.unknown_done |= 1 << (number - self.known.len());
@@ -280,8 +295,9 @@ impl Search<'_> {
 
     fn take_back(&mut self, length: usize) {
         for number in self.order.split_off(length) {
-            let action = self.event(number).action;
-            self.count(&action, |count| count + 1);
+            let event = *self.event(number);
+            self.unflushed.take_back(&event);
+            self.count(&event.action, |count| count + 1);
             if number >= self.known.len() {
                 self.unknown_done &= !(1 << (number - self.known.len()));
                 continue;
@@ -296,6 +312,7 @@ impl Search<'_> {
         // Words before the first event that is missing are full, and those after the last one that is there empty.
         let start = self.first / 64;
         let end = self.done.iter().rposition(|word| *word != 0).map_or(start, |last| (last + 1).max(start));
-        self.visited.insert((state, self.unknown_done, self.done[start..end].into(), self.first))
+        let unflushed = self.unflushed.states().into();
+        self.visited.insert((state, self.unknown_done, self.done[start..end].into(), self.first, unflushed))
     }
 }

@@ -46,11 +46,13 @@ pub type Answer<T> = (Result<T, Errno>, Span);
 pub struct Common {
     pub clock: Instant,
     next_value: AtomicU64,
+    /// A fence may lose what was acknowledged.
+    may_lose_unflushed: bool,
 }
 
 impl Common {
-    pub fn new() -> Common {
-        Common { clock: Instant::now(), next_value: AtomicU64::new(1) }
+    pub fn new(may_lose_unflushed: bool) -> Common {
+        Common { clock: Instant::now(), next_value: AtomicU64::new(1), may_lose_unflushed }
     }
 
     pub fn now_ns(&self) -> u64 {
@@ -123,6 +125,18 @@ impl Hands {
         match self.answer(answer)? {
             (Ok(value), span) => Ok((value, span)),
             (Err(error), _) => Err(self.defect(what, error)),
+        }
+    }
+
+    /// The same for a file that only this worker knows, made or moved at `since_ns`: a fence may have lost that.
+    pub fn good_of_own<T>(&self, what: &str, since_ns: u64, answer: Answer<T>) -> Outcome<(T, Span)> {
+        match answer {
+            (Err(Errno::NOENT), (_, return_ns))
+                if self.common.may_lose_unflushed && self.place.may_be_fenced((since_ns, return_ns)) =>
+            {
+                Err(Trouble::Fenced)
+            }
+            answer => self.good(what, answer),
         }
     }
 
@@ -213,6 +227,15 @@ impl Hands {
         let is_whole = length == bytes.len() && words.all(|word| word.ok() == first);
         let value = first.filter(|_| is_whole).unwrap_or(TORN);
         self.record(Object::Register(number), Action::Read(value), how, span);
+        Ok(())
+    }
+
+    pub fn sync_register(&mut self, number: usize, is_held: bool) -> Outcome {
+        let (object, how) = (Object::Register(number), "fsync");
+        let file = self.descriptor(REGISTER_PATHS[number], OFlags::RDWR, is_held)?;
+        let answer = self.timed(|| rustix::fs::fsync(&*file));
+        let ((), span) = self.good(how, answer)?;
+        self.record(object, Action::Sync, how, span);
         Ok(())
     }
 

@@ -77,6 +77,12 @@ pub enum Action {
     Write(u64),
     Read(u64),
     Append(u64),
+    /// The record was appended, and then there were so many, with this sum.
+    AppendAs {
+        record: u64,
+        count: u64,
+        sum: u64,
+    },
     /// So many records, and the sum of them in their order.
     List {
         count: u64,
@@ -115,6 +121,10 @@ pub enum Action {
         slot: usize,
         inode: u64,
     },
+    /// Everything that had returned on this mount is flushed.
+    Sync,
+    /// The mount's client ended, and with it what it had not flushed. See `loss`.
+    Lose,
 }
 
 impl Action {
@@ -122,7 +132,12 @@ impl Action {
     pub fn is_read(&self) -> bool {
         matches!(
             self,
-            Action::Read(_) | Action::List { .. } | Action::Length(_) | Action::Observe { .. } | Action::Present { .. }
+            Action::Read(_)
+                | Action::List { .. }
+                | Action::Length(_)
+                | Action::Observe { .. }
+                | Action::Present { .. }
+                | Action::Sync
         )
     }
 }
@@ -154,6 +169,7 @@ impl Event {
             Action::Read(TORN) => "read bytes of more than one write".into(),
             Action::Read(value) => format!("read {value}"),
             Action::Append(record) => format!("append {record}"),
+            Action::AppendAs { record, count, .. } => format!("append {record} as number {count}"),
             Action::List { count, sum } => format!("read {count} records (sum {sum:x})"),
             Action::Length(count) => format!("size of {count} records"),
             Action::Observe { slot: at, inode: ABSENT } => format!("{} does not exist", slot(at)),
@@ -164,6 +180,8 @@ impl Event {
             Action::Rename { from, to } => format!("rename {} to {}", slot(from), slot(to)),
             Action::Install { slot: at, inode } => format!("rename inode {inode} from elsewhere to {}", slot(at)),
             Action::Take { slot: at, inode } => format!("rename {} elsewhere, it was inode {inode}", slot(at)),
+            Action::Sync => "everything is synced".into(),
+            Action::Lose => "what was not flushed may be lost".into(),
         };
         let (mount, worker, how) = (self.mount, self.worker, self.how);
         format!("[{:>10.3} .. {end:>10}] ms  mount {mount} worker {worker:<3} {action}  ({how})", ms(self.call_ns))

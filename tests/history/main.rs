@@ -7,7 +7,8 @@
 //!
 //! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
-//! [--workers N] [--no-faults]` runs one long scenario. Words, `--skip`, `--exact` and `--list`
+//! [--workers N] [--no-faults]` runs one long scenario. `--may-lose-unflushed` allows clients that
+//! are killed or fenced to lose what they have acknowledged and not flushed. Words, `--skip`, `--exact` and `--list`
 //! select and name cases as in any other test.
 //!
 //! Read `history` for what is recorded, `models` for what objects may do,
@@ -21,6 +22,7 @@ mod hands;
 #[allow(dead_code)]
 mod harness;
 mod history;
+mod loss;
 mod models;
 mod mounts;
 mod names;
@@ -54,6 +56,7 @@ fn plan(name: &str, seed: u64, mounts: usize, steps: u64, seconds: u64) -> Plan 
         faults: Vec::new(),
         freeze_min: faults::SHORTEST,
         freeze_max: Duration::from_secs(8),
+        may_lose_unflushed: false,
         has_broken_mount: false,
     }
 }
@@ -139,6 +142,7 @@ fn main() -> ExitCode {
         None => plans(),
     };
     for plan in &mut plans {
+        plan.may_lose_unflushed |= options.may_lose_unflushed;
         if options.steps.is_none() {
             plan.seed = options.seed.unwrap_or(plan.seed);
             plan.mounts = options.mounts.unwrap_or(plan.mounts);

@@ -7,8 +7,9 @@
 use std::collections::HashSet;
 
 use crate::history::{ABSENT, Action, Event, Object, SLOTS, UNKNOWN_INODE, add_to_sum};
+use crate::loss::Loss;
 
-/// A register uses the first word, the log its length, names one word each.
+/// A register uses the first word, the log one for its length and one for its sum, names one word each.
 pub type State = [u64; SLOTS];
 
 pub fn step(state: State, action: &Action) -> Option<State> {
@@ -19,12 +20,16 @@ pub fn step(state: State, action: &Action) -> Option<State> {
             true
         }
         Action::Read(value) => state[0] == value,
-        // Records and lists were turned into positions by `prepare`.
-        Action::Append(position) => {
-            next[0] += 1;
-            state[0] == position
+        Action::Append(record) => {
+            (next[0], next[1]) = (state[0] + 1, add_to_sum(state[1], record));
+            true
         }
-        Action::List { count, .. } | Action::Length(count) => state[0] == count,
+        Action::AppendAs { record, count, sum } => {
+            (next[0], next[1]) = (state[0] + 1, add_to_sum(state[1], record));
+            (next[0], next[1]) == (count, sum)
+        }
+        Action::List { count, sum } => (state[0], state[1]) == (count, sum),
+        Action::Length(count) => state[0] == count,
         Action::Observe { slot, inode } => state[slot] == inode,
         Action::Present { slot } => state[slot] != ABSENT,
         Action::Create { slot, inode } => {
@@ -48,6 +53,8 @@ pub fn step(state: State, action: &Action) -> Option<State> {
             next[slot] = ABSENT;
             state[slot] != ABSENT && (inode == UNKNOWN_INODE || state[slot] == inode)
         }
+        // To which states a loss leads depends on what came before: the search knows.
+        Action::Sync | Action::Lose => true,
     };
     holds.then_some(next)
 }
@@ -72,7 +79,8 @@ pub fn prepare(
 /// change already (see `docs/leases.md`). So a read beside such a change may be as old as the change's call, but
 /// older than no change that had returned.
 fn beside_own_changes(events: &[Event]) -> Vec<Event> {
-    let changes: Vec<&Event> = events.iter().filter(|event| !event.action.is_read() && !event.is_unknown()).collect();
+    let is_change = |event: &&Event| !event.action.is_read() && event.action != Action::Lose;
+    let changes: Vec<&Event> = events.iter().filter(|event| is_change(event) && !event.is_unknown()).collect();
     let mut returns: Vec<u64> = changes.iter().map(|change| change.return_ns).collect();
     returns.sort_unstable();
     let oldest = |read: &Event| {
@@ -82,7 +90,7 @@ fn beside_own_changes(events: &[Event]) -> Vec<Event> {
         Some(in_flight.max(returned.map_or(0, |end| end + 1)))
     };
     let mut ready = events.to_vec();
-    for read in ready.iter_mut().filter(|event| event.action.is_read()) {
+    for read in ready.iter_mut().filter(|event| event.action.is_read() && event.action != Action::Sync) {
         read.call_ns = oldest(read).map_or(read.call_ns, |oldest_ns| oldest_ns.min(read.call_ns));
     }
     ready
@@ -104,12 +112,15 @@ fn without_unread_writes(initial: State, events: &[Event]) -> Vec<Event> {
     events.iter().filter(explains).copied().collect()
 }
 
-/// The last list names the order of all appends, so every other event is about a prefix of it.
+/// The last list names the order of all appends, so every other event is about a prefix of it. Only a client that lost
+/// what it had appended saw something else.
 fn log_positions(events: &[Event], final_log: &[u64]) -> Result<Vec<Event>, (Event, &'static str)> {
     let mut sums = vec![0];
     for &record in final_log {
         sums.push(add_to_sum(sums[sums.len() - 1], record));
     }
+    let loss = Loss::find(events);
+    let may_be_lost = |event: &Event| loss.is_some_and(|loss| loss.is_by_client(event));
     let mut ready = Vec::with_capacity(events.len());
     for event in events {
         let mut event = *event;
@@ -117,13 +128,17 @@ fn log_positions(events: &[Event], final_log: &[u64]) -> Result<Vec<Event>, (Eve
             Action::Append(record) => {
                 let mut positions = final_log.iter().enumerate().filter(|(_, other)| **other == record);
                 match (positions.next(), positions.next()) {
-                    (Some((position, _)), None) => event.action = Action::Append(position as u64),
+                    (Some((position, _)), None) => {
+                        let count = position as u64 + 1;
+                        event.action = Action::AppendAs { record, count, sum: sums[position + 1] };
+                    }
                     (Some(_), Some(_)) => return Err((event, "the record is in the file twice")),
+                    (None, _) if may_be_lost(&event) => {}
                     (None, _) if event.is_unknown() => continue,
                     (None, _) => return Err((event, "the record is not in the file")),
                 }
             }
-            Action::List { count, sum } if sums.get(count as usize) != Some(&sum) => {
+            Action::List { count, sum } if sums.get(count as usize) != Some(&sum) && !may_be_lost(&event) => {
                 return Err((event, "what was read is not the beginning of what is there at the end"));
             }
             _ => {}

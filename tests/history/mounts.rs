@@ -16,7 +16,7 @@ use crate::proxy::Proxy;
 
 /// The shortest freeze that can end in a fence. The server waits 5 s for the answer to a recall, which it may have
 /// sent just before the freeze.
-const FENCED_AFTER_NS: u64 = 4_500_000_000;
+pub const FENCED_AFTER_NS: u64 = 4_500_000_000;
 /// How long a mount that goes on may need to notice that it was fenced; what it sends until then is lost, too.
 const NOTICED_MAX_NS: u64 = 2_000_000_000;
 

@@ -164,12 +164,13 @@ impl Hands {
     /// Make a file under a name that nobody else knows, and rename it to a shared one.
     pub fn install(&mut self, slot: usize) -> Outcome {
         let (base, path, how) = (self.base(), self.elsewhere(), "rename from elsewhere");
+        let made_ns = self.common.now_ns();
         let file = self.open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         let inode = self.inode("fstat what was created", &file)?;
         let action = Action::Install { slot, inode };
         let call = || rustix::fs::renameat(&*base, &path, &*base, SLOT_PATHS[slot]);
         let answer = self.change(Object::Names, action, how, call)?;
-        let ((), span) = self.good(how, answer)?;
+        let ((), span) = self.good_of_own(how, made_ns, answer)?;
         self.record(Object::Names, action, how, span);
         Ok(())
     }
@@ -180,13 +181,14 @@ impl Hands {
         let attempt = Action::Take { slot, inode: UNKNOWN_INODE };
         let call = || rustix::fs::renameat(&*base, SLOT_PATHS[slot], &*base, &path);
         let answer = self.change(Object::Names, attempt, how, call)?;
-        let (is_taken, at) = (answer.0.is_ok(), self.events.len());
+        let (is_taken, at, taken_ns) = (answer.0.is_ok(), self.events.len(), answer.1.0);
         self.changed_or_absent(Object::Names, attempt, slot, how, answer)?;
         if is_taken {
-            let inode = self.stat(&path, false)?.0.st_ino;
+            let answer = self.timed(|| rustix::fs::statat(&*base, &path, AtFlags::empty()));
+            let inode = self.good_of_own("stat what was taken", taken_ns, answer)?.0.st_ino;
             self.events[at].action = Action::Take { slot, inode };
             let answer = self.timed(|| rustix::fs::unlinkat(&*base, &path, AtFlags::empty()));
-            self.good("unlink what was taken", answer)?;
+            self.good_of_own("unlink what was taken", taken_ns, answer)?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::faults::{self, Waits, Window, length_ns};
 use crate::hands::{Common, Hands, Outcome, Trouble};
 use crate::harness::Site;
 use crate::history::{Action, Event, Object, Random, mix};
+use crate::loss::Loss;
 use crate::models::{State, prepare};
 use crate::mounts::{Kind, Mount};
 use crate::workers::{Crew, Round};
@@ -35,6 +36,8 @@ pub struct Plan {
     pub faults: Vec<faults::Kind>,
     pub freeze_min: Duration,
     pub freeze_max: Duration,
+    /// Clients may lose what they have acknowledged and not flushed, when they are killed or fenced.
+    pub may_lose_unflushed: bool,
     /// The last mount breaks its promises, which the check has to find out.
     pub has_broken_mount: bool,
 }
@@ -109,7 +112,7 @@ impl Scenario<'_> {
             _ => Kind::Direct,
         };
         let mounts: Vec<Mount> = (0..plan.mounts).map(|number| Mount::start(&site, number, kind(number))).collect();
-        let common = Arc::new(Common::new());
+        let common = Arc::new(Common::new(plan.may_lose_unflushed));
         let observe = |mount: &Mount| Hands::new(common.clone(), mount.place.clone(), mount.number, OBSERVER);
         let mut observers: Vec<Hands> = mounts.iter().map(observe).collect();
         living(observers[0].set_scene())?;
@@ -147,6 +150,7 @@ impl Scenario<'_> {
         let log = format!("log-{}", report.rounds);
         living(self.observers[observer].find_mount())?;
         living(self.observers[observer].make_log(&log))?;
+        self.sync(observer)?;
         let fault = Arc::new(AtomicBool::new(!self.plan.faults.is_empty()));
         let round = Round {
             log: log.clone(),
@@ -193,7 +197,9 @@ impl Scenario<'_> {
         let (final_log, seen) = self.look(observer)?;
         events.extend(&seen);
         let checking = Instant::now();
-        self.check(&events, &final_log, origin_ns, report.rounds - 1)?;
+        // Of this round, as each has a fault or none has.
+        let loss = report.windows.last().filter(|_| self.plan.may_lose_unflushed).and_then(Loss::of);
+        self.check(&events, loss, &final_log, origin_ns, report.rounds - 1)?;
         report.check_time += checking.elapsed();
         self.carry_over(&events);
         self.remember(&seen);
@@ -216,13 +222,27 @@ impl Scenario<'_> {
     fn look(&mut self, observer: usize) -> Result<(Vec<u64>, Vec<Event>), Finding> {
         let hands = &mut self.observers[observer];
         let log = living(hands.look_at_everything())?;
-        Ok((log, std::mem::take(&mut hands.events)))
+        self.sync(observer)?;
+        Ok((log, std::mem::take(&mut self.observers[observer].events)))
     }
 
-    fn check(&self, events: &[Event], log: &[u64], origin_ns: u64, round: u64) -> Result<(), Finding> {
+    /// What an observer makes and sees is where a round starts: it is not lost.
+    fn sync(&mut self, observer: usize) -> Result<(), Finding> {
+        if self.plan.may_lose_unflushed { living(self.observers[observer].sync_register(0, false)) } else { Ok(()) }
+    }
+
+    fn check(
+        &self,
+        events: &[Event],
+        loss: Option<Loss>,
+        log: &[u64],
+        origin_ns: u64,
+        round: u64,
+    ) -> Result<(), Finding> {
         for object in Object::all() {
             let of_object = |event: &&Event| event.object == object;
-            let all: Vec<Event> = self.pending.iter().chain(events).filter(of_object).copied().collect();
+            let loss = loss.map(|loss| loss.event(object));
+            let all: Vec<Event> = self.pending.iter().chain(events).filter(of_object).copied().chain(loss).collect();
             let initial = if object == Object::Log { State::default() } else { self.states[&object] };
             let head = || format!("seed {}, round {round}, {object} (mounts {})", self.plan.seed, self.plan.mounts);
             let verdict = match prepare(object, initial, &all, log) {

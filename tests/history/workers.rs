@@ -183,7 +183,8 @@ impl Worker {
         let hands = &mut self.hands;
         match choice {
             0..15 => hands.write_register(register, is_held),
-            15..37 => hands.read_register(register, is_held),
+            15..36 => hands.read_register(register, is_held),
+            36..37 => hands.sync_register(register, is_held),
             37..41 => hands.change_mode(is_held),
             41..45 => hands.read_mode(is_held),
             45..49 => hands.truncate(is_held),
