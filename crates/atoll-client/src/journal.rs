@@ -39,6 +39,8 @@ pub(crate) struct Batch {
 /// A change that the authority has executed, and its result.
 pub(crate) struct Executed {
     pub change: Change,
+    /// Inodes of which it was the newest change.
+    pub settled: Vec<InodeId>,
     pub result: Result<Outcome, Errno>,
 }
 
@@ -180,12 +182,12 @@ impl Journal {
         let change = self.changes.pop_front()?;
         self.executed += 1;
         self.bytes -= cost(&change.operation);
-        for inode in &change.touches {
-            if self.touched.get(inode) == Some(&self.executed) {
-                self.touched.remove(inode);
-            }
+        let settles = |inode: &&InodeId| self.touched.get(inode) == Some(&self.executed);
+        let settled: Vec<InodeId> = change.touches.iter().filter(settles).copied().collect();
+        for inode in &settled {
+            self.touched.remove(inode);
         }
-        Some(Executed { change, result })
+        Some(Executed { change, settled, result })
     }
 
     /// Give up everything that is not executed: the session is over. Answers the inodes whose changes are lost.

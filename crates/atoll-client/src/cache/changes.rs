@@ -457,9 +457,8 @@ impl Cache {
         for grant in &reply.grants {
             self.node(grant.inode).holding.grant(grant);
         }
-        for Executed { change, result, .. } in executed {
+        for Executed { change, settled, result } in executed {
             for &inode in &change.touches {
-                let is_settled = !self.journal.touches(inode);
                 let Some(node) = self.nodes.get_mut(&inode) else { continue };
                 node.order = node.order.max(reply.order);
                 node.names_order = node.names_order.max(reply.order);
@@ -470,7 +469,7 @@ impl Cache {
                     node.complete = false;
                     failed.push((inode, *errno));
                 }
-                if is_settled {
+                if settled.contains(&inode) {
                     let known = result.as_ref().ok().and_then(Outcome::attributes).filter(|a| a.inode == inode);
                     if let (Some(known), Some(guessed)) = (known, &mut node.attributes) {
                         // What was guessed, and what a read may have moved.
