@@ -38,11 +38,21 @@ fn main() -> ExitCode {
     if let Command::Mount { volume, directory, foreground: false, options } = &arguments.command {
         return finish(mounting::in_background(&arguments, volume, directory, options));
     }
+    die_whole();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return finish(Err(error.to_string())),
     };
     finish(runtime.block_on(run(arguments)))
+}
+
+/// A process in which one task panicked would go on without it, and leave calls unanswered: it ends instead.
+fn die_whole() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn finish(result: Result<()>) -> ExitCode {
