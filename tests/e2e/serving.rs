@@ -133,6 +133,7 @@ fn settings_come_from_a_file_the_environment_and_flags() {
     site.atoll(["volume", "create", "vol"]).must_succeed();
     let mount = site.mount("m");
     fs::write(mount.join("f"), b"f").unwrap();
+    fs::File::open(mount.join("f")).unwrap().sync_all().unwrap();
     assert!(http(port, "/healthz").unwrap().ends_with("ok\n"));
     let metrics = http(port, "/metrics").unwrap();
     for metric in

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_lease::{Leaving, Recall};
 use atoll_types::limits::COMPOUND_OPERATIONS_MAX;
@@ -154,7 +154,7 @@ impl Client {
         }
         let session = Session::open_with(config, volume, Some(shared.clone())).await?;
         let _ = shared.session.set(Arc::downgrade(&session));
-        tokio::spawn(ship(Arc::downgrade(&shared)));
+        tokio::spawn(tend(Arc::downgrade(&shared)));
         Ok(Client { session, shared })
     }
 
@@ -292,19 +292,28 @@ struct Asked {
     place: usize,
 }
 
-/// Ship what stands in the journal, soon, as long as the client lives.
-async fn ship(shared: Weak<Shared>) {
+/// Ship what stands in the journal, soon, and give up what is too much, as long as the client lives.
+async fn tend(shared: Weak<Shared>) {
+    const ROUND: Duration = Duration::from_secs(1);
+    let mut next_round = Instant::now() + ROUND;
     loop {
-        let Some(alive) = shared.upgrade() else { return };
-        if tokio::time::timeout(Duration::from_secs(1), alive.made.notified()).await.is_err() {
-            continue;
+        let Some(shared) = shared.upgrade() else { return };
+        let is_made = tokio::time::timeout(ROUND, shared.made.notified()).await.is_ok();
+        if next_round <= Instant::now() {
+            next_round = Instant::now() + ROUND;
+            let surplus = shared.cache.lock().surplus();
+            if !surplus.is_empty() {
+                tracing::debug!(inodes = surplus.len(), "too much is held");
+                shared.recalled(surplus);
+            }
         }
-        tokio::select! {
-            _ = tokio::time::sleep(LINGER) => {}
-            _ = alive.full.notified() => {}
+        if is_made && let Some(session) = shared.session() {
+            tokio::select! {
+                _ = tokio::time::sleep(LINGER) => {}
+                _ = shared.full.notified() => {}
+            }
+            session.ship(true);
         }
-        let Some(session) = alive.session() else { return };
-        session.ship(true);
     }
 }
 

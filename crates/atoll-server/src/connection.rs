@@ -226,7 +226,7 @@ async fn welcome(
             };
             let session = context.sessions.create(name, volume, rights.read_only, hello.leases, journal)?;
             if session.leases {
-                context.registry.remember_sessions(name, &context.sessions.with_leases(name))?;
+                context.registry.remember_sessions(name, &context.sessions)?;
             }
             session
         }
@@ -313,9 +313,9 @@ impl Connection {
             Request::Goodbye => {
                 if let Some(session) = &self.session {
                     self.context.sessions.end(session).await;
-                    let left = self.context.sessions.with_leases(&session.volume_name);
+                    let sessions = &self.context.sessions;
                     if session.leases
-                        && let Err(message) = self.context.registry.remember_sessions(&session.volume_name, &left)
+                        && let Err(message) = self.context.registry.remember_sessions(&session.volume_name, sessions)
                     {
                         // The next server waits a term for it in vain.
                         tracing::warn!(%message, "cannot forget a session");

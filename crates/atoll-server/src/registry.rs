@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::durable;
+use crate::sessions::Sessions;
 
 /// Metadata of one volume in memory before it is written out, in bytes.
 const MEMTABLE_BYTES: usize = 32 << 20;
@@ -47,6 +48,8 @@ pub(crate) struct Registry {
     owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
     open: parking_lot::Mutex<HashMap<String, Slot>>,
+    /// Held while remembered sessions are found and written.
+    remembering: parking_lot::Mutex<()>,
 }
 
 type Slot = Arc<Mutex<Option<Volume>>>;
@@ -86,7 +89,7 @@ impl Registry {
             }
             Err(error) => return Err(fail(error)),
         };
-        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default() })
+        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), remembering: Default::default() })
     }
 
     fn slot(&self, name: &str) -> Slot {
@@ -231,10 +234,14 @@ impl Registry {
         })
     }
 
-    /// Remember the sessions with leases for the next server, before the newest one gets any.
-    pub fn remember_sessions(&self, name: &str, sessions: &[SessionId]) -> Result<()> {
+    /// Remember the sessions with leases for the next server, before the newest one gets any. With those of the last
+    /// server that have not returned.
+    pub fn remember_sessions(&self, name: &str, sessions: &Sessions) -> Result<()> {
+        let _alone = self.remembering.lock();
+        let mut known = sessions.with_leases(name);
+        known.extend(self.peek(name).iter().flat_map(Volume::unreturned_sessions));
         let path = self.sessions_file(name);
-        let json = serde_json::to_vec(sessions).map_err(|error| error.to_string())?;
+        let json = serde_json::to_vec(&known).map_err(|error| error.to_string())?;
         durable::write(&path, &json, FILE_MODE).map_err(|error| format!("{}: {error}", path.display()))
     }
 

@@ -251,6 +251,13 @@ impl Volume {
         }
     }
 
+    /// Sessions of an earlier authority that have not returned in time yet.
+    pub fn unreturned_sessions(&self) -> Vec<SessionId> {
+        let grace = self.inner.leases.grace.lock();
+        let left = grace.iter().filter(|grace| Instant::now() < grace.until);
+        left.flat_map(|grace| grace.sessions.iter().copied()).collect()
+    }
+
     /// The session wants leases and will answer recalls.
     pub fn enroll(&self, session: SessionId) {
         self.inner.shared.core.lock().leases.enroll(session);

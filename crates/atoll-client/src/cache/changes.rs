@@ -14,8 +14,8 @@ use super::*;
 use crate::journal::{Change, Executed};
 use crate::session::Reply;
 
-/// More inodes than this are not held here; then the authority makes what is new.
-const NODES_MAX: usize = 150_000;
+/// More inodes than this are not kept here; then the authority makes what is new, and may refuse to grant it.
+const NODES_MAX: usize = 1_000_000;
 /// The server gives no inode a time that is further ahead of its clock than 1 s.
 const AHEAD_NANOS_MAX: i128 = 500_000_000;
 /// How long nothing is made here after something failed that was made here.

@@ -62,7 +62,13 @@ struct Node {
     is_forgotten: bool,
     /// The directory through which the kernel was last told of it.
     via: Option<InodeId>,
+    /// When it was used last, in rounds of [`Cache::surplus`].
+    used: u32,
 }
+
+/// Inodes on which rights are held: when there are more, those not used lately are given up, down to a part.
+const HELD_MAX: usize = 150_000;
+const HELD_LEFT: usize = HELD_MAX / 5 * 4;
 
 /// What has to happen outside before rights are given up.
 #[derive(Debug, Default)]
@@ -91,6 +97,8 @@ impl Duty {
 
 #[derive(Default)]
 pub(crate) struct Cache {
+    /// Rounds of [`Cache::surplus`].
+    round: u32,
     nodes: FxHashMap<InodeId, Node>,
     /// Requests under way that hold a lock of the kernel on the inode: on a directory's names, on a file's pages.
     under_way: FxHashMap<InodeId, u32>,
@@ -172,7 +180,9 @@ fn uncount(counts: &mut FxHashMap<InodeId, u32>, inodes: [Option<InodeId>; 2]) {
 impl Cache {
     fn node(&mut self, inode: InodeId) -> &mut Node {
         let floor = self.floor;
-        self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() })
+        let node = self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() });
+        node.used = self.round;
+        node
     }
 
     fn attributes(&self, inode: InodeId) -> Option<Attributes> {
@@ -497,6 +507,33 @@ impl Cache {
         opens
     }
 
+    /// What to give up because too much is held: to be treated like recalls. Call about once a second.
+    pub fn surplus(&mut self) -> Vec<Recall> {
+        self.round += 1;
+        self.surplus_beyond(HELD_MAX, HELD_LEFT)
+    }
+
+    fn surplus_beyond(&mut self, most: usize, left: usize) -> Vec<Recall> {
+        if self.nodes.len() <= most {
+            return Vec::new();
+        }
+        let held = self.nodes.iter().filter(|(_, node)| !node.holding.rights().is_empty());
+        let mut held: Vec<(u32, InodeId)> = held.map(|(inode, node)| (node.used, *inode)).collect();
+        if held.len() <= most {
+            return Vec::new();
+        }
+        let surplus = held.len() - left;
+        held.select_nth_unstable(surplus);
+        held.truncate(surplus);
+        let recall = |(_, inode): (u32, InodeId)| {
+            let holding = &self.nodes.get(&inode)?.holding;
+            // What is being changed is in use.
+            let is_idle = !self.journal.touches(inode) && !self.under_way.contains_key(&inode);
+            is_idle.then(|| Recall { inode, rights: holding.rights(), issue: holding.issue() })
+        };
+        held.into_iter().filter_map(recall).collect()
+    }
+
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
         let busy = self.under_way.contains_key(&recall.inode);
@@ -694,6 +731,31 @@ mod tests {
         let unlink = Operation::Unlink { parent: DIRECTORY, name: name() };
         assert_eq!(cache.opens_before(&unlink), [FILE, FILE]);
         assert!(cache.opens_before(&unlink).is_empty() && !cache.release(FILE));
+    }
+
+    #[test]
+    fn what_was_not_used_lately_is_given_up_when_too_much_is_held() {
+        let mut cache = Cache::default();
+        let grant = |inode| [Grant { inode, rights: Rights::INODE, issue: Issue(inode.0) }];
+        for number in 1..=10 {
+            let inode = InodeId(number);
+            let outcome = Outcome::Entry(Attributes { inode, ..file(0) });
+            let get = Operation::GetAttributes { inode };
+            cache.install(&get, Ok(&outcome), ASKED, &grant(inode), Issue(number));
+        }
+        cache.round += 1;
+        for number in 1..=4 {
+            assert!(cache.answer(&Operation::GetAttributes { inode: InodeId(number) }).is_some());
+        }
+        assert!(cache.surplus_beyond(10, 8).is_empty());
+        let mut given_up = cache.surplus_beyond(9, 4);
+        given_up.sort_by_key(|recall| recall.inode);
+        let expected = |inode| Recall { inode: InodeId(inode), rights: Rights::INODE, issue: Issue(inode) };
+        assert_eq!(given_up, (5..=10).map(expected).collect::<Vec<_>>());
+        for recall in given_up {
+            assert!(cache.recall(&recall).attributes);
+        }
+        assert!(cache.surplus_beyond(9, 4).is_empty());
     }
 
     #[test]
