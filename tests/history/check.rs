@@ -78,6 +78,7 @@ struct DeadEnd;
 struct Frame {
     /// Length of the order at which it was entered.
     entered_at: usize,
+    state: State,
     choices: Vec<(Number, State)>,
     unflushed: Box<[State]>,
 }
@@ -137,7 +138,7 @@ impl Search<'_> {
                     return Verdict::Undecided("the search reached its bound");
                 }
                 let choices = if self.is_new(state) { self.choices(state) } else { Vec::new() };
-                path.push(Frame { entered_at, choices, unflushed: self.unflushed.states().into() });
+                path.push(Frame { entered_at, state, choices, unflushed: self.unflushed.states().into() });
             }
             let Some(frame) = path.last_mut() else {
                 let mut stuck = std::mem::take(&mut self.stuck);
@@ -148,7 +149,7 @@ impl Search<'_> {
                 Some((number, next)) => {
                     let entered_at = self.order.len();
                     self.unflushed.restore(&frame.unflushed);
-                    self.put(number, next);
+                    self.put(number, &frame.state, next);
                     entering = Some((entered_at, next));
                 }
                 None => {
@@ -178,12 +179,12 @@ impl Search<'_> {
     fn take_reads(&mut self, state: State) {
         loop {
             let holds = |event: &Event| event.action.is_read() && step(state, &event.action).is_some();
-            let read = |event: &Event| holds(event) && self.unflushed.is_untouched_by(event);
+            let read = |event: &Event| holds(event) && self.unflushed.is_untouched_by(event, &state);
             let reads: Vec<Number> = self.candidates().filter(|&number| read(self.known[number])).collect();
             if reads.is_empty() {
                 break;
             }
-            reads.into_iter().for_each(|number| self.put(number, state));
+            reads.into_iter().for_each(|number| self.put(number, &state, state));
         }
         if self.done_count > self.stuck.ordered || self.stuck.candidates.is_empty() {
             let last = self.order.len().saturating_sub(SHOWN_MAX);
@@ -276,10 +277,10 @@ impl Search<'_> {
     }
 
     /// The event is next in the order, and leads to this state.
-    fn put(&mut self, number: Number, state: State) {
+    fn put(&mut self, number: Number, before: &State, state: State) {
         self.order.push(number);
         let event = *self.event(number);
-        self.unflushed.put(&event, state);
+        self.unflushed.put(&event, before, state);
         let action = event.action;
         self.count(&action, |count| count - 1);
         if number >= self.known.len() {

@@ -32,6 +32,20 @@ impl Kind {
     pub const ALL: [Kind; 3] = [Kind::Freeze, Kind::Kill, Kind::Cut];
 }
 
+/// What may go wrong in a round.
+pub struct Menu<'a> {
+    pub kinds: &'a [Kind],
+    /// How long a mount is frozen.
+    pub freeze: Range<Duration>,
+    /// Most operations before it.
+    pub warm_up: u64,
+    /// The server may be frozen for a moment before a fault, so that what mounts have made waits for it.
+    pub has_stalls: bool,
+}
+
+/// The longest moment for which the server is frozen.
+const STALL_MAX: Duration = Duration::from_millis(300);
+
 /// A fault that happened, in the time of the history.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -49,14 +63,14 @@ fn a_while(random: &mut Random, Range { start, end }: Range<Duration>) -> Durati
 
 /// Let one fault of these kinds happen to a mount in the middle of its work, and mend it.
 pub fn inject(
-    kinds: &[Kind],
-    freeze: Range<Duration>,
+    menu: Menu<'_>,
     site: &Site,
     mounts: &mut [Mount],
     random: &mut Random,
     common: &Common,
     progress: &AtomicU64,
 ) -> Window {
+    let Menu { kinds, freeze, warm_up, has_stalls } = menu;
     let mut kind = kinds[random.below(kinds.len() as u64) as usize];
     if kind == Kind::Cut && !mounts.iter().any(Mount::can_be_cut) {
         kind = Kind::Freeze;
@@ -64,25 +78,37 @@ pub fn inject(
     let able: Vec<usize> =
         (0..mounts.len()).filter(|&number| kind != Kind::Cut || mounts[number].can_be_cut()).collect();
     let number = able[random.below(able.len() as u64) as usize];
-    wait_for(progress, 20 + random.below(100));
+    wait_for(progress, 20 + random.below(warm_up));
     let mount = &mut mounts[number];
+    let stalled = (has_stalls && random.below(2) == 0).then(|| {
+        let stalled = site.freeze_server();
+        std::thread::sleep(STALL_MAX.mul_f64(random.below(100) as f64 / 100.0));
+        stalled
+    });
     let start_ns = common.now_ns();
     // A fault's length is part of the test, so this is a sleep and no wait for an event.
     match kind {
         Kind::Freeze => {
             let length = a_while(random, freeze);
-            mount.freeze(common, || std::thread::sleep(length));
+            mount.freeze(common, || {
+                drop(stalled);
+                std::thread::sleep(length);
+            });
         }
         Kind::Kill => {
             mount.kill();
+            drop(stalled);
             std::thread::sleep(a_while(random, SHORTEST..Duration::from_secs(2)));
             mount.revive(site);
         }
         Kind::Cut => {
-            for _ in 0..1 + random.below(5) {
-                mount.cut();
+            mount.cut();
+            drop(stalled);
+            for _ in 0..random.below(5) {
                 wait_for(progress, 1 + random.below(60));
+                mount.cut();
             }
+            wait_for(progress, 1 + random.below(60));
         }
     }
     Window { kind, mount: number, start_ns, end_ns: common.now_ns() }

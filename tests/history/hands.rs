@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::history::*;
+use crate::models::MODE_BITS;
 use crate::mounts::Place;
 
 /// The folder of the volume in which everything happens.
@@ -22,10 +23,8 @@ pub const REGISTER_BYTES: [usize; REGISTERS] = [8, 512, 4096];
 pub const REGISTER_PATHS: [&str; REGISTERS] = ["r0", "r1", "r2"];
 pub const MODE_PATH: &str = "mode";
 pub const SIZE_PATH: &str = "size";
-/// Every permission bit that nothing but `chmod` changes.
-const MODE_BITS: u64 = 0o1777;
 const SIZE_MAX: u64 = 1 << 20;
-const RECORD_BYTES: usize = 8;
+pub const RECORD_BYTES: usize = 8;
 
 /// Why an operation gave no result.
 pub enum Trouble {
@@ -140,6 +139,16 @@ impl Hands {
         }
     }
 
+    /// Of `fsync`, which says once what a fence has lost of a file.
+    pub fn synced(&self, answer: Answer<()>) -> Outcome<((), Span)> {
+        match answer {
+            (Err(Errno::IO), span) if self.common.may_lose_unflushed && self.place.was_fenced_before(span) => {
+                Err(Trouble::Fenced)
+            }
+            answer => self.good("fsync", answer),
+        }
+    }
+
     pub fn defect(&self, what: &str, error: impl std::fmt::Display) -> Trouble {
         Trouble::Defect(format!("mount {} worker {}: {what}: {error}", self.mount, self.worker))
     }
@@ -231,11 +240,11 @@ impl Hands {
     }
 
     pub fn sync_register(&mut self, number: usize, is_held: bool) -> Outcome {
-        let (object, how) = (Object::Register(number), "fsync");
         let file = self.descriptor(REGISTER_PATHS[number], OFlags::RDWR, is_held)?;
         let answer = self.timed(|| rustix::fs::fsync(&*file));
-        let ((), span) = self.good(how, answer)?;
-        self.record(object, Action::Sync, how, span);
+        let ((), span) = self.synced(answer)?;
+        // With everything that this mount has made.
+        Object::shared().for_each(|object| self.record(object, Action::Sync, "fsync", span));
         Ok(())
     }
 

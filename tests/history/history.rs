@@ -24,6 +24,12 @@ pub const SLOTS: usize = 6;
 pub const SLOT_PATHS: [&str; SLOTS] = ["d0/a", "d1/a", "d0/b", "d1/b", "d0/c", "d1/c"];
 pub const FOLDERS: usize = 3;
 pub const FOLDER_PATHS: [&str; FOLDERS] = ["e/x", "e/y", "e/z"];
+/// Parts of an [`Object::Plot`]: for each of two names its inode and the word of that file, then these.
+pub const PLOT_PARTS: [&str; SLOTS] = ["a", "the file a", "b", "the file b", "log", "c"];
+pub const LOG_SLOT: usize = 4;
+pub const SUBDIRECTORY_SLOT: usize = 5;
+/// The bits in the word of a plot's log that count its records.
+pub const LINKS_MASK: u64 = 0xffff;
 
 /// What is checked by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -40,10 +46,13 @@ pub enum Object {
     Names,
     /// Which subdirectories of a directory exist.
     Folders,
+    /// A folder with everything in it. See `plots`.
+    Plot(usize),
 }
 
 impl Object {
-    pub fn all() -> impl Iterator<Item = Object> {
+    /// What every round of shared work uses.
+    pub fn shared() -> impl Iterator<Item = Object> {
         (0..REGISTERS).map(Object::Register).chain([
             Object::Mode,
             Object::Size,
@@ -54,7 +63,11 @@ impl Object {
     }
 
     fn slot(self, slot: usize) -> &'static str {
-        if self == Object::Folders { FOLDER_PATHS[slot] } else { SLOT_PATHS[slot] }
+        match self {
+            Object::Folders => FOLDER_PATHS[slot],
+            Object::Plot(_) => PLOT_PARTS[slot],
+            _ => SLOT_PATHS[slot],
+        }
     }
 }
 
@@ -67,6 +80,7 @@ impl fmt::Display for Object {
             Object::Log => f.write_str("a file of appended records"),
             Object::Names => f.write_str("the names in d0 and d1"),
             Object::Folders => f.write_str("the subdirectories of e"),
+            Object::Plot(number) => write!(f, "plot {number}"),
         }
     }
 }
@@ -121,6 +135,43 @@ pub enum Action {
         slot: usize,
         inode: u64,
     },
+    /// A file of a plot was made under its name.
+    Make {
+        file: usize,
+        inode: u64,
+    },
+    Unmake {
+        file: usize,
+    },
+    /// A file of a plot was renamed to the other name.
+    Move {
+        from: usize,
+    },
+    /// The bytes of a file became this value, or nothing: 0.
+    Put {
+        inode: u64,
+        value: u64,
+    },
+    Get {
+        inode: u64,
+        value: u64,
+    },
+    SetMode {
+        inode: u64,
+        mode: u64,
+    },
+    /// What is known of a file beside its bytes.
+    Look {
+        inode: u64,
+        mode: u64,
+        is_empty: bool,
+    },
+    /// A record was appended to the log of a plot.
+    Chain(u64),
+    /// All its records were removed.
+    Unchain,
+    /// It has so many records.
+    Links(u64),
     /// Everything that had returned on this mount is flushed.
     Sync,
     /// The mount's client ended, and with it what it had not flushed. See `loss`.
@@ -137,6 +188,9 @@ impl Action {
                 | Action::Length(_)
                 | Action::Observe { .. }
                 | Action::Present { .. }
+                | Action::Get { .. }
+                | Action::Look { .. }
+                | Action::Links(_)
                 | Action::Sync
         )
     }
@@ -180,6 +234,19 @@ impl Event {
             Action::Rename { from, to } => format!("rename {} to {}", slot(from), slot(to)),
             Action::Install { slot: at, inode } => format!("rename inode {inode} from elsewhere to {}", slot(at)),
             Action::Take { slot: at, inode } => format!("rename {} elsewhere, it was inode {inode}", slot(at)),
+            Action::Make { file, inode } => format!("make {} as inode {inode}", slot(2 * file)),
+            Action::Unmake { file } => format!("remove {}", slot(2 * file)),
+            Action::Move { from } => format!("rename {} to the other name", slot(2 * from)),
+            Action::Put { inode, value } => format!("write {value} to inode {inode}"),
+            Action::Get { inode, value: TORN } => format!("read bytes of more than one write from inode {inode}"),
+            Action::Get { inode, value } => format!("read {value} from inode {inode}"),
+            Action::SetMode { inode, mode } => format!("mode {mode:o} for inode {inode}"),
+            Action::Look { inode, mode, is_empty } => {
+                format!("inode {inode} has mode {mode:o} and is {}", if is_empty { "empty" } else { "full" })
+            }
+            Action::Chain(record) => format!("append {record} to the log"),
+            Action::Unchain => "empty the log".into(),
+            Action::Links(count) => format!("{count} records in the log"),
             Action::Sync => "everything is synced".into(),
             Action::Lose => "what was not flushed may be lost".into(),
         };

@@ -2,13 +2,16 @@
 //! that nothing has made it flush. When it ends by a kill or a fence, an object is
 //! again as it was at one moment since the client's last flush of it.
 //!
+//! An object with several parts can lose of one what others have seen of another later: looking flushes only what it
+//! looks at, and what was done before that.
+//!
 //! Invariant: a change is never lost that another mount may have seen, that was
 //! synced, or that is older than the client's bound. What survives of an object is
 //! the beginning of what the client did to it. Across objects this is not checked.
 
 use crate::faults::{Kind, Window};
 use crate::history::{Action, Event, Object};
-use crate::models::State;
+use crate::models::{State, flushes, step};
 use crate::mounts::FENCED_AFTER_NS;
 
 /// Longest that a client keeps an acknowledged change without sending it.
@@ -51,16 +54,32 @@ impl Loss {
         event.mount == self.mount && event.call_ns <= self.end_ns
     }
 
+    /// Whether what the event looks at cannot be lost any more, nor what was done before that.
+    fn narrows(&self, event: &Event) -> bool {
+        event.action != Action::Lose && has_parts(event.object) && !self.is_by_client(event)
+    }
+
     /// Whether nothing before this event can be lost any more, nor the event itself.
     fn seals(&self, event: &Event) -> bool {
         let is_old = || !event.action.is_read() && event.return_ns.saturating_add(FLUSHED_AFTER_NS) < self.start_ns;
-        event.action != Action::Lose && (!self.is_by_client(event) || event.action == Action::Sync || is_old())
+        let is_seen = || !self.is_by_client(event) && !has_parts(event.object);
+        let is_synced = event.action == Action::Sync && self.is_by_client(event);
+        event.action != Action::Lose && (is_seen() || is_synced || is_old())
     }
 
     /// Whether the event seals, and comes before the loss in every order.
     fn seals_first(&self, event: &Event) -> bool {
         self.seals(event) && event.return_ns < self.start_ns
     }
+}
+
+fn has_parts(object: Object) -> bool {
+    matches!(object, Object::Names | Object::Plot(_))
+}
+
+/// Whether the client can lose what makes the other state of this one, if the event comes in this one.
+fn agrees(event: &Event, state: &State, other: &State) -> bool {
+    (0..state.len()).all(|word| state[word] == other[word] || !flushes(event.object, state, &event.action, word))
 }
 
 /// To which states a loss may lead, along an order of events.
@@ -97,12 +116,14 @@ impl Unflushed {
     }
 
     /// Whether this read takes nothing from the states to which a loss may lead.
-    pub fn is_untouched_by(&self, read: &Event) -> bool {
-        !self.is_open() || self.states.len() == 1 || self.loss.is_none_or(|loss| !loss.seals(read))
+    pub fn is_untouched_by(&self, read: &Event, state: &State) -> bool {
+        let Some(loss) = self.loss.filter(|_| self.is_open() && self.states.len() > 1) else { return true };
+        let agree = || self.states.iter().all(|other| agrees(read, state, other));
+        !loss.seals(read) && (!loss.narrows(read) || agree())
     }
 
-    /// The event is next in the order and leads to this state.
-    pub fn put(&mut self, event: &Event, state: State) {
+    /// The event is next in the order and leads from one state to the other.
+    pub fn put(&mut self, event: &Event, before: &State, state: State) {
         let Some(loss) = self.loss.filter(|_| !self.is_lost) else { return };
         if event.action == Action::Lose {
             self.is_lost = true;
@@ -113,6 +134,12 @@ impl Unflushed {
             if self.seals_left == 0 {
                 self.states.push(state);
             }
+        } else if loss.narrows(event) {
+            let flushed = self.states.iter().filter(|other| agrees(event, before, other));
+            let mut states: Vec<State> = flushed.filter_map(|other| step(*other, &event.action)).collect();
+            states.sort_unstable();
+            states.dedup();
+            self.states = states;
         } else if self.seals_left == 0
             && let Err(place) = self.states.binary_search(&state)
         {

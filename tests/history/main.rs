@@ -7,8 +7,8 @@
 //!
 //! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
-//! [--workers N] [--no-faults]` runs one long scenario. `--may-lose-unflushed` allows clients that
-//! are killed or fenced to lose what they have acknowledged and not flushed. Words, `--skip`, `--exact` and `--list`
+//! [--workers N] [--no-faults] [--alone]` runs one long scenario. Clients that are killed or fenced may lose what
+//! they have acknowledged and not flushed where a plan says so, with `--may-lose-unflushed` everywhere. Words, `--skip`, `--exact` and `--list`
 //! select and name cases as in any other test.
 //!
 //! Read `history` for what is recorded, `models` for what objects may do,
@@ -27,6 +27,7 @@ mod models;
 mod mounts;
 mod names;
 mod options;
+mod plots;
 mod proxy;
 mod scenario;
 mod selftest;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use options::Options;
-use scenario::{Finding, Plan};
+use scenario::{Finding, Plan, Work};
 
 fn fresh_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 16
@@ -49,6 +50,7 @@ fn plan(name: &str, seed: u64, mounts: usize, steps: u64, seconds: u64) -> Plan 
     Plan {
         name: name.into(),
         seed,
+        work: Work::Shared,
         mounts,
         workers_each: 2,
         steps,
@@ -68,16 +70,44 @@ fn plans() -> Vec<Plan> {
         Plan { workers_each: 1, ..plan("three mounts of one worker", 7, 3, 15_000, 10) },
         plan("two mounts", 1, 2, 15_000, 8),
         plan("four mounts", 2, 4, 20_000, 10),
-        Plan { faults: vec![Kind::Freeze], ..plan("three mounts, freezes", 3, 3, 15_000, 14) },
+        Plan {
+            faults: vec![Kind::Freeze],
+            may_lose_unflushed: true,
+            ..plan("three mounts, freezes", 3, 3, 15_000, 14)
+        },
         // Each of these freezes ends in a fence, if others change what the frozen mount keeps.
         Plan {
             faults: vec![Kind::Freeze],
             freeze_min: Duration::from_secs(6),
+            may_lose_unflushed: true,
             ..plan("three mounts, fences", 6, 3, 15_000, 14)
         },
-        Plan { faults: vec![Kind::Kill], ..plan("three mounts, kills", 4, 3, 15_000, 12) },
+        Plan { faults: vec![Kind::Kill], may_lose_unflushed: true, ..plan("three mounts, kills", 4, 3, 15_000, 12) },
         Plan { faults: vec![Kind::Cut], ..plan("four mounts, cut connections", 5, 4, 15_000, 10) },
-        Plan { faults: Kind::ALL.into(), ..plan("four mounts, all faults", fresh_seed(), 4, 20_000, 14) },
+        Plan {
+            faults: Kind::ALL.into(),
+            may_lose_unflushed: true,
+            ..plan("four mounts, all faults", fresh_seed(), 4, 20_000, 14)
+        },
+        Plan { work: Work::Alone, ..plan("three mounts alone", fresh_seed(), 3, 200_000, 8) },
+        Plan {
+            work: Work::Alone,
+            faults: vec![Kind::Cut],
+            ..plan("four mounts alone, cut connections", fresh_seed(), 4, 200_000, 8)
+        },
+        Plan {
+            work: Work::Alone,
+            faults: vec![Kind::Kill],
+            may_lose_unflushed: true,
+            ..plan("three mounts alone, kills", fresh_seed(), 3, 200_000, 8)
+        },
+        Plan {
+            work: Work::Alone,
+            faults: vec![Kind::Freeze],
+            freeze_min: Duration::from_secs(6),
+            may_lose_unflushed: true,
+            ..plan("three mounts alone, fences", fresh_seed(), 3, 200_000, 10)
+        },
         // The first scenario once more, with one mount of another kind.
         Plan {
             has_broken_mount: true,
@@ -91,7 +121,14 @@ fn long(options: &Options, steps: u64) -> Plan {
     let seed = options.seed.unwrap_or_else(fresh_seed);
     let faults = if options.no_faults { Vec::new() } else { faults::Kind::ALL.into() };
     let workers_each = options.workers.unwrap_or(2);
-    Plan { faults, workers_each, ..plan("long", seed, options.mounts.unwrap_or(4), steps, u64::MAX >> 32) }
+    let work = if options.alone { Work::Alone } else { Work::Shared };
+    Plan {
+        work,
+        may_lose_unflushed: !faults.is_empty(),
+        faults,
+        workers_each,
+        ..plan("long", seed, options.mounts.unwrap_or(4), steps, u64::MAX >> 32)
+    }
 }
 
 /// Run one scenario; true when it passed. Adds its steps to the total.
@@ -152,7 +189,8 @@ fn main() -> ExitCode {
             }
         }
     }
-    let tests = || options::TESTS.iter().chain(&selftest::TESTS).filter(|(name, _)| options.selects(name));
+    let tests =
+        || options::TESTS.iter().chain(&plots::TESTS).chain(&selftest::TESTS).filter(|(name, _)| options.selects(name));
     plans.retain(|plan| options.selects(&plan.name));
     if options.is_list {
         let names = tests().map(|(name, _)| *name).chain(plans.iter().map(|plan| plan.name.as_str()));

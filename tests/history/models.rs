@@ -6,11 +6,34 @@
 
 use std::collections::HashSet;
 
-use crate::history::{ABSENT, Action, Event, Object, SLOTS, UNKNOWN_INODE, add_to_sum};
+use crate::history::*;
 use crate::loss::Loss;
 
-/// A register uses the first word, the log one for its length and one for its sum, names one word each.
+/// A register uses the first word, the log one for its length and one for its sum, names one word each. For those of a
+/// plot see [`PLOT_PARTS`].
 pub type State = [u64; SLOTS];
+
+/// Every permission bit that nothing but `chmod` changes.
+pub const MODE_BITS: u64 = 0o1777;
+/// Of a file that was just made in a plot.
+const MODE_AT_FIRST: u64 = 0o600;
+/// The word of a file of which nothing is known. No file has it.
+const ANYTHING: u64 = u64::MAX;
+
+/// The word of a file in a plot.
+pub fn file_word(value: u64, mode: u64) -> u64 {
+    (value << 12) | mode
+}
+
+/// The word of a log in a plot, with one record more.
+pub fn chained(word: u64, record: u64) -> u64 {
+    (mix(word ^ mix(record)) & !LINKS_MASK) | ((word + 1) & LINKS_MASK)
+}
+
+/// Where the word of a plot's file is that has a name.
+fn word_of(state: &State, inode: u64) -> Option<usize> {
+    (0..LOG_SLOT).step_by(2).find(|&slot| state[slot] == inode).map(|slot| slot + 1)
+}
 
 pub fn step(state: State, action: &Action) -> Option<State> {
     let mut next = state;
@@ -53,10 +76,103 @@ pub fn step(state: State, action: &Action) -> Option<State> {
             next[slot] = ABSENT;
             state[slot] != ABSENT && (inode == UNKNOWN_INODE || state[slot] == inode)
         }
+        Action::Make { file, inode } => {
+            let word = if inode == UNKNOWN_INODE { ANYTHING } else { file_word(0, MODE_AT_FIRST) };
+            (next[2 * file], next[2 * file + 1]) = (inode, word);
+            state[2 * file] == ABSENT
+        }
+        Action::Unmake { file } => {
+            (next[2 * file], next[2 * file + 1]) = (ABSENT, 0);
+            state[2 * file] != ABSENT
+        }
+        Action::Move { from } => {
+            let (from, to) = (2 * from, 2 - 2 * from);
+            (next[from], next[from + 1]) = (ABSENT, 0);
+            (next[to], next[to + 1]) = (state[from], state[from + 1]);
+            state[from] != ABSENT
+        }
+        // A file without a name is not followed, nor one that nobody can tell from others.
+        Action::Put { inode, value } => {
+            if let Some(at) = word_of(&state, inode).filter(|&at| state[at] != ANYTHING) {
+                next[at] = file_word(value, state[at] & 0o7777);
+            }
+            true
+        }
+        Action::SetMode { inode, mode } => {
+            if let Some(at) = word_of(&state, inode).filter(|&at| state[at] != ANYTHING) {
+                next[at] = file_word(state[at] >> 12, mode);
+            }
+            true
+        }
+        Action::Get { inode, value } => {
+            let word = word_of(&state, inode).map(|at| state[at]);
+            word.is_none_or(|word| word == ANYTHING || word >> 12 == value)
+        }
+        Action::Look { inode, mode, is_empty } => {
+            let is_it = |word: u64| word & 0o7777 == mode && (word >> 12 == 0) == is_empty;
+            let word = word_of(&state, inode).map(|at| state[at]);
+            word.is_none_or(|word| word == ANYTHING || is_it(word))
+        }
+        Action::Chain(record) => {
+            next[LOG_SLOT] = chained(state[LOG_SLOT], record);
+            true
+        }
+        Action::Unchain => {
+            next[LOG_SLOT] = 0;
+            true
+        }
+        Action::Links(count) => state[LOG_SLOT] & LINKS_MASK == count,
         // To which states a loss leads depends on what came before: the search knows.
         Action::Sync | Action::Lose => true,
     };
     holds.then_some(next)
+}
+
+/// Whether a client must have flushed what it changed in this word of the state before another may do this.
+pub fn flushes(object: Object, state: &State, action: &Action, word: usize) -> bool {
+    match (object, *action) {
+        (_, Action::Sync) => false,
+        (Object::Names, Action::Rename { from, to }) => [from, to].contains(&word),
+        (
+            Object::Names,
+            Action::Observe { slot, .. }
+            | Action::Present { slot }
+            | Action::Create { slot, .. }
+            | Action::Remove { slot }
+            | Action::Install { slot, .. }
+            | Action::Take { slot, .. },
+        ) => slot == word,
+        (Object::Plot(_), Action::Chain(_) | Action::Unchain | Action::Links(_)) => word == LOG_SLOT,
+        (Object::Plot(_), Action::Observe { slot: LOG_SLOT, .. }) => word == LOG_SLOT,
+        (
+            Object::Plot(_),
+            Action::Put { inode, .. }
+            | Action::SetMode { inode, .. }
+            | Action::Get { inode, .. }
+            | Action::Look { inode, .. },
+        ) => word_of(state, inode).is_some_and(|at| [at - 1, at].contains(&word)),
+        (Object::Plot(_), _) => [0, 2, SUBDIRECTORY_SLOT].contains(&word),
+        _ => true,
+    }
+}
+
+/// Whether the read can tell before from after the change: it looks at the same names, the same file, or the same log.
+fn concerns(change: &Event, read: &Event) -> bool {
+    #[derive(PartialEq)]
+    enum Part {
+        Names,
+        File(u64),
+        Log,
+    }
+    let part = |action: &Action| match *action {
+        Action::Put { inode, .. }
+        | Action::SetMode { inode, .. }
+        | Action::Get { inode, .. }
+        | Action::Look { inode, .. } => Part::File(inode),
+        Action::Chain(_) | Action::Unchain | Action::Links(_) | Action::Observe { slot: LOG_SLOT, .. } => Part::Log,
+        _ => Part::Names,
+    };
+    !matches!(read.object, Object::Plot(_)) || part(&change.action) == part(&read.action)
 }
 
 /// What can be said of an object's events without a search: events ready for the checker, or the event that no
@@ -71,7 +187,7 @@ pub fn prepare(
     match object {
         Object::Register(_) | Object::Mode | Object::Size => Ok(without_unread_writes(initial, &events)),
         Object::Log => log_positions(&events, final_log),
-        Object::Names | Object::Folders => Ok(with_unknown_inodes(initial, &events)),
+        Object::Names | Object::Folders | Object::Plot(_) => Ok(with_unknown_inodes(initial, &events)),
     }
 }
 
@@ -81,12 +197,11 @@ pub fn prepare(
 fn beside_own_changes(events: &[Event]) -> Vec<Event> {
     let is_change = |event: &&Event| !event.action.is_read() && event.action != Action::Lose;
     let changes: Vec<&Event> = events.iter().filter(|event| is_change(event) && !event.is_unknown()).collect();
-    let mut returns: Vec<u64> = changes.iter().map(|change| change.return_ns).collect();
-    returns.sort_unstable();
     let oldest = |read: &Event| {
-        let own = changes.iter().filter(|change| change.mount == read.mount && change.return_ns > read.call_ns);
+        let of_read = || changes.iter().filter(|change| concerns(change, read));
+        let own = of_read().filter(|change| change.mount == read.mount && change.return_ns > read.call_ns);
         let in_flight = own.map(|change| change.call_ns).min()?;
-        let returned = returns[..returns.partition_point(|end| *end < read.call_ns)].last().copied();
+        let returned = of_read().map(|change| change.return_ns).filter(|end| *end < read.call_ns).max();
         Some(in_flight.max(returned.map_or(0, |end| end + 1)))
     };
     let mut ready = events.to_vec();
@@ -153,13 +268,23 @@ fn log_positions(events: &[Event], final_log: &[u64]) -> Result<Vec<Event>, (Eve
 fn with_unknown_inodes(initial: State, events: &[Event]) -> Vec<Event> {
     let mut known: HashSet<u64> = initial.into_iter().chain([ABSENT]).collect();
     for event in events {
-        if let Action::Create { inode, .. } | Action::Install { inode, .. } = event.action {
+        if let Action::Create { inode, .. } | Action::Install { inode, .. } | Action::Make { inode, .. } = event.action
+        {
             known.insert(inode);
         }
     }
     let mut ready = events.to_vec();
     for event in &mut ready {
-        if let Action::Observe { inode, .. } | Action::Take { inode, .. } = &mut event.action
+        // What this observes is no inode.
+        if matches!((event.object, event.action), (Object::Plot(_), Action::Observe { slot: LOG_SLOT, .. })) {
+            continue;
+        }
+        if let Action::Observe { inode, .. }
+        | Action::Take { inode, .. }
+        | Action::Put { inode, .. }
+        | Action::Get { inode, .. }
+        | Action::SetMode { inode, .. }
+        | Action::Look { inode, .. } = &mut event.action
             && !known.contains(inode)
         {
             *inode = UNKNOWN_INODE;

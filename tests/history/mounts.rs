@@ -55,6 +55,12 @@ impl Place {
         })
     }
 
+    /// Whether a fence may have lost what was made before the end of this call.
+    pub fn was_fenced_before(&self, (_, return_ns): Span) -> bool {
+        let frozen = *self.frozen.lock().expect("no panic with the lock held");
+        frozen.is_some_and(|(start_ns, end_ns)| end_ns.min(return_ns).saturating_sub(start_ns) >= FENCED_AFTER_NS)
+    }
+
     fn note_freeze(&self, span: Span) {
         *self.frozen.lock().expect("no panic with the lock held") = Some(span);
     }

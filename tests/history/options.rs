@@ -17,6 +17,7 @@ pub struct Options {
     pub mounts: Option<usize>,
     pub workers: Option<usize>,
     pub no_faults: bool,
+    pub alone: bool,
     pub may_lose_unflushed: bool,
     /// Name the cases instead of running them.
     pub is_list: bool,
@@ -53,6 +54,7 @@ impl Options {
                     other => return Err(format!("--workers {other}: 1 to 4 on each mount")),
                 },
                 "--no-faults" => options.no_faults = true,
+                "--alone" => options.alone = true,
                 "--may-lose-unflushed" => options.may_lose_unflushed = true,
                 "--list" => options.is_list = true,
                 "--exact" => options.is_exact = true,
@@ -63,7 +65,7 @@ impl Options {
                 word if !word.starts_with('-') => options.words.push(argument.into_owned()),
                 other => {
                     return Err(format!(
-                        "no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults, \
+                        "no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults, --alone, \
                          --may-lose-unflushed, and of libtest --list, --exact, --skip, words, and what says how to print"
                     ));
                 }

@@ -13,21 +13,37 @@ use std::time::{Duration, Instant};
 use crate::check::{Stuck, Verdict, check};
 use crate::faults::{self, Waits, Window, length_ns};
 use crate::hands::{Common, Hands, Outcome, Trouble};
-use crate::harness::Site;
+use crate::harness::{self, Site};
 use crate::history::{Action, Event, Object, Random, mix};
 use crate::loss::Loss;
 use crate::models::{State, prepare};
 use crate::mounts::{Kind, Mount};
+use crate::plots::Plots;
 use crate::workers::{Crew, Round};
 
 /// Operations of each worker in a round.
 const ROUND_OPERATIONS: u64 = 60;
 /// Number of the worker that looks at everything at the end of a round.
 const OBSERVER: usize = 999;
+/// How long a round in plots lasts at least.
+const ROUND_IN_PLOTS: Duration = Duration::from_millis(1_500);
+/// How long it goes on after a fault.
+const AFTER_FAULT: Duration = Duration::from_millis(500);
+/// The least part of all changes in plots that mounts must have made alone.
+const ALONE_PERCENT_MIN: u64 = 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// All on the same few objects.
+    Shared,
+    /// Each mount for the most part on objects of its own, so that it changes them alone. See `plots`.
+    Alone,
+}
 
 pub struct Plan {
     pub name: String,
     pub seed: u64,
+    pub work: Work,
     pub mounts: usize,
     pub workers_each: usize,
     /// Ends after so many operations, or when the time is over.
@@ -54,6 +70,9 @@ pub struct Report {
     pub unknown: u64,
     /// Operations without a result because their mount was fenced.
     pub fenced: u64,
+    /// Changes in plots, and how many changes mounts made alone.
+    pub changes: u64,
+    pub alone: u64,
     pub windows: Vec<Window>,
     pub waits: Waits,
 }
@@ -73,6 +92,15 @@ pub fn run(plan: &Plan) -> (Report, Option<Finding>) {
     let finding = Scenario::start(plan).and_then(|mut scenario| {
         scenario.rounds(&mut report)?;
         report.elapsed = start.elapsed();
+        if plan.work == Work::Alone {
+            report.alone = scenario.made_alone();
+            if report.alone * 100 < report.changes * ALONE_PERCENT_MIN {
+                let (alone, all) = (report.alone, report.changes);
+                return Err(Finding::Defect(format!(
+                    "only {alone} of {all} changes were made alone: this says nothing"
+                )));
+            }
+        }
         scenario.end()
     });
     report.elapsed = start.elapsed();
@@ -105,7 +133,10 @@ fn living<T>(outcome: Outcome<T>) -> Result<T, Finding> {
 
 impl Scenario<'_> {
     fn start(plan: &Plan) -> Result<Scenario<'_>, Finding> {
-        let site = Site::new();
+        let mut site = Site::empty();
+        site.serve = ["--http", "127.0.0.1:0"].map(String::from).to_vec();
+        site.start();
+        site.atoll(["volume", "create", "vol"]).must_succeed();
         let kind = |number: usize| match number {
             last if plan.has_broken_mount && last + 1 == plan.mounts => Kind::Broken,
             odd if odd % 2 == 1 => Kind::Proxied,
@@ -116,6 +147,12 @@ impl Scenario<'_> {
         let observe = |mount: &Mount| Hands::new(common.clone(), mount.place.clone(), mount.number, OBSERVER);
         let mut observers: Vec<Hands> = mounts.iter().map(observe).collect();
         living(observers[0].set_scene())?;
+        if plan.work == Work::Alone {
+            for (number, observer) in observers.iter_mut().enumerate() {
+                living(observer.find_mount())?;
+                living(observer.make_yard(number))?;
+            }
+        }
         let places: Vec<_> = mounts.iter().map(|mount| mount.place.clone()).collect();
         let crew = Crew::new(&common, &places, plan.workers_each);
         let mut scenario = Scenario {
@@ -149,14 +186,18 @@ impl Scenario<'_> {
         let observer = (report.rounds % self.mounts.len() as u64) as usize;
         let log = format!("log-{}", report.rounds);
         living(self.observers[observer].find_mount())?;
-        living(self.observers[observer].make_log(&log))?;
-        self.sync(observer)?;
+        let plots = self.make_plots(report.rounds)?;
+        if plots.is_none() {
+            living(self.observers[observer].make_log(&log))?;
+            self.sync(observer)?;
+        }
         let fault = Arc::new(AtomicBool::new(!self.plan.faults.is_empty()));
         let round = Round {
             log: log.clone(),
             seed: mix(self.plan.seed ^ mix(report.rounds)),
             operations: ROUND_OPERATIONS,
             fault: fault.clone(),
+            plots: plots.clone().map(|plots| (plots, Instant::now() + ROUND_IN_PLOTS)),
         };
         let origin_ns = self.common.now_ns();
         let fences_before = self.fences();
@@ -165,8 +206,13 @@ impl Scenario<'_> {
             // An observer keeps nothing open in a mount that may die.
             let (common, progress) = (self.common.clone(), self.crew.progress.clone());
             let (kinds, freeze) = (&self.plan.faults, self.plan.freeze_min..self.plan.freeze_max);
+            let (warm_up, has_stalls) = if plots.is_some() { (1_500, true) } else { (100, false) };
+            let menu = faults::Menu { kinds, freeze, warm_up, has_stalls };
             let (site, mounts, random) = (&self.site, &mut self.mounts, &mut self.random);
-            report.windows.push(faults::inject(kinds, freeze, site, mounts, random, &common, &progress));
+            report.windows.push(faults::inject(menu, site, mounts, random, &common, &progress));
+            if plots.is_some() {
+                std::thread::sleep(AFTER_FAULT);
+            }
             fault.store(false, Ordering::Release);
         }
         let done = self.crew.finish().map_err(Finding::Defect)?;
@@ -194,16 +240,32 @@ impl Scenario<'_> {
         }
         living(self.observers[observer].find_mount())?;
         self.observers[observer].use_log(&log);
-        let (final_log, seen) = self.look(observer)?;
+        let is_change = |event: &&Event| !event.action.is_read() && !event.is_unknown();
+        let (final_log, seen) = match &plots {
+            Some(plots) => {
+                report.changes += events.iter().filter(is_change).count() as u64;
+                living(self.observers[observer].look_at_plots(plots))?;
+                (Vec::new(), std::mem::take(&mut self.observers[observer].events))
+            }
+            None => self.look(observer)?,
+        };
         events.extend(&seen);
+        let objects: Vec<Object> = match &plots {
+            Some(plots) => plots.objects().collect(),
+            None => Object::shared().collect(),
+        };
         let checking = Instant::now();
         // Of this round, as each has a fault or none has.
         let loss = report.windows.last().filter(|_| self.plan.may_lose_unflushed).and_then(Loss::of);
-        self.check(&events, loss, &final_log, origin_ns, report.rounds - 1)?;
+        for object in objects {
+            self.check(object, &events, loss, &final_log, origin_ns, report.rounds - 1)?;
+        }
         report.check_time += checking.elapsed();
-        self.carry_over(&events);
-        self.remember(&seen);
-        living(self.observers[observer].remove_log())?;
+        if plots.is_none() {
+            self.carry_over(&events);
+            self.remember(&seen);
+            living(self.observers[observer].remove_log())?;
+        }
         match report.waits.too_long() {
             Some(event) => Err(Finding::Defect(format!(
                 "a call on a living mount took longer than {:?}: {}",
@@ -212,6 +274,27 @@ impl Scenario<'_> {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// New plots for a round that is worked in plots.
+    fn make_plots(&mut self, round: u64) -> Result<Option<Arc<Plots>>, Finding> {
+        if self.plan.work == Work::Shared {
+            return Ok(None);
+        }
+        let plots = Plots::new(self.mounts.len(), round, self.plan.may_lose_unflushed);
+        for (number, observer) in self.observers.iter_mut().enumerate() {
+            living(observer.find_mount())?;
+            living(observer.make_plots(&plots, number))?;
+        }
+        Ok(Some(Arc::new(plots)))
+    }
+
+    /// How many changes the server got that mounts had made alone.
+    fn made_alone(&self) -> u64 {
+        let port = self.site.address("http://").rsplit(':').next().and_then(|port| port.parse().ok());
+        let text = port.and_then(|port| harness::http(port, "/metrics")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("atoll_journal_changes_total "));
+        line.and_then(|number| number.parse().ok()).unwrap_or_default()
     }
 
     /// How many sessions the server says it has fenced.
@@ -228,40 +311,49 @@ impl Scenario<'_> {
 
     /// What an observer makes and sees is where a round starts: it is not lost.
     fn sync(&mut self, observer: usize) -> Result<(), Finding> {
-        if self.plan.may_lose_unflushed { living(self.observers[observer].sync_register(0, false)) } else { Ok(()) }
+        if !self.plan.may_lose_unflushed {
+            return Ok(());
+        }
+        match self.observers[observer].sync_register(0, false) {
+            // It said once what was lost.
+            Err(Trouble::Fenced) => living(self.observers[observer].sync_register(0, false)),
+            outcome => living(outcome),
+        }
     }
 
     fn check(
         &self,
+        object: Object,
         events: &[Event],
         loss: Option<Loss>,
         log: &[u64],
         origin_ns: u64,
         round: u64,
     ) -> Result<(), Finding> {
-        for object in Object::all() {
-            let of_object = |event: &&Event| event.object == object;
-            let loss = loss.map(|loss| loss.event(object));
-            let all: Vec<Event> = self.pending.iter().chain(events).filter(of_object).copied().chain(loss).collect();
-            let initial = if object == Object::Log { State::default() } else { self.states[&object] };
-            let head = || format!("seed {}, round {round}, {object} (mounts {})", self.plan.seed, self.plan.mounts);
-            let verdict = match prepare(object, initial, &all, log) {
-                Ok(ready) => check(initial, &ready),
-                Err((event, why)) => {
-                    let text = format!("{}: {why}\n  {}", head(), event.describe(origin_ns));
-                    return Err(Finding::Violation { text, seen_by: vec![event.mount] });
-                }
-            };
-            match verdict {
-                Verdict::Linearizable => {}
-                Verdict::Violation(stuck) => {
-                    let seen_by = stuck.candidates.iter().map(|event| event.mount).collect();
-                    let text = format!("{}: {}", head(), explain(&stuck, origin_ns));
-                    return Err(Finding::Violation { text, seen_by });
-                }
-                Verdict::Undecided(why) => {
-                    return Err(Finding::Defect(format!("{}: the check is not decided: {why}", head())));
-                }
+        let of_object = |event: &&Event| event.object == object;
+        let loss = loss.map(|loss| loss.event(object));
+        let all: Vec<Event> = self.pending.iter().chain(events).filter(of_object).copied().chain(loss).collect();
+        let initial = match object {
+            Object::Log | Object::Plot(_) => State::default(),
+            _ => self.states[&object],
+        };
+        let head = || format!("seed {}, round {round}, {object} (mounts {})", self.plan.seed, self.plan.mounts);
+        let verdict = match prepare(object, initial, &all, log) {
+            Ok(ready) => check(initial, &ready),
+            Err((event, why)) => {
+                let text = format!("{}: {why}\n  {}", head(), event.describe(origin_ns));
+                return Err(Finding::Violation { text, seen_by: vec![event.mount] });
+            }
+        };
+        match verdict {
+            Verdict::Linearizable => {}
+            Verdict::Violation(stuck) => {
+                let seen_by = stuck.candidates.iter().map(|event| event.mount).collect();
+                let text = format!("{}: {}", head(), explain(&stuck, origin_ns));
+                return Err(Finding::Violation { text, seen_by });
+            }
+            Verdict::Undecided(why) => {
+                return Err(Finding::Defect(format!("{}: the check is not decided: {why}", head())));
             }
         }
         Ok(())
@@ -295,6 +387,7 @@ impl Scenario<'_> {
     }
 
     fn end(self) -> Result<(), Finding> {
+        let may_lose = self.plan.may_lose_unflushed;
         let Scenario { crew, observers, mounts, mut site, .. } = self;
         crew.end();
         drop(observers);
@@ -306,7 +399,9 @@ impl Scenario<'_> {
         site.stop();
         logs.push(("the server".into(), site.server_log()));
         for (who, log) in logs {
-            if let Some(line) = log.lines().find(|line| line.contains("panicked") || line.contains("ERROR")) {
+            let is_loss = |line: &str| may_lose && line.contains("changes were lost that had been made here");
+            let is_bad = |line: &&str| line.contains("panicked") || (line.contains("ERROR") && !is_loss(line));
+            if let Some(line) = log.lines().find(is_bad) {
                 return Err(Finding::Defect(format!("the log of {who}: {line}")));
             }
         }
@@ -344,6 +439,9 @@ impl Report {
                 let _ = write!(text, ", {kind:?} {}", count(kind));
             }
             let _ = write!(text, ", changes of unknown fate {}, calls of fenced mounts {}", self.unknown, self.fenced);
+        }
+        if let Some(percent) = (self.alone * 100).checked_div(self.changes) {
+            let _ = write!(text, ", {percent}% of {} changes alone", self.changes);
         }
         let ms = |event: Option<Event>| event.map_or(0.0, |event| length_ns(&event) as f64 / 1e6);
         let _ = write!(text, "; longest call on a living mount {:.1} ms", ms(self.waits.otherwise));

@@ -6,11 +6,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::hands::{Common, Hands, Outcome, Trouble};
 use crate::history::{Event, FOLDERS, Object, REGISTERS, Random, SLOTS};
 use crate::mounts::Place;
 use crate::names::Folder;
+use crate::plots::Plots;
 
 /// Most operations of a worker in a round, however long a fault lasts.
 const ROUND_OPERATIONS_MAX: u64 = 1_500;
@@ -26,6 +28,8 @@ pub struct Round {
     pub operations: u64,
     /// While it holds, workers go on, so that a fault meets work.
     pub fault: Arc<AtomicBool>,
+    /// Where to work alone, and until when, instead of so many operations on shared objects.
+    pub plots: Option<(Arc<Plots>, Instant)>,
 }
 
 /// What a worker did in a round.
@@ -146,6 +150,9 @@ impl Worker {
     }
 
     fn round(&mut self, round: &Round, steps: &mut u64) -> Outcome {
+        if let Some((plots, until)) = &round.plots {
+            return self.round_in_plots(plots, *until, round, steps);
+        }
         let mut after = AFTER_FAULT;
         while *steps < ROUND_OPERATIONS_MAX {
             if *steps >= round.operations && !round.fault.load(Ordering::Acquire) {
@@ -162,6 +169,21 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    fn round_in_plots(&mut self, plots: &Plots, until: Instant, round: &Round, steps: &mut u64) -> Outcome {
+        self.say("plots");
+        let Worker { hands, random, progress, .. } = self;
+        let mut step = || {
+            *steps += 1;
+            progress.fetch_add(1, Ordering::Relaxed);
+        };
+        loop {
+            match hands.work_in_plots(plots, random, until, &round.fault, &mut step) {
+                Err(Trouble::Fenced) => self.fenced += 1,
+                outcome => return outcome,
+            }
+        }
     }
 
     /// One random operation. Each share is in hundredths.
