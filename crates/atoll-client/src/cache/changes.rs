@@ -613,6 +613,8 @@ mod tests {
         assert_eq!(cache.answer(&lookup("long")).unwrap().0.unwrap().attributes().unwrap().inode, file.inode);
         make(&mut cache, &Operation::Unlink { parent, name: name("long") }).unwrap();
         assert_eq!((of(&mut cache, file.inode).links, of(&mut cache, DIRECTORY).size), (0, 0));
+        let open = Operation::Open { inode: file.inode, flags: Default::default() };
+        assert!(cache.answer(&open).is_none(), "the authority would hear of it after the name went");
         // It was open: the authority hears of that before the name goes.
         let batch = cache.journal.next_batch(true).unwrap();
         let names: Vec<&str> = batch.operations.iter().map(Operation::name).collect();

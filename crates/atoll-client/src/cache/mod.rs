@@ -104,6 +104,8 @@ pub(crate) struct Cache {
     under_way: FxHashMap<InodeId, u32>,
     /// Requests under way that change an inode: then nothing of it is changed here.
     changing: FxHashMap<InodeId, u32>,
+    /// Requests under way that may take a file's last name: the authority has heard of opens before they were sent.
+    taking: u32,
     pub journal: Journal,
     numbers: Numbers,
     /// When the newest change here was made.
@@ -153,6 +155,11 @@ fn changed_by(operation: &Operation) -> [Option<InodeId>; 2] {
         O::Open { inode, flags } if flags.truncate => [Some(*inode), None],
         _ => [None, None],
     }
+}
+
+/// Whether it may take the last name of a file.
+fn takes_name(operation: &Operation) -> bool {
+    matches!(operation, Operation::Unlink { .. } | Operation::Rename { .. })
 }
 
 fn is_common(xattr: &[u8]) -> bool {
@@ -223,7 +230,8 @@ impl Cache {
             }
             Operation::Open { inode, flags } if !flags.truncate => {
                 let attributes = self.attributes(*inode)?;
-                if attributes.kind() != FileKind::Regular {
+                // A file that loses its last name, or has, stays only for opens that the authority knows of.
+                if attributes.kind() != FileKind::Regular || attributes.links == 0 || self.taking > 0 {
                     return None;
                 }
                 self.node(*inode).local_opens += 1;
@@ -250,6 +258,7 @@ impl Cache {
         use Operation as O;
         count(&mut self.under_way, locked_by(operation));
         count(&mut self.changing, changed_by(operation));
+        self.taking += u32::from(takes_name(operation));
         if let O::SetXattr { inode, .. } | O::RemoveXattr { inode, .. } = operation {
             let node = self.node(*inode);
             node.is_bare = false;
@@ -283,6 +292,7 @@ impl Cache {
     fn ends(&mut self, operation: &Operation) {
         uncount(&mut self.under_way, locked_by(operation));
         uncount(&mut self.changing, changed_by(operation));
+        self.taking -= u32::from(takes_name(operation));
     }
 
     /// Whether something was changed here that an answer of the authority misses: it stands behind `after` in the
@@ -703,6 +713,7 @@ mod tests {
         let to = Name::new(&b"g"[..]).unwrap();
         let (parent, new_parent) = (DIRECTORY, DIRECTORY);
         let rename = Operation::Rename { parent, name: name(), new_parent, new_name: to, mode: RenameMode::Replace };
+        cache.starts(&rename);
         cache.install(&rename, Ok(&Outcome::Done), ASKED, &grants(5), Issue(5));
         assert!(cache.answer(&lookup()).is_none());
         assert!(!looked_up(&mut cache, 1, 4).entry, "an older answer does not bring it back");
@@ -756,6 +767,19 @@ mod tests {
             assert!(cache.recall(&recall).attributes);
         }
         assert!(cache.surplus_beyond(9, 4).is_empty());
+    }
+
+    #[test]
+    fn while_a_name_goes_the_authority_is_asked_for_opens() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        let open = Operation::Open { inode: FILE, flags: Default::default() };
+        let unlink = Operation::Unlink { parent: DIRECTORY, name: name() };
+        let after = cache.starts(&unlink);
+        assert!(cache.opens_before(&unlink).is_empty());
+        assert!(cache.answer(&open).is_none(), "the authority would not hear of it in time");
+        cache.install(&unlink, Err(Errno::EIO), after, &[], Issue(2));
+        assert!(cache.answer(&open).is_some());
     }
 
     #[test]
