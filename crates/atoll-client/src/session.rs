@@ -82,7 +82,7 @@ struct Pending {
 
 struct State {
     pending: BTreeMap<u64, Pending>,
-    /// Numbers of mutations without an answer.
+    /// Numbers of requests that are executed once and have no answer.
     unanswered: BTreeSet<u64>,
     next_sequence: u64,
     control: Option<mpsc::UnboundedSender<BytesMut>>,
@@ -148,18 +148,7 @@ impl Session {
         let session = Arc::new(Session {
             config,
             volume: volume.to_owned(),
-            state: Mutex::new(State {
-                pending: BTreeMap::new(),
-                unanswered: BTreeSet::new(),
-                next_sequence: 1,
-                control: None,
-                bulk: None,
-                resume: None,
-                instance: None,
-                away_since: None,
-                opens: HashMap::new(),
-                closed: false,
-            }),
+            state: Mutex::new(State::new()),
             next_id: AtomicU64::new(3),
             keeper,
             read_only: AtomicBool::new(false),
@@ -558,10 +547,26 @@ impl Session {
 }
 
 impl State {
-    /// Number a request if it changes something, and send it. Gives `done` back when it does not fit a frame.
+    fn new() -> State {
+        State {
+            pending: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            next_sequence: 1,
+            control: None,
+            bulk: None,
+            resume: None,
+            instance: None,
+            away_since: None,
+            opens: HashMap::new(),
+            closed: false,
+        }
+    }
+
+    /// Number a request if executing it twice is not the same as once, and send it. Gives `done` back when it does not fit a frame.
     fn send(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
         let lane = lane(&execute.operations);
-        if !execute.made.is_empty() || execute.operations.iter().any(Operation::mutates) {
+        let releases = |operation: &Operation| matches!(operation, Operation::Release { .. });
+        if changes(&execute) || execute.operations.iter().any(releases) {
             execute.sequence = OperationSeq(self.next_sequence);
             self.next_sequence += 1;
             self.unanswered.insert(execute.sequence.0);
@@ -596,8 +601,7 @@ impl State {
 
     /// Requests that change something and have no answer.
     fn take_mutations(&mut self) -> Vec<Pending> {
-        let changes = |pending: &Pending| pending.execute.sequence.0 != 0;
-        let ids: Vec<u64> = self.pending.iter().filter(|(_, p)| changes(p)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.pending.iter().filter(|(_, p)| changes(&p.execute)).map(|(id, _)| *id).collect();
         let lost: Vec<Pending> = ids.iter().filter_map(|id| self.pending.remove(id)).collect();
         for pending in &lost {
             self.unanswered.remove(&pending.execute.sequence.0);
@@ -662,6 +666,10 @@ impl State {
     }
 }
 
+fn changes(execute: &Execute) -> bool {
+    !execute.made.is_empty() || execute.operations.iter().any(Operation::mutates)
+}
+
 /// The inode that this operation opened.
 fn opened(operation: &Operation, result: &Result<Outcome, Errno>) -> Option<InodeId> {
     match (operation, result) {
@@ -714,5 +722,35 @@ impl Admin {
             Some((_, Response::Refused { message })) => Err(ClientError::Refused(message)),
             _ => Err(ClientError::Protocol),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: InodeId = InodeId(7);
+
+    #[test]
+    fn what_must_not_be_executed_twice_is_numbered() {
+        let mut state = State::new();
+        let mut number = |id, operation| {
+            let execute = Execute {
+                caller: Caller::default(),
+                sequence: OperationSeq(0),
+                acknowledged: OperationSeq(0),
+                after: JournalPosition(0),
+                made: Vec::new(),
+                operations: vec![operation],
+            };
+            assert!(state.send(id, execute, Box::new(|_| ())).is_ok());
+            state.pending[&id].execute.sequence.0
+        };
+        assert_eq!(number(1, Operation::SetAttributes { inode: FILE, changes: Default::default() }), 1);
+        assert_eq!(number(3, Operation::GetAttributes { inode: FILE }), 0);
+        // Sent again when it was executed, it would take an open from another descriptor.
+        assert_eq!(number(5, Operation::Release { inode: FILE }), 2);
+        // A session that is over has made the change, or not; that a file is closed stays true.
+        assert_eq!(state.take_mutations().len(), 1);
     }
 }
