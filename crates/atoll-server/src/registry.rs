@@ -89,7 +89,14 @@ impl Registry {
             }
             Err(error) => return Err(fail(error)),
         };
-        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), remembering: Default::default() })
+        Ok(Registry {
+            folder,
+            root,
+            cache_bytes_max,
+            owner,
+            open: parking_lot::Mutex::default(),
+            remembering: Default::default(),
+        })
     }
 
     fn slot(&self, name: &str) -> Slot {

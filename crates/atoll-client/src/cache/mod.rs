@@ -187,7 +187,8 @@ fn uncount(counts: &mut FxHashMap<InodeId, u32>, inodes: [Option<InodeId>; 2]) {
 impl Cache {
     fn node(&mut self, inode: InodeId) -> &mut Node {
         let floor = self.floor;
-        let node = self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() });
+        let node =
+            self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() });
         node.used = self.round;
         node
     }
