@@ -48,12 +48,26 @@ impl Numbers {
     }
 }
 
-/// What a change that is made here does.
+/// A change that was made here.
 struct Effect {
+    at: Timestamp,
     outcome: Outcome,
+    /// What the authority is to execute.
     operation: Operation,
+    /// The number of the inode that it made.
     inode: Option<InodeId>,
     touches: Vec<InodeId>,
+    /// What loses its name by it and is open: the authority must hear of each open before.
+    opens: Vec<InodeId>,
+}
+
+/// An inode to be made.
+struct Birth<'a> {
+    mode: Mode,
+    umask: u32,
+    device: u32,
+    /// Of a symlink.
+    target: Option<&'a Bytes>,
 }
 
 impl Cache {
@@ -68,59 +82,50 @@ impl Cache {
         if !operation.mutates() || self.is_paused() || !self.journal.has_room(2 * limits::IO_BYTES_MAX) {
             return None;
         }
-        let (opens, at, effect) = match operation {
-            O::Write { inode, at, data, drop_privileges } => {
-                let (when, effect) = self.write(*inode, *at, data, *drop_privileges, now)?;
-                (Vec::new(), when, effect)
-            }
-            O::SetAttributes { inode, changes } => {
-                let (when, effect) = self.set_attributes(*inode, changes, now)?;
-                (Vec::new(), when, effect)
-            }
+        let born = |mode, umask| Birth { mode, umask, device: 0, target: None };
+        let effect = match operation {
+            O::Write { inode, at, data, drop_privileges } => self.write(*inode, *at, data, *drop_privileges, now)?,
+            O::SetAttributes { inode, changes } => self.set_attributes(*inode, changes, now)?,
             O::Create { parent, name, permissions, umask, .. } => {
-                let mode = Mode::new(FileKind::Regular, *permissions);
-                let (when, effect) = self.make_inode(caller, *parent, name, mode, *umask, 0, None, now)?;
+                let birth = born(Mode::new(FileKind::Regular, *permissions), *umask);
+                let effect = self.make_inode(caller, *parent, name, birth, now)?;
                 let attributes = *effect.outcome.attributes()?;
                 self.node(attributes.inode).local_opens = 1;
-                let outcome = Outcome::Created { attributes, new: true };
-                (Vec::new(), when, Effect { outcome, ..effect })
+                Effect { outcome: Outcome::Created { attributes, new: true }, ..effect }
             }
             O::MakeNode { parent, name, mode, umask, device } => match mode.kind()? {
                 FileKind::Directory | FileKind::Symlink => return None,
                 _ => {
-                    let (when, effect) = self.make_inode(caller, *parent, name, *mode, *umask, *device, None, now)?;
-                    (Vec::new(), when, effect)
+                    let birth = Birth { device: *device, ..born(*mode, *umask) };
+                    self.make_inode(caller, *parent, name, birth, now)?
                 }
             },
             O::MakeDirectory { parent, name, permissions, umask } => {
-                let mode = Mode::new(FileKind::Directory, *permissions);
-                let (when, effect) = self.make_inode(caller, *parent, name, mode, *umask, 0, None, now)?;
-                (Vec::new(), when, effect)
+                let birth = born(Mode::new(FileKind::Directory, *permissions), *umask);
+                self.make_inode(caller, *parent, name, birth, now)?
             }
             O::MakeSymlink { parent, name, target } => {
                 if target.is_empty() || target.len() > limits::SYMLINK_BYTES_MAX {
                     return None;
                 }
-                let mode = Mode::new(FileKind::Symlink, 0o777);
-                let (when, effect) = self.make_inode(caller, *parent, name, mode, 0, 0, Some(target), now)?;
-                (Vec::new(), when, effect)
+                let birth = Birth { target: Some(target), ..born(Mode::new(FileKind::Symlink, 0o777), 0) };
+                self.make_inode(caller, *parent, name, birth, now)?
             }
             O::Unlink { parent, name } | O::RemoveDirectory { parent, name } => {
-                let is_directory = matches!(operation, O::RemoveDirectory { .. });
-                self.remove(*parent, name, is_directory, operation, now)?
+                self.remove(*parent, name, operation, now)?
             }
             O::Rename { parent, name, new_parent, new_name, mode } => {
                 self.move_name((*parent, name), (*new_parent, new_name), *mode, operation, now)?
             }
             _ => return None,
         };
+        let Effect { at, outcome, operation: change, inode, touches, opens } = effect;
         self.last_made = at;
         let made = |inode| Made { caller, at, inode };
         for opened in opens {
             let operation = O::Open { inode: opened, flags: Default::default() };
             self.journal.push(Change { made: made(None), operation, touches: vec![opened] });
         }
-        let Effect { outcome, operation: change, inode, touches } = effect;
         self.journal.push(Change { made: made(inode), operation: change, touches });
         let entry = !matches!(operation, O::Write { .. } | O::SetAttributes { .. });
         let was_read = |attributes: &Attributes| self.nodes.get(&attributes.inode).is_some_and(|node| node.was_read);
@@ -169,7 +174,7 @@ impl Cache {
         data: &Bytes,
         drop_privileges: bool,
         now: Timestamp,
-    ) -> Option<(Timestamp, Effect)> {
+    ) -> Option<Effect> {
         let mut attributes = self.owned(inode, Rights::INODE_EXCLUSIVE)?;
         if attributes.kind() != FileKind::Regular || data.is_empty() || data.len() > limits::IO_BYTES_MAX {
             return None;
@@ -197,15 +202,10 @@ impl Cache {
         self.put(attributes);
         let operation = Operation::Write { inode, at: WriteAt::Offset(start), data: data.clone(), drop_privileges };
         let outcome = Outcome::Written { offset: start, length, attributes };
-        Some((when, Effect { outcome, operation, inode: None, touches: vec![inode] }))
+        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: Vec::new() })
     }
 
-    fn set_attributes(
-        &mut self,
-        inode: InodeId,
-        changes: &AttributeChanges,
-        now: Timestamp,
-    ) -> Option<(Timestamp, Effect)> {
+    fn set_attributes(&mut self, inode: InodeId, changes: &AttributeChanges, now: Timestamp) -> Option<Effect> {
         let mut attributes = self.owned(inode, Rights::INODE_EXCLUSIVE)?;
         let kind = attributes.kind();
         // An ACL follows the permissions, and capabilities go with the owner.
@@ -242,22 +242,19 @@ impl Cache {
         attributes.modified = changes.modified.map_or(attributes.modified, at);
         self.put(attributes);
         self.node(inode).was_read &= changes.accessed.is_none();
-        let operation = Operation::SetAttributes { inode, changes: *changes };
-        Some((when, Effect { outcome: Outcome::Entry(attributes), operation, inode: None, touches: vec![inode] }))
+        let (outcome, operation) = (Outcome::Entry(attributes), Operation::SetAttributes { inode, changes: *changes });
+        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: Vec::new() })
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn make_inode(
         &mut self,
         caller: Caller,
         parent: InodeId,
         name: &Name,
-        mode: Mode,
-        umask: u32,
-        device: u32,
-        target: Option<&Bytes>,
+        birth: Birth<'_>,
         now: Timestamp,
-    ) -> Option<(Timestamp, Effect)> {
+    ) -> Option<Effect> {
+        let Birth { mode, umask, device, target } = birth;
         let mut directory = self.owned_directory(parent)?;
         if self.named(parent, name)? != Named::Absent || self.nodes.len() >= NODES_MAX {
             return None;
@@ -309,8 +306,8 @@ impl Cache {
             }
             _ => Operation::MakeNode { parent, name, mode, umask, device },
         };
-        let outcome = Outcome::Entry(attributes);
-        Some((when, Effect { outcome, operation, inode: Some(inode), touches: vec![inode, parent] }))
+        let (outcome, touches) = (Outcome::Entry(attributes), vec![inode, parent]);
+        Some(Effect { at: when, outcome, operation, inode: Some(inode), touches, opens: Vec::new() })
     }
 
     /// A name of an owned directory changed.
@@ -322,15 +319,16 @@ impl Cache {
         self.node(parent).names.insert(name.clone(), named);
     }
 
-    /// What would lose its name: its attributes, and its opens that the authority must hear of first.
-    fn victim(&self, inode: InodeId) -> Option<(Attributes, u32)> {
+    /// What would lose its name: a directory only when it is empty.
+    fn victim(&self, inode: InodeId) -> Option<Attributes> {
         let attributes = self.owned(inode, Rights::INODE_EXCLUSIVE)?;
         if attributes.kind() == FileKind::Directory {
             self.owned(inode, Rights::ALL).filter(|directory| directory.size == 0)?;
         }
-        Some((attributes, self.nodes.get(&inode)?.local_opens))
+        Some(attributes)
     }
 
+    /// Answers the opens that the authority must hear of.
     fn drop_link(&mut self, mut victim: Attributes, when: Timestamp) -> Vec<InodeId> {
         let is_directory = victim.kind() == FileKind::Directory;
         victim.links = if is_directory { 0 } else { victim.links.saturating_sub(1) };
@@ -340,19 +338,12 @@ impl Cache {
         vec![victim.inode; opens as usize]
     }
 
-    fn remove(
-        &mut self,
-        parent: InodeId,
-        name: &Name,
-        removes_directory: bool,
-        operation: &Operation,
-        now: Timestamp,
-    ) -> Option<(Vec<InodeId>, Timestamp, Effect)> {
+    fn remove(&mut self, parent: InodeId, name: &Name, operation: &Operation, now: Timestamp) -> Option<Effect> {
         let mut directory = self.owned_directory(parent)?;
         let Named::Child(child) = self.named(parent, name)? else { return None };
-        let (victim, _) = self.victim(child)?;
+        let victim = self.victim(child)?;
         let is_directory = victim.kind() == FileKind::Directory;
-        if is_directory != removes_directory {
+        if is_directory != matches!(operation, Operation::RemoveDirectory { .. }) {
             return None;
         }
         let when = self.time(now, &[&directory, &victim])?;
@@ -361,7 +352,7 @@ impl Cache {
         self.rename_in(directory, when, name, Named::Absent);
         let opens = self.drop_link(victim, when);
         let (operation, touches) = (operation.clone(), vec![child, parent]);
-        Some((opens, when, Effect { outcome: Outcome::Done, operation, inode: None, touches }))
+        Some(Effect { at: when, outcome: Outcome::Done, operation, inode: None, touches, opens })
     }
 
     fn move_name(
@@ -371,7 +362,7 @@ impl Cache {
         mode: RenameMode,
         operation: &Operation,
         now: Timestamp,
-    ) -> Option<(Vec<InodeId>, Timestamp, Effect)> {
+    ) -> Option<Effect> {
         if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
             return None;
         }
@@ -386,7 +377,7 @@ impl Cache {
         }
         let victim = match self.named(new_parent, new_name)? {
             Named::Child(target) if target == child || mode == RenameMode::NoReplace => return None,
-            Named::Child(target) => Some(self.victim(target)?.0),
+            Named::Child(target) => Some(self.victim(target)?),
             _ => None,
         };
         if victim.is_some_and(|victim| moves_directory != (victim.kind() == FileKind::Directory)) {
@@ -413,7 +404,8 @@ impl Cache {
             }
             None => Vec::new(),
         };
-        Some((opens, when, Effect { outcome: Outcome::Done, operation: operation.clone(), inode: None, touches }))
+        let operation = operation.clone();
+        Some(Effect { at: when, outcome: Outcome::Done, operation, inode: None, touches, opens })
     }
 
     /// Let the authority make changes for a while, so that who makes them hears of errors.
