@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Leaving, Recall};
-use atoll_types::limits::COMPOUND_OPERATIONS_MAX;
 use atoll_types::operation::OpenFlags;
 use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
@@ -200,23 +199,17 @@ impl Client {
             }
         }
         drop(answering);
-        let (opens, after, asks) = {
+        let (after, asks) = {
             let mut cache = self.shared.cache.lock();
             let after = cache.starts(&operation);
-            (cache.opens_before(&operation), after, operation.mutates() && cache.wants_numbers())
+            (after, operation.mutates() && cache.wants_numbers())
         };
         if asks {
             self.session.reserve();
         }
         self.shared.want(after);
-        let mut sent: Vec<Operation> = opens.into_iter().map(open).collect();
-        while sent.len() >= COMPOUND_OPERATIONS_MAX {
-            let rest = sent.split_off(COMPOUND_OPERATIONS_MAX - 1);
-            self.session.tell_after(after, std::mem::replace(&mut sent, rest));
-        }
-        let place = sent.len();
-        sent.push(operation.clone());
-        let asked = Asked { id, caller, operation, after, place };
+        let sent = vec![operation.clone()];
+        let asked = Asked { id, caller, operation, after };
         let (shared, done) = (self.shared.clone(), done);
         let install = move |reply: Reply| shared.install(asked, reply, done);
         self.session.submit_kept(id, caller, after, sent, Box::new(install));
@@ -288,8 +281,6 @@ struct Asked {
     operation: Operation,
     /// How much of the journal it was to see.
     after: JournalPosition,
-    /// Its place in the request.
-    place: usize,
 }
 
 /// Ship what stands in the journal, soon, and give up what is too much, as long as the client lives.
@@ -321,8 +312,8 @@ impl Shared {
     /// Keep what an answer allows, and hand it on.
     fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Box<dyn FnOnce(Answer) + Send>) {
         let _answering = self.answering.read();
-        let Asked { id, caller, operation, after, place } = asked;
-        let mut result = reply.at(place).cloned();
+        let Asked { id, caller, operation, after } = asked;
+        let mut result = reply.at(0).cloned();
         if result.is_ok() {
             self.locks.lock().taken(&operation);
         }
@@ -483,7 +474,7 @@ impl Shared {
             let around = self.cache.lock().give_up_around(duty.inode);
             self.give_up(around);
         }
-        if !duty.attributes && duty.names.is_empty() && duty.opens == 0 {
+        if !duty.attributes && duty.names.is_empty() {
             return;
         }
         drop(self.answering.write());
@@ -493,21 +484,6 @@ impl Shared {
             }
             if duty.attributes {
                 kernel.drop_attributes(duty.inode, duty.via, duty.busy);
-            }
-        }
-        if duty.opens > 0 {
-            runtime.block_on(self.tell_opens(duty.inode, duty.opens));
-        }
-    }
-
-    /// The authority counts these opens from now on; it must before it hears that the right is given up.
-    async fn tell_opens(&self, inode: InodeId, count: u32) {
-        let Some(session) = self.session() else { return };
-        for _ in 0..count {
-            let after = self.cache.lock().journal.newest(inode);
-            let opened = session.call_after(Caller::default(), after, vec![open(inode)]).await;
-            if let Some(Err(errno)) = opened.first() {
-                tracing::warn!(%inode, %errno, "an open file is lost");
             }
         }
     }
@@ -562,10 +538,12 @@ impl Keeper for Shared {
     }
 
     fn ended(&self) {
-        let (lost, executed) = {
+        let ((lost, opens), executed) = {
             let mut cache = self.cache.lock();
             (cache.journal.discard(), cache.journal.executed())
         };
+        // The next session is told of them: the files may still be there.
+        self.untold_opens.lock().extend(opens.into_iter().map(|inode| (inode, 1)));
         self.fail(lost.into_iter().map(|inode| (inode, Errno::EIO)).collect());
         self.executed.send_replace(executed);
     }

@@ -22,7 +22,7 @@ const BATCHES_MAX: usize = 4;
 /// What a change takes at most beside its bytes: two names and a header.
 const CHANGE_BYTES: usize = 640;
 
-/// One change, and all inodes on whose attributes, bytes or names it works.
+/// One change, and all inodes on whose attributes, bytes or names it works; or an open, which works on none.
 pub(crate) struct Change {
     pub made: Made,
     pub operation: Operation,
@@ -190,12 +190,19 @@ impl Journal {
         Some(Executed { change, settled, result })
     }
 
-    /// Give up everything that is not executed: the session is over. Answers the inodes whose changes are lost.
-    pub fn discard(&mut self) -> FxHashSet<InodeId> {
-        let lost = self.changes.iter().flat_map(|change| change.touches.iter().copied()).collect();
+    /// Give up everything that is not executed: the session is over. Answers the inodes whose changes are lost, and
+    /// opens that nobody counts.
+    pub fn discard(&mut self) -> (FxHashSet<InodeId>, Vec<InodeId>) {
+        let opened = |change: &Change| match change.operation {
+            Operation::Open { inode, .. } => Some(inode),
+            _ => None,
+        };
+        let opens = self.changes.iter().filter_map(opened).collect();
+        let changed = self.changes.iter().filter(|change| opened(change).is_none());
+        let lost = changed.flat_map(|change| change.touches.iter().copied()).collect();
         let executed = self.executed;
         *self = Journal { executed, shipped: executed, end: executed, life: self.life + 1, ..Journal::default() };
-        lost
+        (lost, opens)
     }
 }
 
@@ -293,7 +300,10 @@ mod tests {
     fn what_is_given_up_is_answered_no_more() {
         let mut journal = journal(2);
         let batch = journal.next_batch(true).unwrap();
-        assert_eq!(journal.discard().into_iter().collect::<Vec<_>>(), [FILE]);
+        let open = Operation::Open { inode: OTHER, flags: Default::default() };
+        journal.push(Change { operation: open, touches: Vec::new(), ..write(OTHER, 0) });
+        let (lost, opens) = journal.discard();
+        assert_eq!((lost.into_iter().collect::<Vec<_>>(), opens), (vec![FILE], vec![OTHER]));
         assert_eq!((journal.end(), journal.life()), (JournalPosition(0), 1));
         journal.push(write(OTHER, 1));
         assert!(journal.answered(0, batch.after, 2, good(2)).is_empty());

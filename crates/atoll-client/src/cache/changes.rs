@@ -5,13 +5,12 @@
 
 use std::time::{Duration, Instant};
 
+use atoll_types::limits;
 use atoll_types::operation::{AttributeChanges, NewTime, RenameMode, WriteAt};
-use atoll_types::{Caller, limits};
-use atoll_wire::Made;
 use bytes::Bytes;
 
 use super::*;
-use crate::journal::{Change, Executed};
+use crate::journal::Executed;
 use crate::session::Reply;
 
 /// More inodes than this are not kept here; then the authority makes what is new, and may refuse to grant it.
@@ -124,7 +123,7 @@ impl Cache {
         let made = |inode| Made { caller, at, inode };
         for opened in opens {
             let operation = O::Open { inode: opened, flags: Default::default() };
-            self.journal.push(Change { made: made(None), operation, touches: vec![opened] });
+            self.journal.push(Change { made: made(None), operation, touches: Vec::new() });
         }
         self.journal.push(Change { made: made(inode), operation: change, touches });
         let entry = !matches!(operation, O::Write { .. } | O::SetAttributes { .. });
@@ -450,6 +449,9 @@ impl Cache {
             self.node(grant.inode).holding.grant(grant);
         }
         for Executed { change, settled, result } in executed {
+            if let (Operation::Open { inode, .. }, Err(errno)) = (&change.operation, &result) {
+                tracing::warn!(%inode, %errno, "an open file is lost");
+            }
             for &inode in &change.touches {
                 let Some(node) = self.nodes.get_mut(&inode) else { continue };
                 // The answer to a later request may have come first.

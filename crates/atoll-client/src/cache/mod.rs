@@ -11,10 +11,13 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
-use atoll_types::{Attributes, Errno, FileKind, InodeId, JournalPosition, Mode, Name, Operation, Outcome, Timestamp};
+use atoll_types::{
+    Attributes, Caller, Errno, FileKind, InodeId, JournalPosition, Mode, Name, Operation, Outcome, Timestamp,
+};
+use atoll_wire::Made;
 use rustc_hash::FxHashMap;
 
-use crate::journal::Journal;
+use crate::journal::{Change, Journal};
 use changes::Numbers;
 
 /// What of an answer the kernel may keep.
@@ -78,8 +81,6 @@ pub(crate) struct Duty {
     pub attributes: bool,
     /// Names that the kernel keeps.
     pub names: Vec<Name>,
-    /// Opens that the authority must hear of.
-    pub opens: u32,
     pub via: Option<InodeId>,
     /// What stands in the journal up to here is to be executed first.
     pub unwritten: Option<JournalPosition>,
@@ -91,7 +92,7 @@ pub(crate) struct Duty {
 
 impl Duty {
     pub fn is_nothing(&self) -> bool {
-        !self.attributes && self.names.is_empty() && self.opens == 0 && self.unwritten.is_none() && !self.exclusive
+        !self.attributes && self.names.is_empty() && self.unwritten.is_none() && !self.exclusive
     }
 }
 
@@ -257,6 +258,9 @@ impl Cache {
     /// A request goes to the authority. Answers how much of the journal it must not miss.
     pub fn starts(&mut self, operation: &Operation) -> JournalPosition {
         use Operation as O;
+        for (inode, count) in self.opens_before(operation) {
+            self.tell_opens(inode, count);
+        }
         count(&mut self.under_way, locked_by(operation));
         count(&mut self.changing, changed_by(operation));
         self.taking += u32::from(takes_name(operation));
@@ -274,13 +278,13 @@ impl Cache {
         match operation {
             // What survives of a session's changes is a beginning of them.
             operation if operation.mutates() => self.journal.end(),
-            O::Sync | O::Statistics => self.journal.end(),
+            // An open may stand anywhere in it.
+            O::Sync | O::Statistics | O::Release { .. } => self.journal.end(),
             O::Lookup { parent: inode, .. }
             | O::Parent { inode }
             | O::GetAttributes { inode }
             | O::ReadSymlink { inode }
             | O::Open { inode, .. }
-            | O::Release { inode }
             | O::Read { inode, .. }
             | O::Seek { inode, .. }
             | O::ReadDirectory { inode, .. }
@@ -493,9 +497,19 @@ impl Cache {
         newest
     }
 
-    /// Opens that the authority must know of before it executes an operation that may take a file's last name:
-    /// it counts them from now on.
-    pub fn opens_before(&mut self, operation: &Operation) -> Vec<InodeId> {
+    /// The authority counts these opens from now on. In the journal, so that whatever takes a name later, here or
+    /// there, comes behind them.
+    fn tell_opens(&mut self, inode: InodeId, count: u32) {
+        let made = Made { caller: Caller::default(), at: self.last_made, inode: None };
+        for _ in 0..count {
+            let operation = Operation::Open { inode, flags: Default::default() };
+            // It changes nothing that is kept.
+            self.journal.push(Change { made, operation, touches: Vec::new() });
+        }
+    }
+
+    /// Opens that the authority must know of before it executes an operation that may take a file's last name.
+    fn opens_before(&mut self, operation: &Operation) -> Vec<(InodeId, u32)> {
         use Operation as O;
         let (parent, name) = match operation {
             O::Unlink { parent, name } | O::Rename { new_parent: parent, new_name: name, .. } => (parent, name),
@@ -503,7 +517,9 @@ impl Cache {
         };
         let mut opens = Vec::new();
         let mut take = |inode: InodeId, node: &mut Node| {
-            opens.extend(std::iter::repeat_n(inode, std::mem::take(&mut node.local_opens) as usize));
+            if node.local_opens > 0 {
+                opens.push((inode, std::mem::take(&mut node.local_opens)));
+            }
         };
         match self.nodes.get(parent).and_then(|directory| directory.names.get(name)) {
             Some(&Named::Child(child)) => {
@@ -548,6 +564,12 @@ impl Cache {
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
         let busy = self.under_way.contains_key(&recall.inode);
+        if let Some(node) = self.nodes.get_mut(&recall.inode)
+            && (node.holding.rights() & recall.rights).overlaps(Rights::INODE)
+        {
+            let opens = std::mem::take(&mut node.local_opens);
+            self.tell_opens(recall.inode, opens);
+        }
         // All of it: what the others will see of our changes is a beginning of them.
         let unwritten = (self.journal.end() > self.journal.executed()).then_some(self.journal.end());
         let mut duty = Duty { inode: recall.inode, busy, unwritten, ..Duty::default() };
@@ -560,7 +582,6 @@ impl Cache {
             node.attributes = None;
             node.is_bare = false;
             duty.attributes = true;
-            duty.opens = std::mem::take(&mut node.local_opens);
             duty.via = node.via.filter(|via| !self.under_way.contains_key(via));
         }
         duty.exclusive = held.overlaps(Rights::INODE_WRITER | Rights::NAMES_WRITER);
@@ -741,8 +762,22 @@ mod tests {
         let open = Operation::Open { inode: FILE, flags: Default::default() };
         assert!(cache.answer(&open).is_some() && cache.answer(&open).is_some());
         let unlink = Operation::Unlink { parent: DIRECTORY, name: name() };
-        assert_eq!(cache.opens_before(&unlink), [FILE, FILE]);
-        assert!(cache.opens_before(&unlink).is_empty() && !cache.release(FILE));
+        assert_eq!(cache.starts(&unlink), JournalPosition(2), "the unlink is executed behind both");
+        let told = cache.journal.next_batch(true).unwrap().operations;
+        assert_eq!(told, [open.clone(), open]);
+        assert!(!cache.release(FILE), "the authority counts them");
+        assert_eq!(cache.position(&Operation::Release { inode: FILE }), JournalPosition(2));
+        assert!(!cache.journal.touches(FILE), "answers of the authority are as good as before");
+    }
+
+    #[test]
+    fn the_authority_hears_of_an_open_before_its_right_is_given_up() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        assert!(cache.answer(&Operation::Open { inode: FILE, flags: Default::default() }).is_some());
+        let duty = cache.recall(&Recall { inode: FILE, rights: Rights::INODE_EXCLUSIVE, issue: Issue(1) });
+        assert_eq!(duty.unwritten, Some(JournalPosition(1)));
+        assert!(!cache.release(FILE));
     }
 
     #[test]
@@ -777,7 +812,6 @@ mod tests {
         let open = Operation::Open { inode: FILE, flags: Default::default() };
         let unlink = Operation::Unlink { parent: DIRECTORY, name: name() };
         let after = cache.starts(&unlink);
-        assert!(cache.opens_before(&unlink).is_empty());
         assert!(cache.answer(&open).is_none(), "the authority would not hear of it in time");
         cache.install(&unlink, Err(Errno::EIO), after, &[], Issue(2));
         assert!(cache.answer(&open).is_some());
