@@ -212,25 +212,16 @@ impl Session {
     }
 
     pub async fn call(&self, caller: Caller, operation: Operation) -> Result<Outcome, Errno> {
-        self.call_after(caller, JournalPosition(0), vec![operation]).await.into_iter().next().unwrap_or(Err(Errno::EIO))
+        self.compound(caller, vec![operation]).await.into_iter().next().unwrap_or(Err(Errno::EIO))
     }
 
     /// Operations in order up to the first that fails, in one round trip.
     pub async fn compound(&self, caller: Caller, operations: Vec<Operation>) -> Results {
-        self.call_after(caller, JournalPosition(0), operations).await
-    }
-
-    pub(crate) async fn call_after(
-        &self,
-        caller: Caller,
-        after: JournalPosition,
-        operations: Vec<Operation>,
-    ) -> Results {
         let (sender, receiver) = oneshot::channel();
         let done = move |reply: Reply| {
             let _ = sender.send(reply.results);
         };
-        self.send(self.own_id(), caller, after, operations, Box::new(done));
+        self.send(self.own_id(), caller, JournalPosition(0), operations, Box::new(done));
         receiver.await.unwrap_or_else(|_| vec![Err(Errno::EIO)])
     }
 
