@@ -62,9 +62,12 @@ impl Loss {
     /// Whether nothing before this event can be lost any more, nor the event itself.
     fn seals(&self, event: &Event) -> bool {
         let is_old = || !event.action.is_read() && event.return_ns.saturating_add(FLUSHED_AFTER_NS) < self.start_ns;
-        let is_seen = || !self.is_by_client(event) && !has_parts(event.object);
-        let is_synced = event.action == Action::Sync && self.is_by_client(event);
-        event.action != Action::Lose && (is_seen() || is_synced || is_old())
+        match event.action {
+            Action::Lose => false,
+            // Of all that its own client has made.
+            Action::Sync => self.is_by_client(event),
+            _ => (!self.is_by_client(event) && !has_parts(event.object)) || is_old(),
+        }
     }
 
     /// Whether the event seals, and comes before the loss in every order.

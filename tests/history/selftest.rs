@@ -1,13 +1,13 @@
 //! The checker on histories made by hand: good ones pass, and each kind of lie is found.
 
 use crate::check::{Verdict, check};
-use crate::history::{ABSENT, Action, Event, NEVER_RETURNED, Object, Random, UNKNOWN_INODE, add_to_sum};
+use crate::history::{ABSENT, Action, Event, LOG_SLOT, NEVER_RETURNED, Object, Random, UNKNOWN_INODE, add_to_sum};
 use crate::loss::FLUSHED_AFTER_NS;
-use crate::models::{State, prepare, step};
+use crate::models::{State, chained, prepare, step};
 
 type Test = (&'static str, fn());
 
-pub const TESTS: [Test; 24] = [
+pub const TESTS: [Test; 27] = [
     ("reads beside a write may see either value", reads_beside_a_write),
     ("a stale read is found", stale_read),
     ("two reads beside a write that go back are found", going_back),
@@ -29,6 +29,9 @@ pub const TESTS: [Test; 24] = [
     ("a lost write of a client that lives, or that comes back, is found", lost_otherwise),
     ("a client that is killed may lose the end of what it appended", unflushed_appends),
     ("a client that is killed may lose the end of what it did to names", unflushed_names),
+    ("the files of a plot keep what they are wherever they are named", files_of_plot),
+    ("a client that is killed may lose the end of all that it did to a plot", unflushed_plot),
+    ("a lost change of a plot that another mount has seen, or that came before such a one, is found", plot_seen),
     ("the search finds what trying every order finds", every_order),
     ("a long history with a loss at its end is decided", long_history_with_loss),
     ("a long history of many at once is decided", long_history),
@@ -69,6 +72,7 @@ fn names(events: &[(Action, u64, u64)]) -> bool {
 }
 
 use Action::{Append, Create, Install, Length, List, Lose, Observe, Present, Read, Remove, Rename, Sync, Take, Write};
+use Action::{Chain, Get, Links, Look, Make, Move, Put, SetMode, Unmake};
 
 fn reads_beside_a_write() {
     assert!(register(&[(Write(2), 10, 20), (Read(1), 11, 12), (Read(2), 13, 14), (Read(2), 21, 22)]));
@@ -300,6 +304,66 @@ fn unflushed_names() {
     assert!(!names(&all(&[beside, see(3, ABSENT, 120)])), "another mount's change is lost");
 }
 
+fn plot(events: &[(usize, (Action, u64, u64))]) -> bool {
+    verdict_by_mount(Object::Plot(0), 0, &[], events)
+}
+
+fn files_of_plot() {
+    let made = [
+        (0, (Make { file: 0, inode: 7 }, 10, 11)),
+        (0, (Put { inode: 7, value: 5 }, 12, 13)),
+        (0, (Move { from: 0 }, 14, 15)),
+        (0, (SetMode { inode: 7, mode: 0o644 }, 16, 17)),
+    ];
+    let then = |more: &[(usize, (Action, u64, u64))]| plot(&[&made[..], more].concat());
+    let look = |mode, is_empty| (1, (Look { inode: 7, mode, is_empty }, 20, 21));
+    assert!(then(&[look(0o644, false), (1, (Get { inode: 7, value: 5 }, 22, 23))]));
+    assert!(then(&[(1, (Observe { slot: 2, inode: 7 }, 20, 21)), (1, (Observe { slot: 0, inode: ABSENT }, 22, 23))]));
+    assert!(!then(&[(1, (Get { inode: 7, value: 4 }, 22, 23))]));
+    assert!(!then(&[look(0o600, false)]) && !then(&[look(0o644, true)]));
+    assert!(then(&[(1, (Unmake { file: 1 }, 20, 21)), (1, (Get { inode: 7, value: 4 }, 22, 23))]), "it has no name");
+    assert!(!then(&[(1, (Unmake { file: 0 }, 20, 21))]));
+    let appended = [(0, (Chain(5), 10, 11)), (1, (Chain(6), 12, 13))];
+    let list = |records: &[u64]| {
+        let inode = records.iter().fold(0, |word, &record| chained(word, record));
+        (0, (Observe { slot: LOG_SLOT, inode }, 20, 21))
+    };
+    assert!(plot(&[&appended[..], &[list(&[5, 6]), (0, (Links(2), 22, 23))]].concat()));
+    assert!(!plot(&[&appended[..], &[list(&[6, 5])]].concat()));
+    assert!(!plot(&[&appended[..], &[(0, (Links(1), 20, 21))]].concat()));
+}
+
+/// A client makes a file, writes to it, and appends to the log; then it is killed.
+const OF_CLIENT: [(usize, (Action, u64, u64)); 3] =
+    [(0, (Make { file: 0, inode: 7 }, 10, 11)), (0, (Put { inode: 7, value: 5 }, 12, 13)), (0, (Chain(9), 14, 15))];
+
+fn survives(before: &[(usize, (Action, u64, u64))], inode: u64, value: Option<u64>, links: u64) -> bool {
+    let mut after = vec![(1, (Observe { slot: 0, inode }, 120, 121)), (1, (Links(links), 124, 125))];
+    after.extend(value.map(|value| (1, (Get { inode, value }, 122, 123))));
+    plot(&[&OF_CLIENT[..], before, &[KILL], &after].concat())
+}
+
+fn unflushed_plot() {
+    assert!(survives(&[], 7, Some(5), 1) && survives(&[], 7, Some(5), 0) && survives(&[], 7, Some(0), 0));
+    assert!(survives(&[], ABSENT, None, 0));
+    assert!(!survives(&[], 7, Some(0), 1), "the middle is lost, and not the end");
+    assert!(!survives(&[], ABSENT, None, 1), "the beginning is lost, and not the end");
+    assert!(!survives(&[(0, (Sync, 30, 31))], 7, Some(5), 0), "synced");
+    assert!(survives(&[(1, (Sync, 30, 31))], 7, Some(5), 0), "another mount has synced what it did itself");
+}
+
+fn plot_seen() {
+    let seen = |action| [(1, (action, 30, 31))];
+    let named = seen(Observe { slot: 0, inode: 7 });
+    assert!(survives(&named, 7, Some(0), 0), "the name was seen, and what came later is lost");
+    assert!(!survives(&named, ABSENT, None, 0));
+    let read = seen(Get { inode: 7, value: 5 });
+    assert!(survives(&read, 7, Some(5), 0) && !survives(&read, 7, Some(0), 0) && !survives(&read, ABSENT, None, 0));
+    assert!(!survives(&seen(Links(1)), 7, Some(0), 1) && !survives(&seen(Links(1)), 7, Some(5), 0));
+    let written = seen(Put { inode: 7, value: 6 });
+    assert!(survives(&written, 7, Some(6), 0) && !survives(&written, 7, Some(5), 0));
+}
+
 /// Whether these events can follow those of the trail, each of which sealed or not and led to a state.
 fn explained(state: State, left: &[Event], trail: &mut Vec<(bool, State)>) -> bool {
     if left.iter().all(Event::is_unknown) {
@@ -319,7 +383,7 @@ fn explained(state: State, left: &[Event], trail: &mut Vec<(bool, State)>) -> bo
         let rest = [&left[..at], &left[at + 1..]].concat();
         nexts.into_iter().any(|next| {
             let of_client = event.mount == 0 && event.call_ns <= KILL.1.2;
-            trail.push((!of_client || event.action == Sync, next));
+            trail.push((of_client == (event.action == Sync), next));
             let is_explained = explained(next, &rest, trail);
             trail.pop();
             is_explained
