@@ -97,8 +97,6 @@ struct Shared {
     /// Held for reading while an answer is made and given to the kernel. Who drops what the kernel keeps holds
     /// it for writing once before: answers made earlier are with the kernel then, later ones know better.
     answering: Arc<RwLock<()>>,
-    /// Opens to be told to the authority when there is a connection.
-    untold_opens: Mutex<Vec<(InodeId, u32)>>,
     /// Changes stand in the journal.
     made: Notify,
     /// Enough to fill a batch.
@@ -137,7 +135,6 @@ impl Client {
             session: OnceLock::new(),
             work,
             answering: Arc::default(),
-            untold_opens: Mutex::default(),
         });
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..RECALL_THREADS {
@@ -538,20 +535,20 @@ impl Keeper for Shared {
     }
 
     fn ended(&self) {
-        let ((lost, opens), executed) = {
+        let (lost, executed) = {
             let mut cache = self.cache.lock();
-            (cache.journal.discard(), cache.journal.executed())
+            let (lost, opens) = cache.journal.discard();
+            // The next session is told of them: the files may still be there.
+            cache.untold(opens);
+            (lost, cache.journal.executed())
         };
-        // The next session is told of them: the files may still be there.
-        self.untold_opens.lock().extend(opens.into_iter().map(|inode| (inode, 1)));
         self.fail(lost.into_iter().map(|inode| (inode, Errno::EIO)).collect());
         self.executed.send_replace(executed);
     }
 
     fn lost(&self) -> oneshot::Receiver<()> {
         self.term.end();
-        let (inodes, opens) = self.cache.lock().clear();
-        self.untold_opens.lock().extend(opens);
+        let inodes = self.cache.lock().clear();
         let (sender, receiver) = oneshot::channel();
         let Some(kernel) = self.kernel.get().cloned() else {
             let _ = sender.send(());
@@ -575,7 +572,7 @@ impl Keeper for Shared {
                 tracing::warn!(files, "locks were lost with the session: their files fail until they are closed");
             }
         }
-        let opens = std::mem::take(&mut *self.untold_opens.lock());
+        let opens = self.cache.lock().take_opens();
         for (inode, count) in opens {
             for _ in 0..count {
                 self.tell(open(inode));

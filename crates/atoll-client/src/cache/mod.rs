@@ -617,14 +617,10 @@ impl Cache {
         (!given_up.rights.is_empty()).then_some(given_up)
     }
 
-    /// Forget everything that rests on leases; answers the inodes that the kernel knows, and the opens that
-    /// the authority does not.
-    pub fn clear(&mut self) -> (Vec<InodeId>, Vec<(InodeId, u32)>) {
-        let (mut known, mut opens) = (Vec::new(), Vec::new());
-        for (&inode, node) in &mut self.nodes {
-            if node.local_opens > 0 {
-                opens.push((inode, std::mem::take(&mut node.local_opens)));
-            }
+    /// Forget everything that rests on leases; answers the inodes that the kernel knows.
+    pub fn clear(&mut self) -> Vec<InodeId> {
+        let mut known = Vec::new();
+        for (&inode, node) in &self.nodes {
             self.floor = self.floor.max(node.holding.newest());
             if node.lookups > 0 || inode == InodeId::ROOT {
                 known.push(inode);
@@ -632,11 +628,26 @@ impl Cache {
         }
         let floor = self.floor;
         self.nodes.retain(|_, node| {
-            let (lookups, via) = (node.lookups, node.via);
-            *node = Node { holding: Holding::since(floor), lookups, via, ..Node::default() };
-            lookups > 0
+            let (lookups, local_opens, via) = (node.lookups, node.local_opens, node.via);
+            *node = Node { holding: Holding::since(floor), lookups, local_opens, via, ..Node::default() };
+            lookups > 0 || local_opens > 0
         });
-        (known, opens)
+        known
+    }
+
+    /// Opens that the authority does not know of; it is told of them at once.
+    pub fn take_opens(&mut self) -> Vec<(InodeId, u32)> {
+        let opens = self.nodes.iter_mut().map(|(inode, node)| (*inode, std::mem::take(&mut node.local_opens)));
+        opens.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The authority has not heard of these opens.
+    pub fn untold(&mut self, opens: Vec<InodeId>) {
+        for inode in opens {
+            if let Some(node) = self.nodes.get_mut(&inode) {
+                node.local_opens += 1;
+            }
+        }
     }
 }
 
@@ -803,6 +814,19 @@ mod tests {
             assert!(cache.recall(&recall).attributes);
         }
         assert!(cache.surplus_beyond(9, 4).is_empty());
+    }
+
+    #[test]
+    fn an_open_outlives_the_connection_and_is_told_before_what_is_asked_for_without_one() {
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        assert!(cache.answer(&Operation::Open { inode: FILE, flags: Default::default() }).is_some());
+        cache.clear();
+        assert_eq!(cache.starts(&Operation::Unlink { parent: DIRECTORY, name: name() }), JournalPosition(1));
+        assert!(cache.take_opens().is_empty(), "the journal tells of it");
+        let (_, opens) = cache.journal.discard();
+        cache.untold(opens);
+        assert_eq!(cache.take_opens(), [(FILE, 1)], "the next session has to hear of it");
     }
 
     #[test]
