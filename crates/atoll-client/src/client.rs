@@ -205,11 +205,10 @@ impl Client {
             self.session.reserve();
         }
         self.shared.want(after);
-        let sent = vec![operation.clone()];
-        let asked = Asked { id, caller, operation, after };
-        let (shared, done) = (self.shared.clone(), done);
+        let asked = Asked { id, caller, operation: operation.clone(), after };
+        let shared = self.shared.clone();
         let install = move |reply: Reply| shared.install(asked, reply, done);
-        self.session.submit_kept(id, caller, after, sent, Box::new(install));
+        self.session.submit_kept(id, caller, after, operation, Box::new(install));
     }
 
     /// Wait until everything that was made here is executed; false when some of it is lost.
@@ -310,7 +309,7 @@ impl Shared {
     fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Box<dyn FnOnce(Answer) + Send>) {
         let _answering = self.answering.read();
         let Asked { id, caller, operation, after } = asked;
-        let mut result = reply.at(0).cloned();
+        let mut result = reply.first().cloned();
         if result.is_ok() {
             self.locks.lock().taken(&operation);
         }
@@ -335,11 +334,11 @@ impl Shared {
             let (shared, again) = (self.clone(), operation.clone());
             let install = move |reply: Reply| {
                 let _answering = shared.answering.read();
-                let result = reply.at(0);
+                let result = reply.first();
                 let kept = shared.cache.lock().install(&operation, result, after, &reply.grants, reply.order);
                 done(Answer::kept(result.cloned(), kept, shared.left()));
             };
-            return session.submit_kept(id, caller, after, vec![again], Box::new(install));
+            return session.submit_kept(id, caller, after, again, Box::new(install));
         }
         done(Answer::kept(result, kept, self.left()));
     }
@@ -373,7 +372,7 @@ impl Shared {
         let after = self.cache.lock().position(&operation);
         self.want(after);
         if let Some(session) = self.session() {
-            session.tell_after(after, vec![operation]);
+            session.tell_after(after, operation);
         }
     }
 

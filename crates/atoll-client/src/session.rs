@@ -42,12 +42,12 @@ impl Reply {
         Reply { results: vec![Err(errno)], grants: Vec::new(), order: Issue::default() }
     }
 
-    /// The result of the operation at this place of the request, or of the one that stopped it before.
-    pub fn at(&self, place: usize) -> Result<&Outcome, Errno> {
-        match self.results.get(place).or(self.results.last()) {
-            Some(Ok(outcome)) if self.results.len() > place => Ok(outcome),
+    /// The result of a request of one operation.
+    pub fn first(&self) -> Result<&Outcome, Errno> {
+        match self.results.first() {
+            Some(Ok(outcome)) => Ok(outcome),
             Some(Err(errno)) => Err(*errno),
-            _ => Err(Errno::EIO),
+            None => Err(Errno::EIO),
         }
     }
 }
@@ -178,7 +178,7 @@ impl Session {
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
     ) {
         let one = |reply: Reply| done(reply.results.into_iter().next().unwrap_or(Err(Errno::EIO)));
-        self.submit_kept(id, caller, JournalPosition(0), vec![operation], Box::new(one));
+        self.submit_kept(id, caller, JournalPosition(0), operation, Box::new(one));
     }
 
     /// The same for who may keep the answer.
@@ -187,11 +187,11 @@ impl Session {
         id: u64,
         caller: Caller,
         after: JournalPosition,
-        operations: Vec<Operation>,
+        operation: Operation,
         done: Done,
     ) {
         debug_assert!(id.is_multiple_of(2));
-        self.send(id, caller, after, operations, done);
+        self.send(id, caller, after, vec![operation], done);
     }
 
     /// Ask for inode numbers. False without a connection.
@@ -227,12 +227,12 @@ impl Session {
 
     /// Send one operation whose result nobody waits for.
     pub fn tell(&self, operation: Operation) {
-        self.tell_after(JournalPosition(0), vec![operation]);
+        self.tell_after(JournalPosition(0), operation);
     }
 
-    /// Send operations whose results nobody waits for.
-    pub(crate) fn tell_after(&self, after: JournalPosition, operations: Vec<Operation>) {
-        self.send(self.own_id(), Caller::default(), after, operations, Box::new(|_| ()));
+    /// The same, behind what stands in the journal up to `after`.
+    pub(crate) fn tell_after(&self, after: JournalPosition, operation: Operation) {
+        self.send(self.own_id(), Caller::default(), after, vec![operation], Box::new(|_| ()));
     }
 
     fn own_id(&self) -> u64 {

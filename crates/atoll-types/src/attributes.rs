@@ -37,6 +37,18 @@ impl Mode {
         self.0 & Self::PERMISSION_MASK
     }
 
+    /// Without set-uid, and without set-gid where it means "run as the group"; on a directory they mean something else.
+    pub fn without_privileges(self) -> Self {
+        if self.kind() == Some(FileKind::Directory) {
+            return self;
+        }
+        let mut bits = self.0 & !Self::SET_UID;
+        if bits & Self::GROUP_EXEC != 0 {
+            bits &= !Self::SET_GID;
+        }
+        Mode(bits)
+    }
+
     /// `None` for type bits that no file has.
     pub fn kind(self) -> Option<FileKind> {
         FileKind::from_bits(self.0)

@@ -57,7 +57,7 @@ struct Effect {
     inode: Option<InodeId>,
     touches: Vec<InodeId>,
     /// What loses its name by it and is open: the authority must hear of each open before.
-    opens: Vec<InodeId>,
+    opens: Option<(InodeId, u32)>,
 }
 
 /// An inode to be made.
@@ -120,12 +120,11 @@ impl Cache {
         };
         let Effect { at, outcome, operation: change, inode, touches, opens } = effect;
         self.last_made = at;
-        let made = |inode| Made { caller, at, inode };
-        for opened in opens {
-            let operation = O::Open { inode: opened, flags: Default::default() };
-            self.journal.push(Change { made: made(None), operation, touches: Vec::new() });
+        let made = Made { caller, at, inode };
+        if let Some((opened, count)) = opens {
+            self.tell_opens(opened, count);
         }
-        self.journal.push(Change { made: made(inode), operation: change, touches });
+        self.journal.push(Change { made, operation: change, touches });
         let entry = !matches!(operation, O::Write { .. } | O::SetAttributes { .. });
         let was_read = |attributes: &Attributes| self.nodes.get(&attributes.inode).is_some_and(|node| node.was_read);
         let attributes = !outcome.attributes().is_some_and(was_read);
@@ -196,12 +195,12 @@ impl Cache {
         attributes.modified = when;
         attributes.changed = when;
         if drop_privileges {
-            attributes.mode = without_privileges(attributes.mode);
+            attributes.mode = attributes.mode.without_privileges();
         }
         self.put(attributes);
         let operation = Operation::Write { inode, at: WriteAt::Offset(start), data: data.clone(), drop_privileges };
         let outcome = Outcome::Written { offset: start, length, attributes };
-        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: Vec::new() })
+        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: None })
     }
 
     fn set_attributes(&mut self, inode: InodeId, changes: &AttributeChanges, now: Timestamp) -> Option<Effect> {
@@ -227,7 +226,7 @@ impl Cache {
         attributes.uid = changes.uid.unwrap_or(attributes.uid);
         attributes.gid = changes.gid.unwrap_or(attributes.gid);
         if changes.drop_privileges {
-            attributes.mode = without_privileges(attributes.mode);
+            attributes.mode = attributes.mode.without_privileges();
         }
         if let Some(permissions) = changes.permissions {
             attributes.mode = Mode::new(kind, permissions);
@@ -242,7 +241,7 @@ impl Cache {
         self.put(attributes);
         self.node(inode).was_read &= changes.accessed.is_none();
         let (outcome, operation) = (Outcome::Entry(attributes), Operation::SetAttributes { inode, changes: *changes });
-        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: Vec::new() })
+        Some(Effect { at: when, outcome, operation, inode: None, touches: vec![inode], opens: None })
     }
 
     fn make_inode(
@@ -306,7 +305,7 @@ impl Cache {
             _ => Operation::MakeNode { parent, name, mode, umask, device },
         };
         let (outcome, touches) = (Outcome::Entry(attributes), vec![inode, parent]);
-        Some(Effect { at: when, outcome, operation, inode: Some(inode), touches, opens: Vec::new() })
+        Some(Effect { at: when, outcome, operation, inode: Some(inode), touches, opens: None })
     }
 
     /// A name of an owned directory changed.
@@ -328,13 +327,12 @@ impl Cache {
     }
 
     /// Answers the opens that the authority must hear of.
-    fn drop_link(&mut self, mut victim: Attributes, when: Timestamp) -> Vec<InodeId> {
+    fn drop_link(&mut self, mut victim: Attributes, when: Timestamp) -> Option<(InodeId, u32)> {
         let is_directory = victim.kind() == FileKind::Directory;
         victim.links = if is_directory { 0 } else { victim.links.saturating_sub(1) };
         victim.changed = when;
         self.put(victim);
-        let opens = std::mem::take(&mut self.node(victim.inode).local_opens);
-        vec![victim.inode; opens as usize]
+        Some((victim.inode, std::mem::take(&mut self.node(victim.inode).local_opens)))
     }
 
     fn remove(&mut self, parent: InodeId, name: &Name, operation: &Operation, now: Timestamp) -> Option<Effect> {
@@ -401,7 +399,7 @@ impl Cache {
                 touches.push(victim.inode);
                 self.drop_link(victim, when)
             }
-            None => Vec::new(),
+            None => None,
         };
         let operation = operation.clone();
         Some(Effect { at: when, outcome: Outcome::Done, operation, inode: None, touches, opens })
@@ -518,16 +516,6 @@ impl Cache {
         let release = |child: InodeId| self.nodes.get_mut(&child).map(|node| node.holding.release(child, exclusive));
         held.into_iter().filter_map(release).collect()
     }
-}
-
-/// See `drop_privileges` of the volume.
-fn without_privileges(mode: Mode) -> Mode {
-    let Some(kind) = mode.kind().filter(|kind| *kind != FileKind::Directory) else { return mode };
-    let mut permissions = mode.permissions() & !Mode::SET_UID;
-    if permissions & Mode::GROUP_EXEC != 0 {
-        permissions &= !Mode::SET_GID;
-    }
-    Mode::new(kind, permissions)
 }
 
 #[cfg(test)]

@@ -116,13 +116,11 @@ pub(crate) struct Cache {
     floor: Issue,
 }
 
-/// The inodes of which the kernel holds a lock while it waits for the operation.
-fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
+/// The directories whose names the operation changes.
+fn renamed_in(operation: &Operation) -> [Option<InodeId>; 2] {
     use Operation as O;
     match operation {
-        O::Lookup { parent, .. }
-        | O::Create { parent, .. }
-        | O::CreateUnnamed { parent, .. }
+        O::Create { parent, .. }
         | O::MakeNode { parent, .. }
         | O::MakeDirectory { parent, .. }
         | O::MakeSymlink { parent, .. }
@@ -130,8 +128,20 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
         | O::Unlink { parent, .. }
         | O::RemoveDirectory { parent, .. } => [Some(*parent), None],
         O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
-        O::ReadDirectory { inode, .. } | O::Read { inode, .. } | O::Write { inode, .. } => [Some(*inode), None],
         _ => [None, None],
+    }
+}
+
+/// The inodes of which the kernel holds a lock while it waits for the operation.
+fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
+    use Operation as O;
+    match operation {
+        O::Lookup { parent: inode, .. }
+        | O::CreateUnnamed { parent: inode, .. }
+        | O::ReadDirectory { inode, .. }
+        | O::Read { inode, .. }
+        | O::Write { inode, .. } => [Some(*inode), None],
+        _ => renamed_in(operation),
     }
 }
 
@@ -139,14 +149,7 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
 fn changed_by(operation: &Operation) -> [Option<InodeId>; 2] {
     use Operation as O;
     match operation {
-        O::Create { parent, .. }
-        | O::MakeNode { parent, .. }
-        | O::MakeDirectory { parent, .. }
-        | O::MakeSymlink { parent, .. }
-        | O::Unlink { parent, .. }
-        | O::RemoveDirectory { parent, .. } => [Some(*parent), None],
         O::Link { inode, parent, .. } => [Some(*inode), Some(*parent)],
-        O::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
         O::SetAttributes { inode, .. }
         | O::Write { inode, .. }
         | O::Allocate { inode, .. }
@@ -154,7 +157,7 @@ fn changed_by(operation: &Operation) -> [Option<InodeId>; 2] {
         | O::SetXattr { inode, .. }
         | O::RemoveXattr { inode, .. } => [Some(*inode), None],
         O::Open { inode, flags } if flags.truncate => [Some(*inode), None],
-        _ => [None, None],
+        _ => renamed_in(operation),
     }
 }
 

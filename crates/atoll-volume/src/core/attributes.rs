@@ -4,20 +4,7 @@ use atoll_types::operation::{AttributeChanges, NewTime};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Timestamp, limits};
 
 use super::{Core, Step};
-use crate::format::InodeRecord;
 use crate::{acl, extents::Changes};
-
-/// Clear set-uid, and set-gid where it means "run as the group"; on a directory they mean something else.
-pub(super) fn drop_privileges(record: &mut InodeRecord) {
-    if record.kind() == FileKind::Directory {
-        return;
-    }
-    let mut permissions = record.mode.permissions() & !Mode::SET_UID;
-    if permissions & Mode::GROUP_EXEC != 0 {
-        permissions &= !Mode::SET_GID;
-    }
-    record.mode = Mode::new(record.kind(), permissions);
-}
 
 impl Core {
     pub fn set_attributes(&mut self, inode: InodeId, changes: &AttributeChanges) -> Step<Attributes> {
@@ -70,7 +57,7 @@ impl Core {
                 record.gid = changes.gid.unwrap_or(record.gid);
             }
             if changes.drop_privileges {
-                drop_privileges(record);
+                record.mode = record.mode.without_privileges();
             }
             if let Some(permissions) = changes.permissions {
                 record.mode = Mode::new(kind, permissions);

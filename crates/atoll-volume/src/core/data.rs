@@ -5,7 +5,6 @@ use atoll_blob::Location;
 use atoll_types::operation::{AllocateMode, SeekTo, WriteAt};
 use atoll_types::{Attributes, ByteRange, Errno, FileKind, InodeId, limits};
 
-use super::attributes::drop_privileges;
 use super::{Core, Step};
 use crate::extents::{Changes, Extent, Piece};
 
@@ -85,7 +84,7 @@ impl Core {
             record.modified = now;
             record.changed = now;
             if drop {
-                drop_privileges(record);
+                record.mode = record.mode.without_privileges();
             }
         });
         self.order();
