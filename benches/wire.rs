@@ -36,12 +36,17 @@ fn name(number: u64) -> Name {
     Name::new(format!("name-{number:09}").into_bytes()).unwrap()
 }
 
+const AT: Timestamp = Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 };
+
 fn execute(operations: Vec<Operation>, made: Vec<Made>) -> Request {
     Request::Execute(Execute {
         caller: Caller { uid: 1000, gid: 1000, pid: 4321 },
         sequence: OperationSeq(54_321),
         acknowledged: OperationSeq(54_320),
+        released: OperationSeq(54_000),
         after: JournalPosition(12_345),
+        journal: !made.is_empty(),
+        again: None,
         made,
         operations,
     })
@@ -63,12 +68,11 @@ fn listing(c: &mut Criterion) {
     let grant = |entry: &DirectoryEntry| Grant { inode: entry.inode, rights: Rights::INODE, issue: Issue(1 << 30) };
     let grants = entries.iter().map(grant).collect();
     let results = vec![Ok(Outcome::Listing { entries, end: false })];
-    let reply = Response::Results { results, grants, order: Issue(1 << 30) };
+    let reply = Response::Results { results, grants, order: Issue(1 << 30), at: AT, durable: Issue(1) };
     message(c, "a reply with 512 names, attributes and grants", &reply);
 }
 
 fn attributes() -> Attributes {
-    let time = Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 };
     Attributes {
         inode: InodeId(123_456),
         mode: Mode::new(FileKind::Regular, 0o644),
@@ -78,17 +82,17 @@ fn attributes() -> Attributes {
         device: 0,
         size: 4096,
         allocated: 4096,
-        accessed: time,
-        modified: time,
-        changed: time,
-        created: time,
+        accessed: AT,
+        modified: AT,
+        changed: AT,
+        created: AT,
     }
 }
 
 fn journal(c: &mut Criterion) {
     let made = |number| Made {
         caller: Caller { uid: 1000, gid: 1000, pid: 4321 },
-        at: Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 },
+        at: AT,
         inode: Some(InodeId(123_456 + number)),
     };
     let create = |number| Operation::Create {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod coherence;
+mod crash;
 mod exerciser;
 mod harness;
 mod journal;

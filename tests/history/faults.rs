@@ -26,10 +26,12 @@ pub enum Kind {
     Kill,
     /// All connections of the mount break.
     Cut,
+    /// SIGKILL of the server, and a new one after a while.
+    Crash,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::Freeze, Kind::Kill, Kind::Cut];
+    pub const ALL: [Kind; 4] = [Kind::Freeze, Kind::Kill, Kind::Cut, Kind::Crash];
 }
 
 /// What may go wrong in a round.
@@ -50,7 +52,8 @@ const STALL_MAX: Duration = Duration::from_millis(300);
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     pub kind: Kind,
-    pub mount: usize,
+    /// None when it was the server's.
+    pub mount: Option<usize>,
     pub start_ns: u64,
     pub end_ns: u64,
 }
@@ -61,10 +64,10 @@ fn a_while(random: &mut Random, Range { start, end }: Range<Duration>) -> Durati
     start + Duration::from_millis(random.below((end - start).as_millis() as u64))
 }
 
-/// Let one fault of these kinds happen to a mount in the middle of its work, and mend it.
+/// Let one fault of these kinds happen in the middle of the work, and mend it.
 pub fn inject(
     menu: Menu<'_>,
-    site: &Site,
+    site: &mut Site,
     mounts: &mut [Mount],
     random: &mut Random,
     common: &Common,
@@ -110,8 +113,22 @@ pub fn inject(
             }
             wait_for(progress, 1 + random.below(60));
         }
+        Kind::Crash => {
+            site.kill();
+            drop(stalled);
+            std::thread::sleep(Duration::from_millis(random.below(500)));
+            site.start();
+            // Sometimes while mounts make again what the first one took.
+            for _ in 0..random.below(3) {
+                std::thread::sleep(Duration::from_millis(random.below(200)));
+                site.kill();
+                site.start();
+            }
+            wait_for(progress, 1 + random.below(60));
+        }
     }
-    Window { kind, mount: number, start_ns, end_ns: common.now_ns() }
+    let mount = (kind != Kind::Crash).then_some(number);
+    Window { kind, mount, start_ns, end_ns: common.now_ns() }
 }
 
 /// Wait until workers have done so many operations more. Those that wait for nothing have stopped: no reason to wait.
@@ -148,7 +165,7 @@ impl Waits {
         let overlaps = |window: &Window, after: Duration| {
             event.call_ns <= window.end_ns + after.as_nanos() as u64 && event.return_ns >= window.start_ns
         };
-        let suffers = |window: &&Window| window.mount == event.mount && overlaps(window, RECOVERY_MAX);
+        let suffers = |window: &&Window| window.mount == Some(event.mount) && overlaps(window, RECOVERY_MAX);
         if event.is_unknown() || windows.iter().any(|window| suffers(&window)) {
             return;
         }

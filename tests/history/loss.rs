@@ -33,9 +33,9 @@ impl Loss {
         let is_end = match kind {
             Kind::Kill => true,
             Kind::Freeze => end_ns - start_ns >= FENCED_AFTER_NS,
-            Kind::Cut => false,
+            Kind::Cut | Kind::Crash => false,
         };
-        is_end.then_some(Loss { mount, start_ns, end_ns })
+        is_end.then_some(Loss { mount: mount?, start_ns, end_ns })
     }
 
     pub fn event(&self, object: Object) -> Event {

@@ -93,7 +93,7 @@ pub fn run(plan: &Plan) -> (Report, Option<Finding>) {
         scenario.rounds(&mut report)?;
         report.elapsed = start.elapsed();
         if plan.work == Work::Alone {
-            report.alone = scenario.made_alone();
+            report.alone = scenario.made_alone() + scenario.alone_before;
             if report.alone * 100 < report.changes * ALONE_PERCENT_MIN {
                 let (alone, all) = (report.alone, report.changes);
                 return Err(Finding::Defect(format!(
@@ -115,6 +115,8 @@ struct Scenario<'a> {
     states: HashMap<Object, State>,
     /// Changes of unknown fate that may still happen.
     pending: Vec<Event>,
+    /// Changes that were made alone, as servers that died have counted them.
+    alone_before: u64,
     random: Random,
     // Before the server, so that it goes first.
     mounts: Vec<Mount>,
@@ -162,6 +164,7 @@ impl Scenario<'_> {
             observers,
             states: HashMap::new(),
             pending: Vec::new(),
+            alone_before: 0,
             random: Random::new(plan.seed),
             mounts,
             site,
@@ -208,8 +211,14 @@ impl Scenario<'_> {
             let (kinds, freeze) = (&self.plan.faults, self.plan.freeze_min..self.plan.freeze_max);
             let (warm_up, has_stalls) = if plots.is_some() { (1_500, true) } else { (100, false) };
             let menu = faults::Menu { kinds, freeze, warm_up, has_stalls };
-            let (site, mounts, random) = (&self.site, &mut self.mounts, &mut self.random);
-            report.windows.push(faults::inject(menu, site, mounts, random, &common, &progress));
+            let alone = self.made_alone();
+            let (site, mounts, random) = (&mut self.site, &mut self.mounts, &mut self.random);
+            let window = faults::inject(menu, site, mounts, random, &common, &progress);
+            if window.kind == faults::Kind::Crash {
+                // The figure dies with the server.
+                self.alone_before += alone;
+            }
+            report.windows.push(window);
             if plots.is_some() {
                 std::thread::sleep(AFTER_FAULT);
             }

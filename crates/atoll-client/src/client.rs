@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use atoll_lease::{Leaving, Recall};
+use atoll_lease::{Issue, Leaving, Recall};
 use atoll_types::operation::OpenFlags;
 use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
@@ -16,8 +16,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::cache::{Cache, Duty, Kept};
 use crate::clock::{Moment, Offset, Term};
 use crate::held_locks::HeldLocks;
-use crate::journal::Batch;
-use crate::session::{Done, Keeper, Reply};
+use crate::journal::{Batch, Executed};
+use crate::session::{Done, Keeper, Reply, Results};
 use crate::{ClientConfig, ClientError, Session};
 
 /// Recalls that are carried out at a time.
@@ -184,7 +184,11 @@ impl Client {
             }
             if let Some((result, kept)) = cache.make(caller, &operation, self.shared.clock.now()) {
                 let (asks, is_full) = (cache.wants_numbers(), cache.journal.is_full());
+                let presses = cache.journal.presses();
                 drop(cache);
+                if presses {
+                    self.session.press();
+                }
                 self.shared.made.notify_one();
                 if is_full {
                     self.shared.full.notify_one();
@@ -222,8 +226,12 @@ impl Client {
     pub async fn close(&self) {
         // Without a server this takes as long as a call waits for one.
         let timeout = self.session.reply_timeout();
-        if tokio::time::timeout(timeout, self.flush()).await != Ok(true) {
-            tracing::error!("changes that were not written back are lost");
+        let saved = async {
+            let is_whole = self.flush().await;
+            is_whole && self.session.call(Caller::default(), Operation::Sync).await.is_ok()
+        };
+        if tokio::time::timeout(timeout, saved).await != Ok(true) {
+            tracing::error!("changes that were not made durable may be lost");
         }
         self.session.close().await;
     }
@@ -377,11 +385,23 @@ impl Shared {
     }
 
     /// A batch of the journal was answered.
-    fn shipped(&self, life: u32, after: JournalPosition, count: usize, reply: Reply) {
+    fn shipped(&self, voyage: u32, after: JournalPosition, count: usize, reply: Reply) {
+        let answered = self.cache.lock().journal.answered(voyage, after, count, reply);
+        let given_up = self.executed(answered);
+        self.give_up(given_up);
+        if let Some(session) = self.session() {
+            session.ship(false);
+        }
+        // What was made meanwhile goes when it has waited for others.
+        self.made.notify_one();
+    }
+
+    /// Changes of the journal were executed. Answers what is given up because the kernel had forgotten it before.
+    fn executed(&self, answered: Vec<(Vec<Executed>, Reply)>) -> Vec<Recall> {
         let (mut failed, mut given_up) = (Vec::new(), Vec::new());
         let executed = {
             let mut cache = self.cache.lock();
-            for (changes, reply) in cache.journal.answered(life, after, count, reply) {
+            for (changes, reply) in answered {
                 let (errors, forgotten) = cache.executed(changes, &reply);
                 failed.extend(errors);
                 given_up.extend(forgotten);
@@ -393,14 +413,7 @@ impl Shared {
         };
         self.fail(failed);
         self.executed.send_replace(executed);
-        if let Some(session) = self.session() {
-            if !given_up.is_empty() {
-                session.give_up(given_up);
-            }
-            session.ship(false);
-        }
-        // What was made meanwhile goes when it has waited for others.
-        self.made.notify_one();
+        given_up
     }
 
     /// Changes of these inodes are lost.
@@ -518,11 +531,11 @@ impl Keeper for Shared {
     fn next_batch(&self, idle: bool) -> Option<(Batch, Done)> {
         let mut cache = self.cache.lock();
         let batch = cache.journal.next_batch(idle)?;
-        let (life, after, count) = (cache.journal.life(), batch.after, batch.made.len());
+        let (voyage, after, count) = (cache.journal.voyage(), batch.after, batch.made.len());
         let shared = self.this.clone();
         let done = move |reply: Reply| {
             if let Some(shared) = shared.upgrade() {
-                shared.shipped(life, after, count, reply);
+                shared.shipped(voyage, after, count, reply);
             }
         };
         Some((batch, Box::new(done)))
@@ -533,10 +546,42 @@ impl Keeper for Shared {
         (cache.journal.executed(), cache.journal.end())
     }
 
-    fn ended(&self) {
+    fn durable(&self, order: Issue) {
+        self.cache.lock().journal.durable(order);
+    }
+
+    fn restarted(&self, position: JournalPosition) -> bool {
+        let Some(answered) = self.cache.lock().journal.restarted(position) else {
+            tracing::error!("the server misses changes that were durable: it was brought back from an older copy");
+            return false;
+        };
+        // The server holds no rights of this session to be given up.
+        self.executed(answered);
+        true
+    }
+
+    fn next_again(&self, since: Issue) -> Option<(Issue, Batch)> {
+        self.cache.lock().journal.next_again(since)
+    }
+
+    fn made_again(&self, after: JournalPosition, count: usize, results: &Results, order: Issue) {
+        let lost = {
+            let mut cache = self.cache.lock();
+            let lost = cache.journal.failed_again(after, results);
+            cache.journal.made_again(after, count, order);
+            lost
+        };
+        self.fail(lost);
+    }
+
+    fn lost_changes(&self, inodes: Vec<(InodeId, Errno)>) {
+        self.fail(inodes);
+    }
+
+    fn ended(&self, all: bool) {
         let (lost, executed) = {
             let mut cache = self.cache.lock();
-            let (lost, opens) = cache.journal.discard();
+            let (lost, opens) = cache.journal.discard(all);
             // The next session is told of them: the files may still be there.
             cache.untold(opens);
             (lost, cache.journal.executed())
@@ -563,14 +608,17 @@ impl Keeper for Shared {
         receiver
     }
 
-    fn connected(&self, resumed: bool) {
-        if !resumed {
+    fn connected(&self, is_same: bool) {
+        if !is_same {
             self.cache.lock().forget_numbers();
             let files = self.locks.lock().lose();
             if files > 0 {
                 tracing::warn!(files, "locks were lost with the session: their files fail until they are closed");
             }
         }
+    }
+
+    fn returned(&self) {
         let opens = self.cache.lock().take_opens();
         for (inode, count) in opens {
             for _ in 0..count {

@@ -1,11 +1,13 @@
 //! Changes that were made here before the authority was asked, under rights that exclude everybody else.
 //!
-//! They are shipped in order, in batches, soon after. Invariant: `executed` ≤ `shipped` ≤ `end`, and `changes`
-//! holds exactly what stands behind `executed`: what the authority may not have yet. Nothing that rests on these
-//! changes is given up, and no request that could miss them is executed, before they are.
+//! They are shipped in order, in batches, soon after. Invariant: `durable` ≤ `executed` ≤ `shipped` ≤ `end`, and
+//! `changes` holds exactly what stands behind `durable`: what a crash of the server may take from it. Nothing that rests
+//! on these changes is given up, and no request that could miss them is executed, before they are executed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use atoll_lease::Issue;
 use atoll_types::limits::{COMPOUND_OPERATIONS_MAX, IO_BYTES_MAX};
 use atoll_types::{Errno, InodeId, JournalPosition, Operation, Outcome};
 use atoll_wire::Made;
@@ -38,15 +40,24 @@ pub(crate) struct Batch {
 
 /// A change that the authority has executed, and its result.
 pub(crate) struct Executed {
-    pub change: Change,
+    pub change: Arc<Change>,
     /// Inodes of which it was the newest change.
     pub settled: Vec<InodeId>,
     pub result: Result<Outcome, Errno>,
 }
 
+/// Changes up to `end` that were executed together, by then, and may not be durable.
+struct Kept {
+    end: u64,
+    order: Issue,
+}
+
 #[derive(Default)]
 pub(crate) struct Journal {
-    changes: VecDeque<Change>,
+    changes: VecDeque<Arc<Change>>,
+    durable: u64,
+    /// What was executed and is not known to be durable, in order.
+    kept: VecDeque<Kept>,
     executed: u64,
     shipped: u64,
     end: u64,
@@ -57,6 +68,8 @@ pub(crate) struct Journal {
     unshipped_bytes: usize,
     /// Grows when everything is given up.
     life: u32,
+    /// Grows when what is on its way is to be shipped anew: answers from before are nobody's.
+    voyage: u32,
     /// Answers to batches that overtook others, by what they stand behind.
     answers: BTreeMap<u64, (usize, Reply)>,
     /// The newest change of each inode.
@@ -81,9 +94,19 @@ impl Journal {
         self.changes.len() < CHANGES_MAX && self.bytes + bytes <= BYTES_MAX
     }
 
+    /// Whether so much is kept that it should become durable soon.
+    pub fn presses(&self) -> bool {
+        self.changes.len() > CHANGES_MAX / 2 || self.bytes > BYTES_MAX / 2
+    }
+
     /// Grows when everything is given up.
     pub fn life(&self) -> u32 {
         self.life
+    }
+
+    /// Of batches that are shipped now: see [`Journal::answered`].
+    pub fn voyage(&self) -> u32 {
+        self.voyage
     }
 
     pub fn end(&self) -> JournalPosition {
@@ -111,7 +134,7 @@ impl Journal {
         for &inode in &change.touches {
             self.touched.insert(inode, self.end);
         }
-        self.changes.push_back(change);
+        self.changes.push_back(Arc::new(change));
     }
 
     /// Everything up to here is waited for.
@@ -131,10 +154,18 @@ impl Journal {
         if unshipped == 0 || !is_due || self.batches >= BATCHES_MAX {
             return None;
         }
-        let after = JournalPosition(self.shipped);
-        let mut batch = Batch { after, made: Vec::new(), operations: Vec::new() };
+        let (batch, bytes) = self.batch(self.shipped, self.end);
+        self.shipped += batch.made.len() as u64;
+        self.unshipped_bytes -= bytes;
+        self.batches += 1;
+        Some(batch)
+    }
+
+    /// As many of the changes behind `after`, up to `end`, as fit a request, and their bytes.
+    fn batch(&self, after: u64, end: u64) -> (Batch, usize) {
+        let mut batch = Batch { after: JournalPosition(after), made: Vec::new(), operations: Vec::new() };
         let mut bytes = 0;
-        for change in self.changes.range(self.changes.len() - unshipped..) {
+        for change in self.changes.range((after - self.durable) as usize..(end - self.durable) as usize) {
             let cost = cost(&change.operation);
             if batch.made.len() == COMPOUND_OPERATIONS_MAX || (bytes + cost > IO_BYTES_MAX && !batch.made.is_empty()) {
                 break;
@@ -143,23 +174,20 @@ impl Journal {
             batch.made.push(change.made);
             batch.operations.push(change.operation.clone());
         }
-        self.shipped += batch.made.len() as u64;
-        self.unshipped_bytes -= bytes;
-        self.batches += 1;
-        Some(batch)
+        (batch, bytes)
     }
 
     /// A batch of `count` changes was answered. Answers what was executed by now, in order, with the position of
     /// its batch among all operations of the volume.
     pub fn answered(
         &mut self,
-        life: u32,
+        voyage: u32,
         after: JournalPosition,
         count: usize,
         reply: Reply,
     ) -> Vec<(Vec<Executed>, Reply)> {
         let mut executed = Vec::new();
-        if life != self.life {
+        if voyage != self.voyage {
             return executed;
         }
         self.batches -= 1;
@@ -171,17 +199,17 @@ impl Journal {
             let mut done = Vec::with_capacity(count);
             for _ in 0..count {
                 let result = if whole { results.next().unwrap_or(Err(failed)) } else { Err(failed) };
-                done.extend(self.pop(result));
+                done.extend(self.settle(result));
             }
+            self.kept.push_back(Kept { end: self.executed, order: reply.order });
             executed.push((done, reply));
         }
         executed
     }
 
-    fn pop(&mut self, result: Result<Outcome, Errno>) -> Option<Executed> {
-        let change = self.changes.pop_front()?;
+    fn settle(&mut self, result: Result<Outcome, Errno>) -> Option<Executed> {
+        let change = self.changes.get((self.executed - self.durable) as usize)?.clone();
         self.executed += 1;
-        self.bytes -= cost(&change.operation);
         let settles = |inode: &&InodeId| self.touched.get(inode) == Some(&self.executed);
         let settled: Vec<InodeId> = change.touches.iter().filter(settles).copied().collect();
         for inode in &settled {
@@ -190,18 +218,103 @@ impl Journal {
         Some(Executed { change, settled, result })
     }
 
-    /// Give up everything that is not executed: the session is over. Answers the inodes whose changes are lost, and
-    /// opens that nobody counts.
-    pub fn discard(&mut self) -> (FxHashSet<InodeId>, Vec<InodeId>) {
+    /// Everything that was executed by then is durable.
+    pub fn durable(&mut self, order: Issue) {
+        while let Some(kept) = self.kept.pop_front_if(|kept| kept.order <= order) {
+            self.let_go(kept.end);
+        }
+    }
+
+    fn let_go(&mut self, position: u64) {
+        while self.durable < position
+            && let Some(change) = self.changes.pop_front()
+        {
+            self.durable += 1;
+            self.bytes -= cost(&change.operation);
+        }
+    }
+
+    // ---- after a crash of the authority
+
+    /// The next authority holds the journal up to `position`, durably. What was executed behind it is to be
+    /// [made again](Journal::next_again), the rest to be shipped. Answers like [`Journal::answered`] what had no answer
+    /// yet; `None` when the authority misses what was durable before.
+    pub fn restarted(&mut self, position: JournalPosition) -> Option<Vec<(Vec<Executed>, Reply)>> {
+        if position.0 < self.durable || position.0 > self.end {
+            return None;
+        }
+        self.voyage += 1;
+        self.answers.clear();
+        self.batches = 0;
+        let mut executed = Vec::new();
+        if position.0 > self.executed {
+            // Which of them failed, if any did, nobody knows any more.
+            let count = (position.0 - self.executed) as usize;
+            let reply = Reply { results: vec![Ok(Outcome::Done); count], ..Reply::default() };
+            self.batches = 1;
+            executed = self.answered(self.voyage, JournalPosition(self.executed), count, reply);
+        }
+        while self.kept.pop_front_if(|kept| kept.end <= position.0).is_some() {}
+        self.let_go(position.0);
+        self.shipped = self.executed;
+        let unshipped = self.changes.range((self.shipped - self.durable) as usize..);
+        self.unshipped_bytes = unshipped.map(|change| cost(&change.operation)).sum();
+        Some(executed)
+    }
+
+    /// What an authority before `since` executed first of what may not be durable: when that was, and the changes.
+    pub fn next_again(&self, since: Issue) -> Option<(Issue, Batch)> {
+        let mut start = self.durable;
+        for kept in &self.kept {
+            if kept.order <= since {
+                return Some((kept.order, self.batch(start, kept.end).0));
+            }
+            start = kept.end;
+        }
+        None
+    }
+
+    /// The changes behind `after` were made again.
+    pub fn made_again(&mut self, after: JournalPosition, count: usize, order: Issue) {
+        let Some(at) = self.kept.iter().position(|kept| kept.end > after.0) else { return };
+        let end = after.0 + count as u64;
+        if self.kept[at].end > end {
+            self.kept.insert(at, Kept { end, order });
+        } else {
+            self.kept[at].order = order;
+        }
+    }
+
+    /// Inodes of which changes behind `after` could not be made again.
+    pub fn failed_again(&self, after: JournalPosition, results: &[Result<Outcome, Errno>]) -> Vec<(InodeId, Errno)> {
+        let start = after.0.saturating_sub(self.durable) as usize;
+        let changes = self.changes.iter().skip(start).zip(results);
+        let failed = changes.filter_map(|(change, result)| Some((change, *result.as_ref().err()?)));
+        failed.flat_map(|(change, errno)| change.touches.iter().map(move |inode| (*inode, errno))).collect()
+    }
+
+    /// Give up what is not executed: the session is over; with `all`, also what is not durable: so is its authority.
+    /// Answers the inodes whose changes are lost, and opens that nobody counts.
+    pub fn discard(&mut self, all: bool) -> (FxHashSet<InodeId>, Vec<InodeId>) {
         let opened = |change: &Change| match change.operation {
             Operation::Open { inode, .. } => Some(inode),
             _ => None,
         };
-        let opens = self.changes.iter().filter_map(opened).collect();
-        let changed = self.changes.iter().filter(|change| opened(change).is_none());
-        let lost = changed.flat_map(|change| change.touches.iter().copied()).collect();
+        let unexecuted = (self.executed - self.durable) as usize;
+        let opens = self.changes.range(unexecuted..).filter_map(|change| opened(change)).collect();
+        let lost = self.changes.range(if all { 0 } else { unexecuted }..);
+        let lost = lost.filter(|change| opened(change).is_none()).flat_map(|change| change.touches.iter().copied());
+        let lost = lost.collect();
         let executed = self.executed;
-        *self = Journal { executed, shipped: executed, end: executed, life: self.life + 1, ..Journal::default() };
+        *self = Journal {
+            durable: executed,
+            executed,
+            shipped: executed,
+            end: executed,
+            life: self.life + 1,
+            voyage: self.voyage + 1,
+            ..Journal::default()
+        };
         (lost, opens)
     }
 }
@@ -209,7 +322,6 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use atoll_lease::Issue;
     use atoll_types::operation::WriteAt;
     use atoll_types::{Caller, Timestamp};
 
@@ -224,7 +336,7 @@ mod tests {
     }
 
     fn reply(results: Vec<Result<Outcome, Errno>>) -> Reply {
-        Reply { results, grants: Vec::new(), order: Issue(1) }
+        Reply { results, order: Issue(1), ..Reply::default() }
     }
 
     fn good(count: usize) -> Reply {
@@ -274,7 +386,11 @@ mod tests {
         assert_eq!(journal.executed(), JournalPosition(0));
         let executed = journal.answered(0, first.after, 1, good(1));
         assert_eq!(executed.len(), 2);
-        assert_eq!((journal.executed(), journal.bytes), (JournalPosition(2), 0));
+        assert_eq!(journal.executed(), JournalPosition(2));
+        journal.durable(Issue(0));
+        assert_eq!(journal.changes.len(), 2, "a crash may take them");
+        journal.durable(Issue(1));
+        assert_eq!((journal.changes.len(), journal.bytes), (0, 0));
         assert!(!journal.touches(FILE) && !journal.touches(OTHER));
     }
 
@@ -302,12 +418,64 @@ mod tests {
         let batch = journal.next_batch(true).unwrap();
         let open = Operation::Open { inode: OTHER, flags: Default::default() };
         journal.push(Change { operation: open, touches: Vec::new(), ..write(OTHER, 0) });
-        let (lost, opens) = journal.discard();
+        let (lost, opens) = journal.discard(false);
         assert_eq!((lost.into_iter().collect::<Vec<_>>(), opens), (vec![FILE], vec![OTHER]));
         assert_eq!((journal.end(), journal.life()), (JournalPosition(0), 1));
         journal.push(write(OTHER, 1));
         assert!(journal.answered(0, batch.after, 2, good(2)).is_empty());
         assert_eq!(journal.newest(OTHER), JournalPosition(1));
+    }
+
+    /// Five changes, of which four are executed, two by two.
+    fn executed() -> Journal {
+        let mut journal = journal(0);
+        for round in 0..2 {
+            (0..2).for_each(|_| journal.push(write(FILE, 1)));
+            let batch = journal.next_batch(true).unwrap();
+            journal.answered(0, batch.after, 2, Reply { order: Issue(10 + round), ..good(2) });
+        }
+        journal.push(write(OTHER, 1));
+        journal
+    }
+
+    #[test]
+    fn what_a_crash_took_is_made_again_and_what_follows_is_shipped() {
+        let mut journal = executed();
+        journal.next_batch(true).unwrap();
+        assert!(journal.restarted(JournalPosition(1)).unwrap().is_empty());
+        let since = Issue(100);
+        let mut again = Vec::new();
+        while let Some((order, batch)) = journal.next_again(since) {
+            again.push((order.0, batch.after.0, batch.made.len()));
+            journal.made_again(batch.after, batch.made.len(), Issue(101));
+        }
+        assert_eq!(again, [(10, 1, 1), (11, 2, 2)]);
+        let shipped = journal.next_batch(true).unwrap();
+        assert_eq!((shipped.after, shipped.made.len()), (JournalPosition(4), 1));
+        assert!(journal.answered(0, shipped.after, 1, good(1)).is_empty(), "an answer from before the crash");
+        assert_eq!(journal.answered(1, shipped.after, 1, Reply { order: Issue(102), ..good(1) }).len(), 1);
+        journal.durable(Issue(101));
+        assert_eq!(journal.changes.len(), 1);
+    }
+
+    #[test]
+    fn what_was_durable_without_an_answer_is_executed() {
+        let mut journal = executed();
+        journal.next_batch(true).unwrap();
+        let executed = journal.restarted(JournalPosition(5)).unwrap();
+        assert_eq!((executed.len(), executed[0].0.len()), (1, 1));
+        assert_eq!((journal.executed(), journal.changes.len(), journal.bytes), (journal.end(), 0, 0));
+        assert!(journal.next_again(Issue(100)).is_none() && !journal.touches(OTHER));
+    }
+
+    #[test]
+    fn an_authority_that_misses_what_was_durable_is_found_out() {
+        let mut journal = executed();
+        journal.durable(Issue(10));
+        assert!(journal.restarted(JournalPosition(1)).is_none());
+        assert!(journal.restarted(JournalPosition(6)).is_none());
+        let (lost, _) = journal.discard(true);
+        assert_eq!(lost.len(), 2);
     }
 
     #[test]

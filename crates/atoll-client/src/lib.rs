@@ -12,6 +12,7 @@ mod clock;
 mod connection;
 mod held_locks;
 mod journal;
+mod retained;
 mod session;
 
 pub use address::ServerAddress;

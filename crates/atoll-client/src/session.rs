@@ -1,6 +1,6 @@
 //! A session: requests in flight, numbered mutations, reconnection.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::clock::Moment;
 use crate::connection::{self, Connection};
 use crate::journal::Batch;
+use crate::retained::{Change, Retained};
 use crate::{ClientConfig, ClientError};
 
 /// Requests with at least this payload, or reads as long, take the bulk lane. In bytes.
@@ -31,15 +32,20 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 pub type Results = Vec<Result<Outcome, Errno>>;
 
 /// What the server answered.
+#[derive(Default)]
 pub(crate) struct Reply {
     pub results: Results,
     pub grants: Vec<Grant>,
     pub order: Issue,
+    /// When it changed something.
+    pub at: Timestamp,
+    /// Everything up to this position is durable.
+    pub durable: Issue,
 }
 
 impl Reply {
     fn failed(errno: Errno) -> Self {
-        Reply { results: vec![Err(errno)], grants: Vec::new(), order: Issue::default() }
+        Reply { results: vec![Err(errno)], ..Reply::default() }
     }
 
     /// The result of a request of one operation.
@@ -66,12 +72,26 @@ pub(crate) trait Keeper: Send + Sync {
     fn next_batch(&self, idle: bool) -> Option<(Batch, Done)>;
     /// How much of the journal was executed, and its end.
     fn journal(&self) -> (JournalPosition, JournalPosition);
-    /// The session is over: what it has not executed of the journal is lost.
-    fn ended(&self);
+    /// Everything up to this position is durable.
+    fn durable(&self, order: Issue);
+    /// The session is over: what it has not executed of the journal is lost. With `all`, so is the authority, and what
+    /// is not known to be durable is lost.
+    fn ended(&self, all: bool);
+    /// Another authority has the journal up to `position`. False when that is less than there was.
+    fn restarted(&self, position: JournalPosition) -> bool;
+    /// What of the journal an authority before `since` executed first, and when.
+    fn next_again(&self, since: Issue) -> Option<(Issue, Batch)>;
+    /// `count` changes behind `after` were made again, and stand at `order` now.
+    fn made_again(&self, after: JournalPosition, count: usize, results: &Results, order: Issue);
+    /// Changes of these inodes are lost.
+    fn lost_changes(&self, inodes: Vec<(InodeId, Errno)>);
     /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
     fn lost(&self) -> oneshot::Receiver<()>;
-    /// There is a connection. No term has begun: recalls may be unanswered for long.
-    fn connected(&self, resumed: bool);
+    /// There is a connection. No term has begun: recalls may be unanswered for long. Locks and numbers are still there
+    /// if it is the same server and the same session.
+    fn connected(&self, is_same: bool);
+    /// Everything was made again; it is as if there had been no other authority.
+    fn returned(&self);
 }
 
 struct Pending {
@@ -93,6 +113,21 @@ struct State {
     /// Without a connection since then.
     away_since: Option<Instant>,
     opens: HashMap<InodeId, u32>,
+    /// What a crash of the server may take from it.
+    retained: Retained,
+    durable: Issue,
+    /// Answers that wait until their changes are durable: too much is retained.
+    held: VecDeque<(Issue, Done, Reply)>,
+    /// What is retained is to become durable.
+    pressing: bool,
+    /// Another server has the session, and has not all that the last one had. Nothing else is sent to it before.
+    returning: bool,
+    /// There is a task that sees to that.
+    coming_back: bool,
+    /// Who waits for the word that the session has returned, and its number.
+    confirming: Option<(u64, oneshot::Sender<()>)>,
+    /// Positions of this server are behind it.
+    since: Issue,
     closed: bool,
 }
 
@@ -124,13 +159,14 @@ fn encode(id: u64, request: &Request) -> Option<BytesMut> {
     }
 }
 
-fn lane(operations: &[Operation]) -> Lane {
+fn lane(execute: &Execute) -> Lane {
     let bytes = |operation: &Operation| match operation {
         Operation::Read { range, .. } => range.len() as usize,
         Operation::Write { data, .. } => data.len(),
         _ => 0,
     };
-    if operations.iter().map(bytes).sum::<usize>() >= BULK_BYTES_MIN { Lane::Bulk } else { Lane::Control }
+    let bytes: usize = execute.operations.iter().map(bytes).sum();
+    if bytes >= BULK_BYTES_MIN { Lane::Bulk } else { Lane::Control }
 }
 
 impl Session {
@@ -245,7 +281,7 @@ impl Session {
     pub fn interrupt(self: &Arc<Self>, id: u64, is_killed: fn(u32) -> bool) -> bool {
         let abandoned = {
             let mut state = self.state.lock();
-            let away = state.control.is_none();
+            let away = state.control.is_none() || state.returning;
             let Some(pending) = state.pending.get_mut(&id) else { return false };
             let waits = pending.execute.operations.iter().any(Operation::waits_for_lock);
             if waits && away {
@@ -302,14 +338,7 @@ impl Session {
         // The journal may have been given up since the caller looked.
         let end = |keeper: &Arc<dyn Keeper>| if after.0 == 0 { after } else { after.min(keeper.journal().1) };
         let after = self.keeper.as_ref().map_or(after, end);
-        let execute = Execute {
-            caller,
-            sequence: OperationSeq(0),
-            acknowledged: OperationSeq(0),
-            after,
-            made: Vec::new(),
-            operations,
-        };
+        let execute = Execute { after, ..request(caller, operations) };
         if let Err(done) = state.send(id, execute, done) {
             drop(state);
             done(Reply::failed(Errno::EINVAL));
@@ -322,19 +351,12 @@ impl Session {
         let mut unsent = Vec::new();
         {
             let mut state = self.state.lock();
-            if state.control.is_none() || state.closed {
+            if state.control.is_none() || state.closed || state.returning {
                 return;
             }
             // Under the lock: a batch that was taken is sent before the session can be found to be over.
             while let Some((Batch { after, made, operations }, done)) = keeper.next_batch(idle) {
-                let execute = Execute {
-                    caller: Caller::default(),
-                    sequence: OperationSeq(0),
-                    acknowledged: OperationSeq(0),
-                    after,
-                    made,
-                    operations,
-                };
+                let execute = Execute { after, journal: true, made, ..request(Caller::default(), operations) };
                 unsent.extend(state.send(self.own_id(), execute, done).err());
             }
         }
@@ -344,16 +366,53 @@ impl Session {
     }
 
     fn answer(&self, id: u64, reply: Reply) {
-        let pending = {
+        let (answered, presses, moved) = {
             let mut state = self.state.lock();
-            let Some(pending) = state.pending.remove(&id) else { return };
-            state.unanswered.remove(&pending.execute.sequence.0);
-            for (operation, result) in pending.execute.operations.iter().zip(&reply.results) {
-                state.track(operation, result);
+            let moved = state.durable < reply.durable;
+            let mut answered = state.durable(reply.durable);
+            if let Some(Pending { execute, done, .. }) = state.pending.remove(&id) {
+                state.unanswered.remove(&execute.sequence.0);
+                if execute.again.is_none() {
+                    for (operation, result) in execute.operations.iter().zip(&reply.results) {
+                        state.track(operation, result);
+                    }
+                }
+                let order = reply.order;
+                // What was made here first, the journal keeps.
+                let is_kept = execute.made.is_empty() && order > state.durable;
+                match is_kept.then(|| Change::of(execute, &reply)).flatten() {
+                    Some(change) => {
+                        state.retained.keep(order, change);
+                        if state.retained.presses() {
+                            state.held.push_back((order, done, reply));
+                        } else {
+                            answered.push((done, reply));
+                        }
+                    }
+                    None => answered.push((done, reply)),
+                }
             }
-            pending
+            (answered, state.retained.presses(), moved.then_some(state.durable))
         };
-        (pending.done)(reply);
+        if let (Some(durable), Some(keeper)) = (moved, &self.keeper) {
+            keeper.durable(durable);
+        }
+        for (done, reply) in answered {
+            done(reply);
+        }
+        if presses {
+            self.press();
+        }
+    }
+
+    /// What is retained is to become durable: it is too much.
+    pub(crate) fn press(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::replace(&mut state.pressing, true) {
+            // The flag falls with the answer: see `State::durable`.
+            let sync = request(Caller::default(), vec![Operation::Sync]);
+            let _ = state.send(self.own_id(), sync, Box::new(|_| ()));
+        }
     }
 
     // ---- connections
@@ -415,39 +474,57 @@ impl Session {
     }
 
     /// Serve on these connections until one breaks.
-    async fn run(&self, control: Connection, bulk: Option<Connection>) {
+    async fn run(self: &Arc<Self>, control: Connection, bulk: Option<Connection>) {
         let (control_sender, control_queue) = mpsc::unbounded_channel();
         let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
-        let lost = {
+        let mut lost = Vec::new();
+        let (is_same, returning) = {
             let mut state = self.state.lock();
             state.control = Some(control_sender);
             state.bulk = bulk.is_some().then_some(bulk_sender);
             state.away_since = None;
+            state.since = welcome.since;
             let before = state.instance.replace(welcome.instance);
-            let mut lost = Vec::new();
+            let is_other = before.is_some_and(|before| before != welcome.instance);
             if self.keeper.is_some() {
                 state.ping();
             }
-            if !welcome.resumed {
-                if before == Some(welcome.instance) {
-                    // The server ended the session: which of its changes it still made, it has forgotten.
-                    lost = state.take_mutations();
-                    if let Some(keeper) = &self.keeper {
-                        keeper.ended();
-                        state.wait_for_at_most(keeper.journal().0);
-                    }
-                }
-                state.open_again();
+            if is_other {
+                state.forget_requests();
             }
+            let has_all = |keeper: &Arc<dyn Keeper>| !is_other || keeper.restarted(welcome.journal);
+            if before.is_some() && !(welcome.resumed && self.keeper.as_ref().is_none_or(has_all)) {
+                // The session is over: which of its changes were still made, and are there, nobody knows.
+                lost = state.take_mutations();
+                let inodes = state.retained.discard();
+                lost.extend(std::mem::take(&mut state.held).into_iter().map(|(_, done, _)| done));
+                if let Some(keeper) = &self.keeper {
+                    keeper.ended(is_other);
+                    if is_other {
+                        keeper.lost_changes(inodes.into_iter().map(|inode| (inode, Errno::EIO)).collect());
+                    }
+                    state.wait_for_at_most(keeper.journal().0);
+                }
+            }
+            state.returning |= is_other || (before.is_some() && !welcome.resumed);
             state.send_again();
-            lost
+            let is_same = welcome.resumed && !is_other;
+            let comes_back = state.returning && !(is_same && state.coming_back);
+            state.coming_back |= comes_back;
+            if comes_back {
+                tokio::spawn(self.clone().come_back(welcome.instance));
+            }
+            (is_same, state.returning)
         };
-        for pending in lost {
-            (pending.done)(Reply::failed(Errno::EIO));
+        for done in lost {
+            done(Reply::failed(Errno::EIO));
         }
         if let Some(keeper) = &self.keeper {
-            keeper.connected(welcome.resumed);
+            keeper.connected(is_same);
+        }
+        if !returning {
+            self.has_returned();
         }
         let heard = Mutex::new(Instant::now());
         let receive_control = async {
@@ -489,12 +566,110 @@ impl Session {
         let mut state = self.state.lock();
         state.control = None;
         state.bulk = None;
+        state.confirming = None;
         state.away_since = Some(Instant::now());
+    }
+
+    /// Make again, in its order, what the last server had and this one may not have.
+    async fn come_back(self: Arc<Self>, instance: u64) {
+        loop {
+            let (sender, receiver) = oneshot::channel();
+            let done = Box::new(move |reply: Reply| drop(sender.send(reply)));
+            let mut batch = None;
+            let (kept, sent) = {
+                let mut state = self.state.lock();
+                if state.instance != Some(instance) {
+                    return;
+                }
+                let journal = self.keeper.as_ref().and_then(|keeper| keeper.next_again(state.since));
+                let kept = state.retained.next_again(state.since);
+                match (kept, journal) {
+                    (Some((key, change)), journal) if journal.as_ref().is_none_or(|(order, _)| key.0 < *order) => {
+                        let Change { sequence, made, operations } = change.clone();
+                        let again = Some(key.0);
+                        let execute = Execute { sequence, made, again, ..request(Caller::default(), operations) };
+                        (Some(key), state.post(self.own_id(), execute, done))
+                    }
+                    (_, Some((order, Batch { after, made, operations }))) => {
+                        batch = Some((after, operations.len()));
+                        let again = Some(order);
+                        let asked = request(Caller::default(), operations);
+                        let execute = Execute { after, journal: true, made, again, ..asked };
+                        (None, state.send(self.own_id(), execute, done))
+                    }
+                    _ => break,
+                }
+            };
+            if let Err(done) = sent {
+                done(Reply::failed(Errno::EINVAL));
+            }
+            // Without an answer there is another server, or none.
+            let Ok(reply) = receiver.await else { return };
+            // A refusal has no position.
+            let order = reply.order.max(Issue(self.state.lock().since.0 + 1));
+            let failed = reply.results.iter().find_map(|result| result.as_ref().err()).copied();
+            match kept {
+                None => {
+                    if let (Some((after, count)), Some(keeper)) = (batch, &self.keeper) {
+                        keeper.made_again(after, count, &reply.results, order);
+                    }
+                }
+                Some(key) => {
+                    let mut state = self.state.lock();
+                    match failed {
+                        None => state.retained.made_again(key, order),
+                        Some(errno) => {
+                            let inodes = state.retained.lose(key).map(|change| change.inodes()).unwrap_or_default();
+                            drop(state);
+                            let inodes = inodes.into_iter().map(|inode| (inode, errno)).collect();
+                            match &self.keeper {
+                                Some(keeper) => keeper.lost_changes(inodes),
+                                None => tracing::error!(%errno, "changes were lost with the server"),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let (sender, confirmed) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            // What is open is said before anything else can close it.
+            state.open_again();
+            let id = self.own_id();
+            state.confirming = Some((id, sender));
+            if let Some(bytes) = encode(id, &Request::Returned) {
+                state.deliver(Lane::Control, bytes);
+            }
+        }
+        let is_confirmed = confirmed.await.is_ok();
+        {
+            let mut state = self.state.lock();
+            if state.instance != Some(instance) {
+                return;
+            }
+            state.coming_back = false;
+            if !is_confirmed {
+                // The connection was lost: the next one begins here.
+                return;
+            }
+            state.returning = false;
+            state.send_again();
+        }
+        self.has_returned();
+    }
+
+    fn has_returned(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.returned();
+        }
     }
 
     fn take(&self, id: u64, response: Response) {
         match response {
-            Response::Results { results, grants, order } => self.answer(id, Reply { results, grants, order }),
+            Response::Results { results, grants, order, at, durable } => {
+                self.answer(id, Reply { results, grants, order, at, durable });
+            }
             Response::Refused { message } => {
                 tracing::warn!(%message, "request refused");
                 self.answer(id, Reply::failed(Errno::EIO));
@@ -503,14 +678,22 @@ impl Session {
                 Some(keeper) => keeper.recalled(recalls),
                 None => self.give_up(recalls),
             },
-            Response::Pong { renewed: true, now } => {
-                if let Some(keeper) = &self.keeper {
+            Response::Pong { renewed, now, durable } => {
+                if let (true, Some(keeper)) = (renewed, &self.keeper) {
                     keeper.renewed(Moment::from_id(id), now);
                 }
+                // No request has this id.
+                self.answer(0, Reply { durable, ..Reply::default() });
             }
             Response::Reserved { first, count } => {
                 if let Some(keeper) = &self.keeper {
                     keeper.reserved(first, count);
+                }
+            }
+            Response::Returned => {
+                let mut state = self.state.lock();
+                if let Some((_, sender)) = state.confirming.take_if(|(waiting, _)| *waiting == id) {
+                    let _ = sender.send(());
                 }
             }
             Response::Ended => self.ended.notify_one(),
@@ -520,7 +703,7 @@ impl Session {
 
     /// Answer all requests; those of the journal wait for a server as long as the session is open.
     fn fail_all(&self) {
-        let failed: Vec<Pending> = {
+        let failed: Vec<Done> = {
             let mut state = self.state.lock();
             let closed = state.closed;
             let fails = |pending: &Pending| closed || pending.execute.made.is_empty();
@@ -529,11 +712,28 @@ impl Session {
             for pending in &failed {
                 state.unanswered.remove(&pending.execute.sequence.0);
             }
-            failed
+            let held = if closed { std::mem::take(&mut state.held) } else { VecDeque::new() };
+            let held = held.into_iter().map(|(_, done, _)| done);
+            failed.into_iter().map(|pending| pending.done).chain(held).collect()
         };
-        for pending in failed {
-            (pending.done)(Reply::failed(Errno::EIO));
+        for done in failed {
+            done(Reply::failed(Errno::EIO));
         }
+    }
+}
+
+/// A request that is not numbered yet.
+fn request(caller: Caller, operations: Vec<Operation>) -> Execute {
+    Execute {
+        caller,
+        sequence: OperationSeq(0),
+        acknowledged: OperationSeq(0),
+        released: OperationSeq(0),
+        after: JournalPosition(0),
+        journal: false,
+        again: None,
+        made: Vec::new(),
+        operations,
     }
 }
 
@@ -549,32 +749,76 @@ impl State {
             instance: None,
             away_since: None,
             opens: HashMap::new(),
+            retained: Retained::default(),
+            durable: Issue::default(),
+            held: VecDeque::new(),
+            pressing: false,
+            returning: false,
+            coming_back: false,
+            confirming: None,
+            since: Issue::default(),
             closed: false,
         }
     }
 
     /// Number a request if executing it twice is not the same as once, and send it. Gives `done` back when it does not fit a frame.
     fn send(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
-        let lane = lane(&execute.operations);
         let releases = |operation: &Operation| matches!(operation, Operation::Release { .. });
         if changes(&execute) || execute.operations.iter().any(releases) {
             execute.sequence = OperationSeq(self.next_sequence);
             self.next_sequence += 1;
             self.unanswered.insert(execute.sequence.0);
         }
-        execute.acknowledged = OperationSeq(self.unanswered.first().copied().unwrap_or(self.next_sequence));
+        self.post(id, execute, done)
+    }
+
+    /// Send a request that has its number, now or when the session has returned.
+    fn post(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
+        let lane = lane(&execute);
+        let acknowledged = self.unanswered.first().copied().unwrap_or(self.next_sequence);
+        execute.acknowledged = OperationSeq(acknowledged);
+        execute.released = OperationSeq(self.retained.first_sequence().unwrap_or(acknowledged).min(acknowledged));
+        let is_due = !self.returning || execute.again.is_some();
         let request = Request::Execute(execute);
         let bytes = encode(id, &request);
         let Request::Execute(execute) = request else { return Ok(()) };
         match bytes {
             Some(bytes) => {
-                self.deliver(lane, bytes);
+                if is_due {
+                    self.deliver(lane, bytes);
+                }
                 self.pending.insert(id, Pending { execute, lane, done });
                 Ok(())
             }
             None => {
                 self.unanswered.remove(&execute.sequence.0);
                 Err(done)
+            }
+        }
+    }
+
+    /// Everything up to this position is durable. Answers what waited for that.
+    fn durable(&mut self, order: Issue) -> Vec<(Done, Reply)> {
+        let mut answered = Vec::new();
+        if order > self.durable {
+            self.durable = order;
+            self.pressing = false;
+            self.retained.durable(order);
+            while let Some((_, done, reply)) = self.held.pop_front_if(|(held, ..)| *held <= order) {
+                answered.push((done, reply));
+            }
+        }
+        answered
+    }
+
+    /// What was sent to the last server of the journal, and to have changes made again, is sent anew.
+    fn forget_requests(&mut self) {
+        self.pressing = false;
+        let made = |pending: &Pending| !pending.execute.made.is_empty();
+        let ids: Vec<u64> = self.pending.iter().filter(|(_, pending)| made(pending)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(pending) = self.pending.remove(&id) {
+                self.unanswered.remove(&pending.execute.sequence.0);
             }
         }
     }
@@ -591,13 +835,13 @@ impl State {
     }
 
     /// Requests that change something and have no answer.
-    fn take_mutations(&mut self) -> Vec<Pending> {
+    fn take_mutations(&mut self) -> Vec<Done> {
         let ids: Vec<u64> = self.pending.iter().filter(|(_, p)| changes(&p.execute)).map(|(id, _)| *id).collect();
         let lost: Vec<Pending> = ids.iter().filter_map(|id| self.pending.remove(id)).collect();
         for pending in &lost {
             self.unanswered.remove(&pending.execute.sequence.0);
         }
-        lost
+        lost.into_iter().map(|pending| pending.done).collect()
     }
 
     /// Nothing behind this position of the journal will ever be executed.
@@ -615,7 +859,8 @@ impl State {
     }
 
     fn send_again(&self) {
-        for (id, pending) in &self.pending {
+        let is_due = |pending: &Pending| !self.returning || pending.execute.again.is_some();
+        for (id, pending) in self.pending.iter().filter(|(_, pending)| is_due(pending)) {
             if let Some(bytes) = encode(*id, &Request::Execute(pending.execute.clone())) {
                 self.deliver(pending.lane, bytes);
             }
@@ -627,14 +872,7 @@ impl State {
         for (&inode, &count) in &self.opens {
             for _ in 0..count {
                 let open = Operation::Open { inode, flags: Default::default() };
-                let execute = Execute {
-                    caller: Caller::default(),
-                    sequence: OperationSeq(0),
-                    acknowledged: OperationSeq(0),
-                    after: Default::default(),
-                    made: Vec::new(),
-                    operations: vec![open],
-                };
+                let execute = request(Caller::default(), vec![open]);
                 if let Some(bytes) = encode(0, &Request::Execute(execute)) {
                     self.deliver(Lane::Control, bytes);
                 }
@@ -726,14 +964,7 @@ mod tests {
     fn what_must_not_be_executed_twice_is_numbered() {
         let mut state = State::new();
         let mut number = |id, operation| {
-            let execute = Execute {
-                caller: Caller::default(),
-                sequence: OperationSeq(0),
-                acknowledged: OperationSeq(0),
-                after: JournalPosition(0),
-                made: Vec::new(),
-                operations: vec![operation],
-            };
+            let execute = request(Caller::default(), vec![operation]);
             assert!(state.send(id, execute, Box::new(|_| ())).is_ok());
             state.pending[&id].execute.sequence.0
         };

@@ -156,6 +156,16 @@ impl Authority {
         Authority { limits, ..Authority::default() }
     }
 
+    /// Positions and issues come behind this one: those of an earlier authority of the volume do not.
+    pub fn start_behind(&mut self, issue: Issue) {
+        self.last_issue = self.last_issue.max(issue.0);
+    }
+
+    /// The newest position or issue.
+    pub fn newest(&self) -> Issue {
+        Issue(self.last_issue)
+    }
+
     /// The session wants leases; others are never granted any.
     pub fn enroll(&mut self, session: SessionId) {
         self.sessions.entry(session).or_default();

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome};
+use atoll_lease::Issue;
+use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome};
 use atoll_wire::{
     AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
     Welcome,
@@ -19,9 +20,9 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::server::Context;
-use crate::sessions::{Admission, Journal, Reply, Results, Session};
+use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
-use atoll_volume::Earned;
+use atoll_volume::{Asking, Earned, Mark};
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -178,7 +179,7 @@ async fn send(answers: &Answers, id: u64, response: &Response) {
     let mut bytes = BytesMut::new();
     if let Err(error) = atoll_wire::encode(id, response, &mut bytes) {
         tracing::error!(%error, "answer does not fit a frame");
-        let refused = results(only(vec![Err(Errno::EOVERFLOW)]));
+        let refused = refusal(Errno::EOVERFLOW);
         if atoll_wire::encode(id, &refused, &mut bytes).is_err() {
             return;
         }
@@ -201,36 +202,38 @@ async fn welcome(
             );
         }
     };
-    let mut welcome =
-        Welcome { features: 0, resume: None, resumed: false, instance: context.instance, read_only: rights.read_only };
+    let mut welcome = Welcome {
+        features: 0,
+        resume: None,
+        resumed: false,
+        instance: context.instance,
+        since: Issue(0),
+        journal: JournalPosition(0),
+        read_only: rights.read_only,
+    };
     let Some(name) = &hello.volume else { return Ok((rights, None, welcome)) };
     if rights.volume.as_ref().is_some_and(|only| only != name) {
         return Err(format!("the token is not for volume `{name}`"));
     }
-    let known = hello.resume.as_ref().and_then(|resume| context.sessions.resume(resume, name, rights.read_only));
+    // Opens it, and finds the sessions that it had with the last server.
+    let volume = context.registry.get(name).await?;
+    let resume = |resume| context.sessions.resume(resume, name, rights.read_only, hello.journal_end);
+    let known = hello.resume.as_ref().and_then(resume);
     welcome.resumed = known.is_some();
+    welcome.since = volume.since();
+    let sessions = Arc::downgrade(&context.sessions);
+    volume.on_recall(move |notice| {
+        if let Some(sessions) = sessions.upgrade() {
+            sessions.recall(notice);
+        }
+    });
     let session = match known {
         Some(session) => session,
         None => {
-            let volume = context.registry.get(name).await?;
-            let sessions = Arc::downgrade(&context.sessions);
-            volume.on_recall(move |notice| {
-                if let Some(sessions) = sessions.upgrade() {
-                    sessions.recall(notice);
-                }
-            });
-            let journal = Journal {
-                executed: hello.executed,
-                end: hello.journal_end,
-                former: hello.resume.as_ref().map(|resume| resume.session),
-            };
-            let session = context.sessions.create(name, volume, rights.read_only, hello.leases, journal)?;
-            if session.leases {
-                context.registry.remember_sessions(name, &context.sessions)?;
-            }
-            session
+            context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed).await?
         }
     };
+    welcome.journal = session.executed();
     welcome.resume = Some(atoll_wire::Resume { session: session.id, secret: session.secret });
     Ok((rights, Some(session), welcome))
 }
@@ -290,7 +293,9 @@ impl Connection {
         match request {
             Request::Ping => {
                 let renewed = self.session.as_ref().is_some_and(|s| !s.has_ended() && s.volume.may_renew(s.id));
-                send(&self.answers, id, &Response::Pong { renewed, now: atoll_types::Timestamp::now() }).await;
+                let durable = self.session.as_ref().map_or(Issue(0), |session| session.volume.durable());
+                let now = atoll_types::Timestamp::now();
+                send(&self.answers, id, &Response::Pong { renewed, now, durable }).await;
             }
             Request::GiveUp(rights) => {
                 if let Some(session) = &self.session {
@@ -313,16 +318,15 @@ impl Connection {
             Request::Goodbye => {
                 if let Some(session) = &self.session {
                     self.context.sessions.end(session).await;
-                    let sessions = &self.context.sessions;
-                    if session.leases
-                        && let Err(message) = self.context.registry.remember_sessions(&session.volume_name, sessions)
-                    {
-                        // The next server waits a term for it in vain.
-                        tracing::warn!(%message, "cannot forget a session");
-                    }
                 }
                 send(&self.answers, id, &Response::Ended).await;
                 return false;
+            }
+            Request::Returned => {
+                if let Some(session) = &self.session {
+                    session.made_again();
+                }
+                send(&self.answers, id, &Response::Returned).await;
             }
             Request::Execute(execute) => self.execute(id, execute).await,
             Request::Reserve => {
@@ -351,7 +355,10 @@ impl Connection {
             WaitsFor::Others
         };
         let context = self.context.clone();
-        let work = async move { in_turn(context, session, execute).await.map(results) };
+        let work = async move {
+            let reply = in_turn(context, session.clone(), execute).await?;
+            Some(results(reply, session.volume.durable()))
+        };
         self.answer(id, waits_for, Box::pin(work)).await;
     }
 
@@ -372,7 +379,7 @@ impl Connection {
         };
         let permit = match permit {
             Ok(permit) => permit,
-            Err(errno) => return send(&self.answers, id, &results(only(vec![Err(errno)]))).await,
+            Err(errno) => return send(&self.answers, id, &refusal(errno)).await,
         };
         let interrupt = Arc::new(Notify::new());
         let (answers, waiting) = (self.answers.clone(), self.waiting.clone());
@@ -381,7 +388,7 @@ impl Connection {
             let response = tokio::select! {
                 biased;
                 response = work => response,
-                _ = interrupt.notified() => Some(results(only(vec![Err(Errno::EINTR)]))),
+                _ = interrupt.notified() => Some(refusal(Errno::EINTR)),
             };
             waiting.lock().remove(&id);
             if let Some(response) = response {
@@ -464,8 +471,13 @@ fn only(results: Results) -> Reply {
     (results, Earned::default())
 }
 
-fn results((results, earned): Reply) -> Response {
-    Response::Results { results, grants: earned.grants, order: earned.order }
+fn results((results, earned): Reply, durable: Issue) -> Response {
+    Response::Results { results, grants: earned.grants, order: earned.order, at: earned.at, durable }
+}
+
+/// An answer without any position among others.
+fn refusal(errno: Errno) -> Response {
+    results(only(vec![Err(errno)]), Issue(0))
 }
 
 /// Inode numbers for what the session's client makes.
@@ -474,11 +486,11 @@ async fn reserve(session: Arc<Session>) -> Response {
     if session.has_ended() {
         // It may have been before the numbers were there.
         session.volume.forget_reserves(session.id);
-        return results(only(vec![Err(Errno::EIO)]));
+        return refusal(Errno::EIO);
     }
     match reserved {
         Ok((first, count)) => Response::Reserved { first, count },
-        Err(errno) => results(only(vec![Err(errno)])),
+        Err(errno) => refusal(errno),
     }
 }
 
@@ -494,16 +506,47 @@ async fn in_turn(context: Arc<Context>, session: Arc<Session>, execute: Execute)
         its_turn = session.until_executed(execute.after) => its_turn,
         _ = context.stopping() => return None,
     };
-    match its_turn {
-        Ok(()) => Some(numbered(context, session, execute).await),
-        Err(errno) => Some(all(errno)),
+    if let Err(errno) = its_turn {
+        return Some(all(errno));
     }
+    if let Some(order) = execute.again {
+        let its_turn = tokio::select! {
+            biased;
+            its_turn = session.volume.turn(session.id, order) => its_turn,
+            _ = context.stopping() => return None,
+        };
+        if !its_turn || session.has_ended() {
+            return Some(all(Errno::EIO));
+        }
+        if !execute.journal {
+            return Some(made_again(context, session, execute).await);
+        }
+    }
+    Some(numbered(context, session, execute).await)
+}
+
+/// Make changes again that an earlier server executed, if the store does not hold them.
+async fn made_again(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Reply {
+    let alone = session.again.clone().lock_owned().await;
+    let work = tokio::spawn(async move {
+        let done = session.volume.answers(session.id, execute.sequence);
+        let reply = match done {
+            Some(_) => {
+                let earned = Earned { order: session.volume.newest(), ..Earned::default() };
+                (vec![Ok(Outcome::Done); execute.operations.len()], earned)
+            }
+            None => compound(&context, &session, execute, Vec::new()).await,
+        };
+        drop(alone);
+        reply
+    });
+    work.await.unwrap_or_else(|_| only(vec![Err(Errno::EIO)]))
 }
 
 /// Execute a request, numbered ones exactly once.
 async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute) -> Reply {
     if execute.sequence == OperationSeq(0) {
-        return compound(&context, &session, execute).await;
+        return compound(&context, &session, execute, Vec::new()).await;
     }
     match session.admit(execute.sequence, execute.acknowledged) {
         Admission::TooMany => only(vec![Err(Errno::EAGAIN)]),
@@ -515,10 +558,10 @@ async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute
         Admission::Execute(answer) => {
             // In a task of its own: a lost connection must not stop a change half-way.
             let work = tokio::spawn(async move {
-                let reply = if execute.made.is_empty() {
-                    compound(&context, &session, execute).await
-                } else {
+                let reply = if execute.journal {
                     journaled(&context, &session, execute).await
+                } else {
+                    once(&context, &session, execute).await
                 };
                 answer.send_replace(Some(reply.clone()));
                 reply
@@ -531,14 +574,27 @@ async fn numbered(context: Arc<Context>, session: Arc<Session>, execute: Execute
 /// What no client that keeps to the protocol asks for.
 fn check(session: &Session, execute: &Execute) -> Result<(), Errno> {
     let is_numbered = execute.sequence != OperationSeq(0);
-    let sound = if execute.made.is_empty() {
-        is_numbered || !execute.operations.iter().any(Operation::mutates)
-    } else {
+    let is_made = execute.made.len() == execute.operations.len();
+    let waits = || execute.operations.iter().any(Operation::waits_for_lock);
+    let sound = if execute.journal {
         // Without leases there are no rights under which anything is made.
-        let waits = execute.operations.iter().any(Operation::waits_for_lock);
-        is_numbered && session.leases && execute.made.len() == execute.operations.len() && !waits
+        is_numbered && session.leases && is_made && !waits()
+    } else if execute.again.is_some() {
+        is_numbered && is_made && !waits()
+    } else {
+        execute.made.is_empty() && (is_numbered || !execute.operations.iter().any(Operation::mutates))
     };
     if sound { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Execute numbered changes, as far as an earlier server has not.
+async fn once(context: &Context, session: &Session, execute: Execute) -> Reply {
+    let before = if session.restored { session.volume.answers(session.id, execute.sequence) } else { None };
+    match before {
+        // What they answered is not known: another release has kept it.
+        Some(results) if results.is_empty() => only(vec![Err(Errno::EIO); execute.operations.len()]),
+        before => compound(context, session, execute, before.unwrap_or_default()).await,
+    }
 }
 
 /// Execute what comes next in the session's journal.
@@ -548,21 +604,33 @@ async fn journaled(context: &Context, session: &Session, execute: Execute) -> Re
         tracing::warn!(session = %session.id, after = %execute.after, "a part of the journal came a second time");
         return only(vec![Err(Errno::EPROTO); changes]);
     };
-    let reply = compound(context, session, execute).await;
+    let reply = compound(context, session, execute, Vec::new()).await;
     context.metrics.journaled(&reply.0);
     session.advance(end);
     reply
 }
 
-/// Execute operations in order: those that were made before they were asked for all, others up to the first that
-/// fails.
-async fn compound(context: &Context, session: &Session, execute: Execute) -> Reply {
-    let mut results = Vec::with_capacity(execute.operations.len());
+/// Execute operations in order behind those that have `results`: of a journal all, else up to the first that fails.
+async fn compound(context: &Context, session: &Session, execute: Execute, mut results: Results) -> Reply {
     let mut earned = Earned::default();
-    let mut previous = None;
-    let mut made = execute.made.iter();
-    for mut operation in execute.operations {
-        let made = made.next();
+    if !results.is_empty() {
+        earned.order = session.volume.newest();
+    }
+    let attributes = |result: &std::result::Result<Outcome, Errno>| result.as_ref().ok()?.attributes().copied();
+    let mut previous = results.iter().rev().find_map(attributes).map(|attributes| attributes.inode);
+    let mut goes_on = results.last().is_none_or(Result::is_ok);
+    for (at, mut operation) in execute.operations.into_iter().enumerate().skip(results.len()) {
+        if !goes_on {
+            break;
+        }
+        let mark = if execute.journal {
+            Mark::Journal(JournalPosition(execute.after.0 + at as u64 + 1))
+        } else if execute.sequence == OperationSeq(0) {
+            Mark::None
+        } else {
+            let Execute { sequence, acknowledged, released, .. } = execute;
+            Mark::Numbered { sequence, acknowledged, released }
+        };
         let (name, started) = (operation.name(), Instant::now());
         let mut known = true;
         operation.inodes_mut(|inode| {
@@ -578,23 +646,22 @@ async fn compound(context: &Context, session: &Session, execute: Execute) -> Rep
         } else if session.read_only && operation.mutates() {
             Err(Errno::EROFS)
         } else {
-            let (result, also) = match made {
-                Some(made) => session.volume.execute_made(session.id, made, operation).await,
-                None => session.volume.execute_leased(session.id, &execute.caller, operation).await,
-            };
+            let made = execute.made.get(at);
+            let caller = made.map_or(&execute.caller, |made| &made.caller);
+            let asking = Asking { session: session.id, caller, made, mark, again: execute.again.is_some() };
+            let (result, also) = session.volume.execute_asked(asking, operation).await;
             earned.grants.extend(also.grants);
             earned.order = earned.order.max(also.order);
+            earned.at = earned.at.max(also.at);
             result
         };
-        if let Some(attributes) = result.as_ref().ok().and_then(Outcome::attributes) {
+        if let Some(attributes) = attributes(&result) {
             previous = Some(attributes.inode);
         }
         let failed = result.is_err();
         context.metrics.executed(name, started, failed);
         results.push(result);
-        if failed && made.is_none() {
-            break;
-        }
+        goes_on = !failed || execute.journal;
     }
     (results, earned)
 }

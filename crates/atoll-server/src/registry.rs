@@ -17,7 +17,7 @@ use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
-use atoll_types::{Caller, SessionId};
+use atoll_types::Caller;
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
@@ -48,8 +48,7 @@ pub(crate) struct Registry {
     owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
     open: parking_lot::Mutex<HashMap<String, Slot>>,
-    /// Held while remembered sessions are found and written.
-    remembering: parking_lot::Mutex<()>,
+    sessions: Arc<Sessions>,
 }
 
 type Slot = Arc<Mutex<Option<Volume>>>;
@@ -76,7 +75,7 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 impl Registry {
-    pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64) -> Result<Self> {
+    pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64, sessions: Arc<Sessions>) -> Result<Self> {
         let path = folder.join("owner");
         let fail = |error: std::io::Error| format!("{}: {error}", path.display());
         let owner = match std::fs::read_to_string(&path) {
@@ -95,7 +94,7 @@ impl Registry {
             cache_bytes_max,
             owner,
             open: parking_lot::Mutex::default(),
-            remembering: Default::default(),
+            sessions,
         })
     }
 
@@ -223,33 +222,10 @@ impl Registry {
         let durability = if record.durability == "object" { Durability::Object } else { Durability::Local };
         let store = self.open_store(name, durability).await?;
         let volume = self.open_volume(name, durability, store).await?;
-        volume.begin_grace(self.remembered_sessions(name), GRACE);
+        volume.begin_grace(volume.restored_sessions().iter().map(|(session, _)| *session), GRACE);
+        self.sessions.restore(name, &volume);
         *open = Some(volume.clone());
         Ok(volume)
-    }
-
-    fn sessions_file(&self, name: &str) -> PathBuf {
-        self.local(name).join("sessions.json")
-    }
-
-    /// Sessions that held leases when the server last served the volume.
-    fn remembered_sessions(&self, name: &str) -> Vec<SessionId> {
-        let Ok(text) = std::fs::read(self.sessions_file(name)) else { return Vec::new() };
-        serde_json::from_slice(&text).unwrap_or_else(|error| {
-            tracing::warn!(volume = name, %error, "sessions.json is damaged: it is as if nobody had been there");
-            Vec::new()
-        })
-    }
-
-    /// Remember the sessions with leases for the next server, before the newest one gets any. With those of the last
-    /// server that have not returned.
-    pub fn remember_sessions(&self, name: &str, sessions: &Sessions) -> Result<()> {
-        let _alone = self.remembering.lock();
-        let mut known = sessions.with_leases(name);
-        known.extend(self.peek(name).iter().flat_map(Volume::unreturned_sessions));
-        let path = self.sessions_file(name);
-        let json = serde_json::to_vec(&known).map_err(|error| error.to_string())?;
-        durable::write(&path, &json, FILE_MODE).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     pub fn names(&self) -> Vec<String> {

@@ -182,9 +182,11 @@ impl Server {
             reason: format!("tokens.json: {error}"),
         })?;
         let (stop, stopped) = watch::channel(false);
+        let sessions: Arc<Sessions> = Arc::default();
+        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, sessions.clone());
         let context = Arc::new(Context {
-            registry: Registry::open(data.clone(), root, config.cache_bytes_max).map_err(ServerError::Volume)?,
-            sessions: Arc::default(),
+            registry: registry.map_err(ServerError::Volume)?,
+            sessions,
             tokens,
             instance: u64::from_le_bytes(crate::random().map_err(|error| ServerError::Volume(error.to_string()))?),
             started: Instant::now(),

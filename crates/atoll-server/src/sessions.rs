@@ -1,4 +1,4 @@
-//! Sessions outlive their connections for a while, apply each numbered
+//! Sessions outlive their connections for a while, and their server. They apply each numbered
 //! mutation once, and the journal of their client in its order.
 
 use std::collections::{BTreeMap, HashMap};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Notice, Recall};
-use atoll_types::{Errno, JournalPosition, OperationSeq, Outcome, SessionId};
-use atoll_volume::{Earned, Volume};
+use atoll_types::{Errno, JournalPosition, OperationSeq, SessionId};
+use atoll_volume::{Earned, SessionInfo, Volume};
 use atoll_wire::{RECALLS_MAX, Response, Resume, TERM_MS};
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
 /// Most answers kept for one session.
 const ANSWERS_MAX: usize = 16_384;
 
-pub(crate) type Results = Vec<Result<Outcome, Errno>>;
+pub(crate) use atoll_volume::Results;
 /// What a request answers, and what the session may keep of it.
 pub(crate) type Reply = (Results, Earned);
 
@@ -30,9 +30,11 @@ pub(crate) struct Session {
     pub read_only: bool,
     /// It answers recalls.
     pub leases: bool,
+    /// It was begun with an earlier server.
+    pub restored: bool,
+    /// Held while a change is made again.
+    pub again: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
-    /// The session of an earlier server that it goes on from, and where that one's journal ends.
-    former: Option<(SessionId, JournalPosition)>,
     /// Everything in its client's journal up to here was executed.
     executed: watch::Sender<JournalPosition>,
     /// Tells the session's connections that it is over.
@@ -53,6 +55,17 @@ struct State {
     answers: BTreeMap<u64, watch::Receiver<Option<Reply>>>,
     /// The journal up to here was executed, or is being.
     begun: JournalPosition,
+    /// It has not made everything again that the server before may have lost.
+    returning: Option<Returning>,
+}
+
+/// A session of an earlier server on its way back.
+#[derive(Clone, Copy, Default)]
+struct Returning {
+    /// Where its journal ends; unknown until its client is there.
+    journal_end: Option<JournalPosition>,
+    /// Everything was made again that had been executed.
+    has_made_again: bool,
 }
 
 /// What to do with a numbered mutation.
@@ -68,6 +81,31 @@ pub(crate) enum Admission {
 }
 
 impl Session {
+    fn new(
+        volume_name: &str,
+        volume: Volume,
+        id: SessionId,
+        info: SessionInfo,
+        journal: JournalPosition,
+        returning: Option<Returning>,
+    ) -> Arc<Session> {
+        // Nobody is connected yet.
+        let idle_since = Some(Instant::now());
+        Arc::new(Session {
+            id,
+            secret: info.secret,
+            volume_name: volume_name.to_owned(),
+            volume,
+            read_only: info.read_only,
+            leases: info.leases,
+            restored: returning.is_some(),
+            again: Arc::default(),
+            state: Mutex::new(State { begun: journal, returning, idle_since, ..State::default() }),
+            executed: watch::Sender::new(journal),
+            over: watch::Sender::new(false),
+        })
+    }
+
     pub fn admit(&self, sequence: OperationSeq, acknowledged: OperationSeq) -> Admission {
         admit(&self.state, sequence, acknowledged)
     }
@@ -126,16 +164,28 @@ impl Session {
     /// The journal was executed up to `end`.
     pub fn advance(&self, end: JournalPosition) {
         self.executed.send_replace(end);
-        self.return_former();
+        self.come_back(|_| ());
     }
 
-    /// An earlier server's session has returned when its journal is executed.
-    fn return_former(&self) {
-        match self.former {
-            Some((session, end)) if self.executed() >= end => self.volume.returned(session),
-            Some((session, _)) => self.volume.returning(session),
-            None => {}
-        }
+    /// The client has made again whatever the server before had executed and may have lost.
+    pub fn made_again(&self) {
+        self.come_back(|returning| returning.has_made_again = true);
+    }
+
+    /// The session has returned when it has made everything again and its journal is executed.
+    fn come_back(&self, moves: impl FnOnce(&mut Returning)) {
+        let has_returned = {
+            let mut state = self.state.lock();
+            let Some(returning) = &mut state.returning else { return };
+            moves(returning);
+            let is_over = returning.journal_end.is_some_and(|end| self.executed() >= end);
+            let has_returned = returning.has_made_again && is_over;
+            if has_returned {
+                state.returning = None;
+            }
+            has_returned
+        };
+        if has_returned { self.volume.returned(self.id) } else { self.volume.returning(self.id) }
     }
 
     /// Send recalls to this connection from now on, first those that are unanswered.
@@ -180,70 +230,69 @@ fn admit(state: &Mutex<State>, sequence: OperationSeq, acknowledged: OperationSe
     Admission::Execute(sender)
 }
 
-/// The journal that a client comes with.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Journal {
-    pub executed: JournalPosition,
-    pub end: JournalPosition,
-    /// The session of an earlier server in which it was begun.
-    pub former: Option<SessionId>,
-}
-
 #[derive(Default)]
 pub(crate) struct Sessions {
     table: Mutex<HashMap<SessionId, Arc<Session>>>,
 }
 
 impl Sessions {
-    /// A new session with one connection.
-    pub fn create(
+    /// A new session with one connection, whose client's journal begins behind `journal`.
+    pub async fn create(
         &self,
         volume_name: &str,
         volume: Volume,
         read_only: bool,
         leases: bool,
-        journal: Journal,
+        journal: JournalPosition,
     ) -> Result<Arc<Session>, String> {
         let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
         id.copy_from_slice(&random[..8]);
         secret.copy_from_slice(&random[8..]);
-        let session = Arc::new(Session {
-            id: SessionId(u64::from_le_bytes(id)),
-            secret: u128::from_le_bytes(secret),
-            volume_name: volume_name.to_owned(),
-            volume,
-            read_only,
-            leases,
-            state: Mutex::new(State { begun: journal.executed, ..State::default() }),
-            former: journal.former.map(|session| (session, journal.end)),
-            executed: watch::Sender::new(journal.executed),
-            over: watch::Sender::new(false),
-        });
+        let id = SessionId(u64::from_le_bytes(id));
+        let info = SessionInfo { secret: u128::from_le_bytes(secret), read_only, leases };
+        let begun = volume.begin_session(id, info, journal).await;
+        begun.map_err(|errno| format!("volume `{volume_name}` takes no sessions: {errno}"))?;
+        let session = Session::new(volume_name, volume, id, info, journal, None);
         session.connect();
-        self.table.lock().insert(session.id, session.clone());
-        if leases {
-            session.volume.enroll(session.id);
-        }
-        session.return_former();
+        self.insert(session.clone());
         Ok(session)
     }
 
-    /// The session with one more connection, if it is there and the client proves that it is its own.
-    pub fn resume(&self, resume: &Resume, volume_name: &str, read_only: bool) -> Option<Arc<Session>> {
+    /// The sessions that a volume had with the last server: they may come back for a while.
+    pub fn restore(&self, volume_name: &str, volume: &Volume) {
+        for &(id, info) in volume.restored_sessions() {
+            let journal = volume.journal(id);
+            let returning = Some(Returning::default());
+            self.insert(Session::new(volume_name, volume.clone(), id, info, journal, returning));
+        }
+    }
+
+    fn insert(&self, session: Arc<Session>) {
+        if session.leases {
+            session.volume.enroll(session.id);
+        }
+        self.table.lock().insert(session.id, session);
+    }
+
+    /// The session with one more connection, if it is there and the client proves that it is its own. Its journal ends
+    /// at `journal_end`.
+    pub fn resume(
+        &self,
+        resume: &Resume,
+        volume_name: &str,
+        read_only: bool,
+        journal_end: JournalPosition,
+    ) -> Option<Arc<Session>> {
         let session = self.table.lock().get(&resume.session)?.clone();
         let same =
             session.secret == resume.secret && session.volume_name == volume_name && session.read_only == read_only;
-        (same && session.connect()).then_some(session)
-    }
-
-    /// Sessions of a volume that hold leases.
-    pub fn with_leases(&self, volume_name: &str) -> Vec<SessionId> {
-        let table = self.table.lock();
-        let ids = table.values().filter(|s| s.leases && s.volume_name == volume_name).map(|s| s.id);
-        let mut ids: Vec<SessionId> = ids.collect();
-        ids.sort();
-        ids
+        let may = same && session.volume.may_return(session.id) && session.connect();
+        if !may {
+            return None;
+        }
+        session.come_back(|returning| returning.journal_end = Some(journal_end));
+        Some(session)
     }
 
     pub fn count(&self, volume_name: Option<&str>) -> u64 {
@@ -307,6 +356,11 @@ impl Sessions {
         }
         for (name, volume) in volumes {
             volume.reap_lingering().await;
+            for id in volume.missed_sessions() {
+                if self.end_by_id(id).await {
+                    tracing::warn!(session = %id, volume = %name, "session lost: its client did not come back after the start");
+                }
+            }
             for id in volume.overdue_sessions() {
                 tracing::warn!(session = %id, volume = %name, "session fenced: it did not give up what others wait for");
                 self.end_by_id(id).await;
@@ -335,6 +389,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use atoll_types::Outcome;
 
     fn state() -> Mutex<State> {
         Mutex::default()
@@ -347,7 +402,7 @@ mod tests {
         let Admission::Execute(answer) = admit(&state, seq(5), seq(5)) else { panic!() };
         let Admission::Repeat(mut repeat) = admit(&state, seq(5), seq(5)) else { panic!() };
         assert!(repeat.borrow_and_update().is_none());
-        let earned = Earned { grants: Vec::new(), order: atoll_lease::Issue(9) };
+        let earned = Earned { order: atoll_lease::Issue(9), ..Earned::default() };
         answer.send_replace(Some((vec![Ok(Outcome::Done)], earned.clone())));
         assert_eq!(*repeat.borrow(), Some((vec![Ok(Outcome::Done)], earned)));
         assert!(matches!(admit(&state, seq(6), seq(5)), Admission::Execute(_)));

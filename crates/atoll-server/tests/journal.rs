@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use atoll_lease::{Grant, Rights};
+use atoll_lease::{Grant, Issue, Rights};
 use atoll_server::{Server, ServerConfig};
 use atoll_types::operation::OpenFlags;
 use atoll_types::{
@@ -59,7 +59,15 @@ impl Client {
         atoll_wire::encode_hello(1, &hello, &mut bytes).unwrap();
         assert!(bytes.len() < HELLO_BYTES_MAX);
         let stream = UnixStream::connect(socket).await.unwrap();
-        let welcome = Welcome { features: 0, resume: None, resumed: false, instance: 0, read_only: false };
+        let welcome = Welcome {
+            features: 0,
+            resume: None,
+            resumed: false,
+            instance: 0,
+            since: Issue(0),
+            journal: JournalPosition(0),
+            read_only: false,
+        };
         let mut client = Client { stream, received: BytesMut::new(), next_id: 2, early: Vec::new(), welcome };
         client.stream.write_all(&bytes).await.unwrap();
         let Response::Welcome(welcome) = client.answer(1).await else { panic!("not welcome") };
@@ -136,6 +144,12 @@ impl Client {
         assert!(matches!(self.answer(id).await, Response::Pong { .. }));
     }
 
+    /// Say that everything was made again.
+    async fn come_back(&mut self) {
+        let id = self.send(Request::Returned).await;
+        assert!(matches!(self.answer(id).await, Response::Returned));
+    }
+
     /// Do as the next recall says.
     async fn give_up(&mut self) {
         let Response::Recall(rights) = self.answer(0).await else { panic!() };
@@ -199,7 +213,10 @@ fn execute(sequence: u64, after: u64, made: Vec<Made>, operations: Vec<Operation
         caller: Caller::default(),
         sequence: OperationSeq(sequence),
         acknowledged: OperationSeq(1),
+        released: OperationSeq(1),
         after: JournalPosition(after),
+        journal: !made.is_empty(),
+        again: None,
         made,
         operations,
     })
@@ -362,18 +379,20 @@ async fn after_a_restart_nobody_is_served_before_the_journals_of_those_who_were_
     assert!(others.0 >= first.0 + u64::from(count));
     assert!(!other.has_answer(read));
 
-    // The client had made three changes, and knows that one was executed.
+    // The client had made three changes, of which one was executed.
     let introduction = Introduction { resume, executed: 1, journal_end: 3, ..Introduction::default() };
     let mut client = Client::open(&server, introduction).await;
-    assert!(!client.welcome.resumed);
+    assert!(client.welcome.resumed);
+    assert_eq!(client.welcome.journal, JournalPosition(1));
+    client.come_back().await;
     let own = client.send(ask(3, lookup("c"))).await;
     let number = InodeId(first.0 + 1);
-    let batch = execute(1, 1, vec![made(Some(number))], vec![create("b")]);
+    let batch = execute(2, 1, vec![made(Some(number))], vec![create("b")]);
     assert_eq!(entry(&client.call(batch).await[0]).inode, number);
     other.ping().await;
     client.ping().await;
     assert!(!other.has_answer(read) && !client.has_answer(own), "the journal is not executed yet");
-    assert!(client.call(journal(2, 2, vec![create("c")])).await[0].is_ok());
+    assert!(client.call(journal(3, 2, vec![create("c")])).await[0].is_ok());
     assert!(client.results(own).await.0[0].is_ok());
     // The other one finds what was made, once the client has given up what it earned by it.
     client.give_up().await;
@@ -395,10 +414,91 @@ async fn a_client_without_changes_ends_the_wait_by_coming_back() {
     let read = other.send(ask(0, lookup("a"))).await;
     other.ping().await;
     assert!(!other.has_answer(read));
-    let introduction = Introduction { resume, executed: 4, journal_end: 4, ..Introduction::default() };
-    let mut client = Client::open(&server, introduction).await;
+    let mut client = Client::open(&server, Introduction { resume, ..Introduction::default() }).await;
+    other.ping().await;
+    assert!(!other.has_answer(read), "it may come with changes");
+    client.come_back().await;
     assert_eq!(other.results(read).await.0, [Err(Errno::ENOENT)]);
-    // What was executed in the former session is not waited for.
-    assert_eq!(client.call(ask(4, lookup("a"))).await, [Err(Errno::ENOENT)]);
+    server.server.stop().await.unwrap();
+}
+
+/// A change that was executed at this position before.
+fn again(order: u64, sequence: u64, number: InodeId, operation: Operation) -> Request {
+    let Request::Execute(execute) = execute(sequence, 0, vec![made(Some(number))], vec![operation]) else { panic!() };
+    Request::Execute(Execute { journal: false, again: Some(Issue(order)), ..execute })
+}
+
+#[tokio::test]
+async fn changes_are_made_again_in_their_order_and_once() {
+    let folder = folder();
+    let server = Running::new(folder.path()).await;
+    let mut first = Client::open(&server, Introduction::default()).await;
+    let second = Client::open(&server, Introduction::default()).await;
+    let made = first.call(execute(1, 0, Vec::new(), vec![create("here")])).await;
+    server.server.stop().await.unwrap();
+
+    let server = Running::start(folder.path()).await;
+    let mut first = first.again(&server, false).await;
+    let mut second = second.again(&server, false).await;
+    let mut third = Client::open(&server, Introduction::default()).await;
+    let read = third.send(ask(0, lookup("b"))).await;
+
+    let here = entry(&made[0]).inode;
+    // A number that the store does not know to be given away is as it was.
+    let far = InodeId(here.0 + 100_000);
+    let rename = Operation::Rename {
+        parent: ROOT,
+        name: name("a"),
+        new_parent: ROOT,
+        new_name: name("b"),
+        mode: Default::default(),
+    };
+    let waits = second.send(again(12, 1, ROOT, rename)).await;
+    second.ping().await;
+    assert!(!second.has_answer(waits));
+    // The store has it: nothing is done, least of all refused.
+    assert_eq!(first.call(again(10, 1, here, create("here"))).await, [Ok(Outcome::Done)]);
+    let results = first.call(again(11, 2, far, create("a"))).await;
+    assert_eq!(entry(&results[0]).inode, far);
+    second.ping().await;
+    assert!(!second.has_answer(waits), "the other may come with more");
+    first.come_back().await;
+    assert_eq!(second.results(waits).await.0, [Ok(Outcome::Done)]);
+    third.ping().await;
+    assert!(!third.has_answer(read));
+    second.come_back().await;
+    assert_eq!(entry(&third.results(read).await.0[0]).inode, far);
+    server.server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_comes_back_too_late_is_over() {
+    let folder = folder();
+    let server = Running::new(folder.path()).await;
+    let client = Client::open(&server, Introduction::default()).await;
+    let resume = client.welcome.resume.clone();
+    server.server.stop().await.unwrap();
+
+    let server = Running::start(folder.path()).await;
+    let mut other = Client::open(&server, Introduction::default()).await;
+    assert_eq!(other.call(ask(0, lookup("a"))).await, [Err(Errno::ENOENT)], "the wait is bounded");
+    let late = Client::open(&server, Introduction { resume, ..Introduction::default() }).await;
+    assert!(!late.welcome.resumed);
+    server.server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_without_an_answer_gets_that_of_the_server_before() {
+    let folder = folder();
+    let server = Running::new(folder.path()).await;
+    let mut client = Client::open(&server, Introduction::default()).await;
+    let ask = || execute(1, 0, Vec::new(), vec![create("a"), create("a")]);
+    let answer = client.call(ask()).await;
+    server.server.stop().await.unwrap();
+
+    let server = Running::start(folder.path()).await;
+    let mut client = client.again(&server, false).await;
+    client.come_back().await;
+    assert_eq!(client.call(ask()).await, answer);
     server.server.stop().await.unwrap();
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_blob::{BlobError, SyncPoint};
+use atoll_lease::Issue;
 use atoll_store::{Batch, Scan};
 use atoll_types::SegmentId;
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ const ROOM_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Progress {
     /// Changes up to this number are durable.
     pub durable: u64,
+    /// So are operations up to this position.
+    pub order: Issue,
     /// Set for ever when a commit failed.
     pub failed: Option<VolumeError>,
     /// Commits wait for room on the disk.
@@ -98,7 +101,7 @@ impl Committer {
 
     async fn commit(&mut self) -> Result<(), VolumeError> {
         let now = Instant::now();
-        let cut = {
+        let (cut, order) = {
             let mut core = self.shared.core.lock();
             self.suspects.extend(core.take_emptied().into_iter().map(|id| (now, id)));
             while self.suspects.front().is_some_and(|(since, _)| now.duration_since(*since) >= GRACE) {
@@ -108,12 +111,14 @@ impl Committer {
                     self.doomed.push(id);
                 }
             }
-            core.has_changes().then(|| core.cut())
+            (core.has_changes().then(|| core.cut()), core.leases.newest())
         };
         // After the cut: it covers every byte that the batch refers to.
         let point = self.sync_bytes().await?;
         let nothing = point.opened.is_empty() && point.fragments.is_empty() && point.uploaded.is_empty();
         if cut.is_none() && nothing {
+            // What was executed since has changed nothing.
+            self.progress.send_if_modified(|p| std::mem::replace(&mut p.order, order) != order);
             return Ok(());
         }
         let mut batch = Batch::default();
@@ -126,7 +131,10 @@ impl Committer {
         self.shared.store.durable(seq).await?;
         self.last_commit = Instant::now();
         if let Some(cut) = cut {
-            self.progress.send_modify(|p| p.durable = cut.ordered);
+            self.progress.send_modify(|p| {
+                p.durable = cut.ordered;
+                p.order = order;
+            });
         }
         self.shared.blob.forget(&point.uploaded);
         self.delete_doomed().await;

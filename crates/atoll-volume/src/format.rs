@@ -5,7 +5,7 @@
 //! bounded and never panics: stored bytes are not trusted.
 
 use atoll_blob::{Codec, Location};
-use atoll_types::{FileKind, InodeId, Mode, Name, SegmentId, Timestamp};
+use atoll_types::{FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::VolumeError;
@@ -26,6 +26,7 @@ const EXTENT: u8 = b'e';
 const ORPHAN: u8 = b'o';
 const SEGMENT: u8 = b's';
 const FRAGMENT: u8 = b'f';
+const SESSION: u8 = b'n';
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
@@ -75,6 +76,10 @@ pub fn fragment_key(segment: SegmentId, offset: u32) -> Bytes {
     key(FRAGMENT, segment.0, &offset.to_be_bytes())
 }
 
+pub fn session_key(session: SessionId) -> Bytes {
+    key(SESSION, session.0, &[])
+}
+
 /// A range of keys, end excluded.
 pub type KeyRange = (Bytes, Bytes);
 
@@ -115,6 +120,10 @@ pub fn all_fragments() -> KeyRange {
     all(FRAGMENT)
 }
 
+pub fn all_sessions() -> KeyRange {
+    all(SESSION)
+}
+
 /// What follows the tag and the number.
 pub fn key_rest(key: &Bytes) -> Bytes {
     key.slice(key.len().min(9)..)
@@ -141,13 +150,13 @@ fn corrupt(what: &str) -> VolumeError {
 }
 
 /// Reads fields of a value in order.
-struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
     what: &'static str,
 }
 
 impl<'a> Fields<'a> {
-    fn new(value: &'a [u8], what: &'static str) -> Result<Self> {
+    pub fn new(value: &'a [u8], what: &'static str) -> Result<Self> {
         match value.split_first() {
             Some((&FORMAT_VERSION, rest)) => Ok(Fields { rest, what }),
             Some((&newer, _)) if newer > FORMAT_VERSION => Err(VolumeError::FutureFormat(u32::from(newer))),
@@ -155,21 +164,21 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (head, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| corrupt(self.what))?;
         self.rest = rest;
         Ok(*head)
     }
 
-    fn u8(&mut self) -> Result<u8> {
+    pub fn u8(&mut self) -> Result<u8> {
         Ok(self.take::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_be_bytes(self.take()?))
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_be_bytes(self.take()?))
     }
 
@@ -182,12 +191,22 @@ impl<'a> Fields<'a> {
         Ok(Timestamp { seconds, nanos })
     }
 
+    pub fn slice(&mut self, length: usize) -> Result<&'a [u8]> {
+        let (head, rest) = self.rest.split_at_checked(length).ok_or_else(|| corrupt(self.what))?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(corrupt(self.what)) }
     }
 }
 
-fn value(capacity: usize) -> BytesMut {
+pub(crate) fn value(capacity: usize) -> BytesMut {
     let mut value = BytesMut::with_capacity(capacity + 1);
     value.put_u8(FORMAT_VERSION);
     value

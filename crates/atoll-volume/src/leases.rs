@@ -1,51 +1,34 @@
 //! The shell around the lease authority: waits for recalls, and tells sessions of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
 use atoll_types::limits::INODES_RESERVED;
-use atoll_types::{Errno, InodeId, Made, Operation, Outcome, SessionId};
+use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId, Timestamp};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::core::{Asked, Core, Step, Stop};
-use crate::volume::Volume;
-
-/// The longest that operations wait for journals of an earlier authority's sessions, while these come.
-const GRACE_MAX: Duration = Duration::from_secs(60);
+use crate::grace::Grace;
+use crate::sessions::Mark;
+use crate::volume::{Asking, Volume};
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
 pub(crate) struct Leases {
     started: Instant,
-    grace: Mutex<Option<Grace>>,
-    /// False when there is no grace: nobody has to look.
-    in_grace: AtomicBool,
-    graced: Notify,
+    pub grace: Grace,
     waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     tell: OnceLock<Tell>,
-}
-
-/// Sessions of an earlier authority that may still use what it granted them, or have made changes under it that only
-/// they know.
-struct Grace {
-    sessions: HashSet<SessionId>,
-    until: Instant,
-    /// How much longer it lasts when one of them shows that it is there, up to `until_max`.
-    term: Duration,
-    until_max: Instant,
 }
 
 impl Default for Leases {
     fn default() -> Self {
         Leases {
             started: Instant::now(),
-            grace: Mutex::default(),
-            in_grace: AtomicBool::new(false),
-            graced: Notify::new(),
+            grace: Grace::default(),
             waiting: Mutex::default(),
             tell: OnceLock::new(),
         }
@@ -55,28 +38,6 @@ impl Default for Leases {
 impl Leases {
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-
-    /// Wait until no session uses what an earlier authority granted it, and the changes made under it are executed.
-    pub async fn grace(&self) {
-        while self.is_in_grace() {
-            let over = self.graced.notified();
-            let until = match &*self.grace.lock() {
-                Some(grace) if Instant::now() < grace.until => grace.until,
-                _ => {
-                    self.in_grace.store(false, Ordering::Release);
-                    return;
-                }
-            };
-            tokio::select! {
-                _ = over => {}
-                _ = tokio::time::sleep_until(until.into()) => {}
-            }
-        }
-    }
-
-    pub fn is_in_grace(&self) -> bool {
-        self.in_grace.load(Ordering::Acquire)
     }
 
     pub fn wake(&self, waiters: Vec<WaiterId>) {
@@ -102,12 +63,12 @@ impl Leases {
 /// One operation on its way: what it waits for and what it earned.
 pub(crate) struct Leasing<'a> {
     volume: &'a Volume,
-    session: SessionId,
+    asking: Asking<'a>,
     operation: &'a Operation,
-    /// How the client made the change before it asked.
-    made: Option<&'a Made>,
     /// The session may keep what the answer earns.
     keeps: bool,
+    /// The store is to be told of the execution with its effects.
+    is_noted: bool,
     waiter: Option<WaiterId>,
     claims: Vec<Claim>,
     earned: Earned,
@@ -118,6 +79,8 @@ pub(crate) struct Leasing<'a> {
 pub struct Earned {
     pub grants: Vec<Grant>,
     pub order: Issue,
+    /// When the newest change was made, by then.
+    pub at: Timestamp,
 }
 
 /// An operation that others hold up.
@@ -127,18 +90,21 @@ pub(crate) struct Blocked {
 }
 
 impl<'a> Leasing<'a> {
-    pub fn new(
-        volume: &'a Volume,
-        session: SessionId,
-        operation: &'a Operation,
-        made: Option<&'a Made>,
-        keeps: bool,
-    ) -> Self {
-        Leasing { volume, session, operation, made, keeps, waiter: None, claims: Vec::new(), earned: Earned::default() }
+    pub fn new(volume: &'a Volume, asking: Asking<'a>, operation: &'a Operation, keeps: bool) -> Self {
+        Leasing {
+            volume,
+            asking,
+            operation,
+            keeps,
+            is_noted: asking.mark == Mark::None,
+            waiter: None,
+            claims: Vec::new(),
+            earned: Earned::default(),
+        }
     }
 
     pub fn session(&self) -> SessionId {
-        self.session
+        self.asking.session
     }
 
     pub fn operation(&self) -> &'a Operation {
@@ -155,20 +121,20 @@ impl<'a> Leasing<'a> {
             // The session is over: nobody is there for the answer, and the client may have asked elsewhere.
             return Err(Stop::Error(Errno::EIO));
         }
-        if self.made.is_some() && !core.leases.is_enrolled(self.session) {
+        if self.asking.made.is_some() && !self.asking.again && !core.leases.is_enrolled(self.session()) {
             // The rights under which it was made went with the session: others may have changed the same since.
             return Err(Stop::Error(Errno::EIO));
         }
         let claims = core.claims(self.operation)?;
         let leases = &self.volume.inner.leases;
-        if core.leases.is_free(self.session, &claims) {
+        if core.leases.is_free(self.session(), &claims) {
             let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
-            core.lingers = self.waiter.is_some() || claims.iter().any(contended);
-            core.set_made(self.made);
+            core.lingers = self.asking.again || self.waiter.is_some() || claims.iter().any(contended);
+            core.set_made(self.asking.made, self.asking.again);
             self.claims = claims;
             return Ok(None);
         }
-        let (waiter, notices) = core.leases.wait(self.session, claims, self.waiter, leases.now_ms());
+        let (waiter, notices) = core.leases.wait(self.session(), claims, self.waiter, leases.now_ms());
         self.waiter = Some(waiter);
         let (sender, freed) = oneshot::channel();
         leases.waiting.lock().insert(waiter, sender);
@@ -185,18 +151,28 @@ impl<'a> Leasing<'a> {
     /// Keep what the answer earns the session.
     pub fn earn(&mut self, core: &mut Core, result: Result<&Outcome, Errno>) {
         let now_ms = self.volume.inner.leases.now_ms();
-        if self.made.is_some() {
-            core.leases.progress(self.session, now_ms);
+        if self.asking.made.is_some() {
+            core.leases.progress(self.session(), now_ms);
         }
         let asked = Asked {
-            session: self.session,
+            session: self.session(),
             operation: self.operation,
             claims: &self.claims,
             alone: self.waiter.is_none(),
-            number: self.made.and_then(|made| made.inode),
+            number: self.asking.made.and_then(|made| made.inode),
         };
         let grants = if self.keeps { core.grants(&asked, result, now_ms) } else { Vec::new() };
-        self.earned = Earned { grants, order: core.leases.stamp() };
+        self.earned = Earned { grants, order: core.leases.stamp(), at: core.last_change() };
+        core.note(self.session(), self.asking.mark, result);
+        self.is_noted = true;
+    }
+
+    /// An operation that had no effect to be told with was executed.
+    pub fn note(&mut self, result: Result<&Outcome, Errno>) {
+        if !self.is_noted {
+            self.volume.inner.shared.core.lock().note(self.session(), self.asking.mark, result);
+            self.is_noted = true;
+        }
     }
 }
 
@@ -216,46 +192,37 @@ impl Volume {
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at
-    /// the latest, and they may have made changes under them: operations wait until then, or until each of them has
-    /// [returned](Volume::returned). What was [made before](Volume::execute_made) does not wait.
+    /// the latest, and told them of changes that the store does not hold: operations wait until then, or until each of
+    /// them has [returned](Volume::returned). What was [made before](Asking::made) does not wait.
     pub fn begin_grace(&self, sessions: impl IntoIterator<Item = SessionId>, term: Duration) {
-        let sessions: HashSet<SessionId> = sessions.into_iter().collect();
-        if !sessions.is_empty() {
-            let now = Instant::now();
-            let grace = Grace { sessions, until: now + term, term, until_max: now + term.max(GRACE_MAX) };
-            *self.inner.leases.grace.lock() = Some(grace);
-            self.inner.leases.in_grace.store(true, Ordering::Release);
-        }
+        self.inner.leases.grace.begin(sessions, term);
     }
 
-    /// A session of an earlier authority has connected anew, and executes what it made meanwhile: operations wait
-    /// another term, as long as this goes on, within bounds.
+    /// A session of an earlier authority is there: operations wait another term for it, as long as this goes on,
+    /// within bounds.
     pub fn returning(&self, session: SessionId) {
-        if let Some(grace) = &mut *self.inner.leases.grace.lock()
-            && grace.sessions.contains(&session)
-            && Instant::now() < grace.until
-        {
-            grace.until = (Instant::now() + grace.term).min(grace.until_max);
-        }
+        self.inner.leases.grace.heard(session);
     }
 
-    /// A session of an earlier authority uses nothing of what it was granted, and everything that it made is executed.
+    /// Wait until a change that is made again, and stood at `order` for an earlier authority, is the next one. False
+    /// when the session has missed its time.
+    pub async fn turn(&self, session: SessionId, order: Issue) -> bool {
+        self.inner.leases.grace.turn(session, order).await
+    }
+
+    /// A session of an earlier authority uses nothing of what it was granted, and has made everything again.
     pub fn returned(&self, session: SessionId) {
-        let mut grace = self.inner.leases.grace.lock();
-        if let Some(Grace { sessions, .. }) = &mut *grace {
-            sessions.remove(&session);
-            if sessions.is_empty() {
-                *grace = None;
-                self.inner.leases.graced.notify_waiters();
-            }
-        }
+        self.inner.leases.grace.returned(session);
     }
 
-    /// Sessions of an earlier authority that have not returned in time yet.
-    pub fn unreturned_sessions(&self) -> Vec<SessionId> {
-        let grace = self.inner.leases.grace.lock();
-        let left = grace.iter().filter(|grace| Instant::now() < grace.until);
-        left.flat_map(|grace| grace.sessions.iter().copied()).collect()
+    /// Whether a session of an earlier authority may still come back.
+    pub fn may_return(&self, session: SessionId) -> bool {
+        self.inner.leases.grace.may_return(session)
+    }
+
+    /// Sessions of an earlier authority that did not come back in time.
+    pub fn missed_sessions(&self) -> Vec<SessionId> {
+        self.inner.leases.grace.missed()
     }
 
     /// The session wants leases and will answer recalls.
@@ -308,12 +275,14 @@ impl Volume {
 
     /// Free what lost its last name a while ago. Call a few times a second.
     pub async fn reap_lingering(&self) {
-        let gone = self.inner.shared.core.lock().lingered(Instant::now());
-        for inode in gone {
-            if let Err(errno) = self.reap(inode).await {
-                tracing::warn!(%inode, %errno, "cannot reap an inode without names");
-            }
+        if self.inner.leases.grace.lasts() {
+            // Who had it open comes back.
+            return;
         }
+        let orphans = std::mem::take(&mut *self.inner.orphans.lock());
+        self.reap_all(orphans).await;
+        let gone = self.inner.shared.core.lock().lingered(Instant::now());
+        self.reap_all(gone).await;
     }
 
     /// Holders of an inode, and for how long each has held it, in ms.

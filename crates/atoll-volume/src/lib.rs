@@ -17,11 +17,14 @@ mod core;
 mod error;
 pub mod extents;
 pub mod format;
+mod grace;
 mod leases;
 pub mod locks;
+mod sessions;
 mod volume;
 
 pub use error::VolumeError;
 pub use format::{Durability, VolumeSettings};
 pub use leases::Earned;
-pub use volume::{Volume, VolumeConfig, VolumeReport, format};
+pub use sessions::{Mark, Results, SessionInfo};
+pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format};

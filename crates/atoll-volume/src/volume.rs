@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use atoll_blob::readahead::Readahead;
 use atoll_blob::{Blob, BlobError, Recovered};
+use atoll_lease::Issue;
 use atoll_store::{Batch, Precondition, Scan, Store, StoreError};
 use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
-    ByteRange, Caller, Epoch, Errno, FileKind, InodeId, Made, Mode, Operation, Outcome, SessionId, Timestamp, limits,
+    ByteRange, Caller, Epoch, Errno, FileKind, InodeId, JournalPosition, Made, Mode, Operation, OperationSeq, Outcome,
+    SessionId, Timestamp, limits,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -27,6 +29,7 @@ use crate::extents::{ExtentMap, Piece};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
 use crate::leases::{Earned, Leases, Leasing};
 use crate::locks::{SetOutcome, WaiterId};
+use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 
 /// Bounds and pace of an open volume.
 #[derive(Clone, Copy, Debug)]
@@ -99,8 +102,12 @@ pub struct Volume {
 pub(crate) struct Inner {
     pub shared: Arc<Shared>,
     settings: VolumeSettings,
+    /// Sessions of the last authority.
+    restored: Vec<(SessionId, SessionInfo)>,
     progress: watch::Receiver<Progress>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// Without names since an earlier authority: reaped when nobody can come back who has them open.
+    pub orphans: Mutex<Vec<InodeId>>,
     /// Who waits for which lock.
     waiters: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     readers: Mutex<HashMap<InodeId, Readahead>>,
@@ -123,6 +130,40 @@ pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller
         Ok(seq) => Ok(store.durable(seq).await?),
         Err(StoreError::Precondition) => Err(VolumeError::Exists),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Positions of one authority: those of the next, with a later epoch, are all larger.
+const POSITION_BITS: u32 = 40;
+
+/// Who asks for an operation, and what is known of it beyond itself.
+#[derive(Clone, Copy)]
+pub struct Asking<'a> {
+    pub session: SessionId,
+    pub caller: &'a Caller,
+    /// The session made it before it asked, with the time and the number that it gave. The session is enrolled, or
+    /// this fails with `EIO`.
+    pub made: Option<&'a Made>,
+    /// Which of the session's changes it is.
+    pub mark: Mark,
+    /// It is made again after an earlier authority executed it: what was opened by it is not counted, and nothing is
+    /// earned.
+    pub again: bool,
+}
+
+impl<'a> Asking<'a> {
+    pub fn new(session: SessionId, caller: &'a Caller) -> Self {
+        Asking { session, caller, made: None, mark: Mark::None, again: false }
+    }
+}
+
+/// The inode that an operation opened by making it.
+fn opened(operation: &Operation, result: &Result<Outcome, Errno>) -> Option<InodeId> {
+    match operation {
+        Operation::Create { .. } | Operation::CreateUnnamed { .. } | Operation::Open { .. } => {
+            result.as_ref().ok()?.attributes().map(|attributes| attributes.inode)
+        }
+        _ => None,
     }
 }
 
@@ -161,7 +202,18 @@ impl Volume {
         let suspects =
             segments.iter().filter(|(_, s, live)| *s == SegmentState::Uploaded && *live <= 0).map(|s| s.0).collect();
         let doomed = segments.iter().filter(|(_, s, _)| *s == SegmentState::Doomed).map(|s| s.0).collect();
-        let core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
+        let mut core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
+        core.leases.start_behind(Issue(store.epoch().0 << POSITION_BITS));
+        let mut restored = Vec::new();
+        for (key, value) in scan_all(&*store, format::all_sessions()).await? {
+            let (session, record) = (SessionId(format::key_number(&key)?), SessionRecord::decode(&value)?);
+            restored.push((session, record.info));
+            core.install_session(session, record);
+        }
+        let mut orphans = Vec::new();
+        for (key, _) in scan_all(&*store, format::all_orphans()).await? {
+            orphans.push(InodeId(format::key_number(&key)?));
+        }
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             store,
@@ -179,22 +231,33 @@ impl Volume {
                 settings,
                 progress,
                 committer: Mutex::new(Some(committer)),
+                restored,
+                orphans: Mutex::new(orphans),
                 waiters: Mutex::new(HashMap::new()),
                 readers: Mutex::new(HashMap::new()),
                 leases: Leases::default(),
             }),
         };
-        for (key, _) in scan_all(&*volume.inner.shared.store, format::all_orphans()).await? {
-            let inode = InodeId(format::key_number(&key)?);
-            if let Err(errno) = volume.alone(|core| core.reap(inode)).await {
-                tracing::warn!(%inode, %errno, "cannot reap an orphan");
-            }
-        }
         Ok(volume)
     }
 
     pub fn settings(&self) -> &VolumeSettings {
         &self.inner.settings
+    }
+
+    /// Sessions of the last authority that were not over.
+    pub fn restored_sessions(&self) -> &[(SessionId, SessionInfo)] {
+        &self.inner.restored
+    }
+
+    /// Positions of this authority are behind this one, those of earlier ones are not.
+    pub fn since(&self) -> Issue {
+        Issue(self.inner.shared.store.epoch().0 << POSITION_BITS)
+    }
+
+    /// Operations up to this position are durable.
+    pub fn durable(&self) -> Issue {
+        self.inner.progress.borrow().order
     }
 
     pub fn report(&self) -> VolumeReport {
@@ -228,44 +291,67 @@ impl Volume {
         caller: &Caller,
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
-        self.execute_as(session, caller, None, operation).await
+        self.execute_asked(Asking::new(session, caller), operation).await
     }
 
-    /// Execute one operation that the session made before it asked, with the time and the number that it gave. The
-    /// session is enrolled, or this fails with `EIO`.
-    pub async fn execute_made(
-        &self,
-        session: SessionId,
-        made: &Made,
-        operation: Operation,
-    ) -> (Result<Outcome, Errno>, Earned) {
-        self.execute_as(session, &made.caller, Some(made), operation).await
-    }
-
-    async fn execute_as(
-        &self,
-        session: SessionId,
-        caller: &Caller,
-        made: Option<&Made>,
-        operation: Operation,
-    ) -> (Result<Outcome, Errno>, Earned) {
-        let mut keeps = true;
+    /// The same, with what is known of the operation beyond itself.
+    pub async fn execute_asked(&self, asking: Asking<'_>, operation: Operation) -> (Result<Outcome, Errno>, Earned) {
+        let grace = &self.inner.leases.grace;
+        let mut keeps = !asking.again;
         match &operation {
-            _ if made.is_some() => {}
+            _ if asking.made.is_some() => {}
             Operation::Release { .. } => {}
             // Counted at once: who had the file open before comes back in time, whoever removes its name afterwards.
             // The attributes may be old still, so nothing is kept of them.
-            Operation::Open { flags, .. } if !flags.truncate => keeps = !self.inner.leases.is_in_grace(),
-            _ => self.inner.leases.grace().await,
+            Operation::Open { flags, .. } if !flags.truncate => keeps = !grace.lasts(),
+            _ => grace.over().await,
         }
         if operation.mutates()
             && let Err(errno) = self.admit().await
         {
             return (Err(errno), Earned::default());
         }
-        let mut leasing = Leasing::new(self, session, &operation, made, keeps);
-        let result = self.run(&mut leasing, caller).await;
+        let mut leasing = Leasing::new(self, asking, &operation, keeps);
+        let result = match &operation {
+            // What the session has open, it says apart.
+            Operation::Open { flags, .. } if asking.again && !flags.truncate => Ok(Outcome::Done),
+            _ => self.run(&mut leasing, asking.caller).await,
+        };
+        if asking.again
+            && let Some(inode) = opened(&operation, &result)
+        {
+            // A file without a name lingers: it was opened before it lost it.
+            self.inner.shared.core.lock().release(asking.session, inode);
+        }
+        leasing.note(result.as_ref().map_err(|errno| *errno));
         (result, leasing.into_earned())
+    }
+
+    /// A new session. With leases, it is known to the next authority when this returns.
+    pub async fn begin_session(
+        &self,
+        session: SessionId,
+        info: SessionInfo,
+        journal: JournalPosition,
+    ) -> Result<(), Errno> {
+        let ordered = self.inner.shared.core.lock().begin_session(session, info, journal);
+        if info.leases { self.until_durable(ordered).await } else { Ok(()) }
+    }
+
+    /// The answers of a numbered change that was executed, as far as the client may not have them; `None` when it was
+    /// not executed.
+    pub fn answers(&self, session: SessionId, sequence: OperationSeq) -> Option<Results> {
+        self.inner.shared.core.lock().answers(session, sequence)
+    }
+
+    /// Up to where the journal of a session is executed.
+    pub fn journal(&self, session: SessionId) -> JournalPosition {
+        self.inner.shared.core.lock().journal(session).unwrap_or_default()
+    }
+
+    /// The position of the newest operation.
+    pub fn newest(&self) -> Issue {
+        self.inner.shared.core.lock().leases.newest()
     }
 
     async fn run(&self, leasing: &mut Leasing<'_>, caller: &Caller) -> Result<Outcome, Errno> {
@@ -411,13 +497,20 @@ impl Volume {
         let (granted, free, orphans) = {
             let mut core = self.inner.shared.core.lock();
             core.forget_reserves(session);
+            core.forget_session(session);
             (core.locks.end_session(session), core.leases.end_session(session), core.end_session(session))
         };
+        self.inner.shared.work.notify_one();
         self.grant(granted);
         self.inner.leases.wake(free);
-        for inode in orphans {
+        self.reap_all(orphans).await;
+    }
+
+    /// Free inodes without names that nobody has open.
+    pub(crate) async fn reap_all(&self, inodes: Vec<InodeId>) {
+        for inode in inodes {
             if let Err(errno) = self.reap(inode).await {
-                tracing::warn!(%inode, %errno, "cannot reap an orphan");
+                tracing::warn!(%inode, %errno, "cannot reap an inode without names");
             }
         }
     }
@@ -474,7 +567,7 @@ impl Volume {
                     Ok(Some(blocked)) => Ok(blocked),
                     Ok(None) => {
                         let result = run(&mut core, leasing);
-                        core.set_made(None);
+                        core.set_made(None, false);
                         match result {
                             Ok(value) => {
                                 core.evict();
@@ -505,7 +598,7 @@ impl Volume {
     }
 
     /// Free an unnamed inode that nobody has open.
-    pub(crate) async fn reap(&self, inode: InodeId) -> Result<(), Errno> {
+    async fn reap(&self, inode: InodeId) -> Result<(), Errno> {
         self.alone(|core| core.reap(inode)).await?;
         self.inner.shared.work.notify_one();
         Ok(())

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -86,10 +86,15 @@ pub struct Execute {
     pub sequence: OperationSeq,
     /// The client has the answers of every mutation below this number.
     pub acknowledged: OperationSeq,
+    /// The client knows every mutation below this number to be durable.
+    pub released: OperationSeq,
     /// To be executed when everything in the session's journal up to here is.
     pub after: JournalPosition,
-    /// Empty, or one for each operation: they are what stands in the journal behind `after`. Then each is executed,
-    /// also when one before it fails.
+    /// The operations are what stands in the journal behind `after`. Each is executed, also when one before it fails.
+    pub journal: bool,
+    /// An earlier authority executed them at this position, and this one may not have them.
+    pub again: Option<Issue>,
+    /// How and when each operation was made; empty when they are made by their execution.
     #[serde(deserialize_with = "bounded_made")]
     pub made: Vec<Made>,
     /// 1 to `COMPOUND_OPERATIONS_MAX`.
@@ -149,6 +154,8 @@ pub enum Request {
     Ping,
     /// Inode numbers for what the client will make; answered by [`Response::Reserved`].
     Reserve,
+    /// Everything was made again that an earlier authority may have lost; answered by [`Response::Returned`].
+    Returned,
     /// Rights that were given up: the answer to recalls, or unasked. Not answered.
     #[serde(deserialize_with = "bounded_recalls")]
     GiveUp(Vec<Recall>),
@@ -166,6 +173,10 @@ pub struct Welcome {
     pub resumed: bool,
     /// Differs for each start of a server.
     pub instance: u64,
+    /// Positions of this authority are behind this one, those of earlier ones are not.
+    pub since: Issue,
+    /// Up to where the session's journal was executed when this authority began; later if it was resumed.
+    pub journal: JournalPosition,
     pub read_only: bool,
 }
 
@@ -183,18 +194,25 @@ pub enum Response {
         grants: Vec<Grant>,
         /// Position of the last operation among all of the volume: answers overtake each other.
         order: Issue,
+        /// When it changed something.
+        at: Timestamp,
+        /// Everything up to this position is durable.
+        durable: Issue,
     },
     Pong {
         /// The session may use what it holds for another [`TERM_MS`].
         renewed: bool,
         /// The server's clock.
         now: Timestamp,
+        /// Everything up to this position is durable.
+        durable: Issue,
     },
     /// `count` numbers from `first` on are the session's to give, for good.
     Reserved {
         first: InodeId,
         count: u32,
     },
+    Returned,
     Ended,
     /// Unasked: rights to give up, to be answered with [`Request::GiveUp`].
     Recall(Vec<Recall>),
@@ -408,7 +426,10 @@ mod tests {
             caller: Caller { uid: 1, gid: 2, pid: 3 },
             sequence: OperationSeq(4),
             acknowledged: OperationSeq(2),
+            released: OperationSeq(1),
             after: JournalPosition(1),
+            journal: true,
+            again: Some(Issue(3)),
             made: vec![Made { caller: Caller::default(), at: Timestamp::default(), inode: Some(InodeId(9)) }; 2],
             operations: vec![Operation::Lookup { parent: InodeId::ROOT, name }, Operation::Sync],
         })
@@ -448,7 +469,10 @@ mod tests {
             caller: Caller::default(),
             sequence: OperationSeq(0),
             acknowledged: OperationSeq(0),
+            released: OperationSeq(0),
             after: JournalPosition(0),
+            journal: false,
+            again: None,
             made: Vec::new(),
             operations: vec![Operation::Sync; operations],
         };

@@ -689,7 +689,7 @@ mod tests {
             })
         };
         let results = vec![Ok(Outcome::Done); 2];
-        let reply = Reply { results, grants: grants(8).to_vec(), order: Issue(9) };
+        let reply = Reply { results, grants: grants(8).to_vec(), order: Issue(9), ..Reply::default() };
         for (changes, reply) in cache.journal.answered(0, batch.after, 2, reply) {
             assert!(cache.executed(changes, &reply).0.is_empty());
         }

@@ -827,7 +827,7 @@ mod tests {
         cache.clear();
         assert_eq!(cache.starts(&Operation::Unlink { parent: DIRECTORY, name: name() }), JournalPosition(1));
         assert!(cache.take_opens().is_empty(), "the journal tells of it");
-        let (_, opens) = cache.journal.discard();
+        let (_, opens) = cache.journal.discard(false);
         cache.untold(opens);
         assert_eq!(cache.take_opens(), [(FILE, 1)], "the next session has to hear of it");
     }

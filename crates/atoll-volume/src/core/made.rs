@@ -18,6 +18,9 @@ use crate::format::{self, InodeRecord};
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
 /// Most reserves that are kept for a session; of more, the oldest is forgotten.
 const RESERVES_MAX: usize = 16;
+/// How far a number that an earlier authority gave may be beyond what the store knows of: changes that are made again
+/// come with it.
+const AHEAD_MAX: u64 = 1 << 20;
 /// Most numbers that are remembered to be no inode's.
 const VACANT_MAX: usize = 4096;
 
@@ -27,6 +30,8 @@ pub(super) struct Making {
     at: Timestamp,
     /// Until it is given.
     inode: Option<InodeId>,
+    /// An earlier authority gave the number.
+    again: bool,
 }
 
 /// Numbers that are one session's to give, by the first that is left.
@@ -52,13 +57,13 @@ impl Numbers {
 
 impl Core {
     /// How the operation that is executed next was made; `None` for one that is made by its execution.
-    pub fn set_made(&mut self, made: Option<&Made>) {
+    pub fn set_made(&mut self, made: Option<&Made>, again: bool) {
         self.making = made.map(|made| {
             let now = Timestamp::now();
             let latest =
                 Timestamp { seconds: now.seconds.saturating_add(CLOCK_SKEW_MAX.as_secs() as i64), nanos: now.nanos };
             let nanos = made.at.nanos.min(Timestamp::NANOS_PER_SECOND - 1);
-            Making { at: latest.min(Timestamp { nanos, ..made.at }), inode: made.inode }
+            Making { at: latest.min(Timestamp { nanos, ..made.at }), inode: made.inode, again }
         });
     }
 
@@ -74,11 +79,12 @@ impl Core {
 
     /// Whether an inode can be made with the number that the client gave, if any. Changes nothing.
     pub(super) fn may_number(&mut self, session: SessionId) -> Step<()> {
-        let Some(inode) = self.making.and_then(|making| making.inode) else { return Ok(()) };
-        if inode <= InodeId::ROOT || inode.0 >= self.next_inode {
+        let Some(Making { inode: Some(inode), again, .. }) = self.making else { return Ok(()) };
+        let end = self.next_inode + if again { AHEAD_MAX } else { 0 };
+        if inode <= InodeId::ROOT || inode.0 >= end {
             return Err(Errno::EINVAL.into());
         }
-        if !self.leases.may_make(session) {
+        if !again && !self.leases.may_make(session) {
             return Err(Errno::ENOSPC.into());
         }
         match self.numbers.reserve_of(inode) {
@@ -101,6 +107,10 @@ impl Core {
             && inode.0 + 1 < reserve.end
         {
             self.numbers.reserves.insert(inode.0 + 1, reserve);
+        }
+        if inode.0 >= self.next_inode {
+            self.next_inode = inode.0 + 1;
+            self.cover_numbers();
         }
         Some(inode)
     }

@@ -14,6 +14,7 @@ mod data;
 mod listing;
 mod made;
 mod namespace;
+mod sessions;
 mod xattr;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -29,6 +30,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::extents::{Changes, ExtentMap};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState};
 use crate::locks::LockTable;
+use crate::sessions::SessionRecord;
 
 pub(crate) use claims::Asked;
 pub(crate) use data::ReadPlan;
@@ -143,6 +145,8 @@ pub(crate) struct Core {
     /// The operation that is executed now takes from others what they use: what loses its last name by it lingers.
     pub lingers: bool,
     making: Option<made::Making>,
+    sessions: FxHashMap<SessionId, SessionRecord>,
+    dirty_sessions: FxHashSet<SessionId>,
     lingering: VecDeque<(Instant, InodeId)>,
     durability: &'static str,
 }
@@ -177,6 +181,8 @@ impl Core {
             leases: Authority::default(),
             lingers: false,
             making: None,
+            sessions: FxHashMap::default(),
+            dirty_sessions: FxHashSet::default(),
             lingering: VecDeque::new(),
             durability,
         }
@@ -488,6 +494,7 @@ impl Core {
                 writes.insert(format::segment_key(segment), Some(format::encode_segment(known.state, known.live)));
             }
         }
+        self.write_sessions(&mut writes);
         writes.insert(format::counters_key(), Some(self.counters.encode()));
         let writes = Arc::new(writes);
         self.in_flight = Some(writes.clone());
