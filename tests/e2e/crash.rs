@@ -41,7 +41,11 @@ fn work(folder: &Path, stop: &AtomicBool) -> Work {
 
 fn check(folder: &Path, files: u32) {
     let log = fs::read_to_string(folder.join("log")).unwrap();
-    assert!(log.lines().eq((0..files).map(|number| number.to_string())), "{folder:?}: {} lines of {files}", log.lines().count());
+    assert!(
+        log.lines().eq((0..files).map(|number| number.to_string())),
+        "{folder:?}: {} lines of {files}",
+        log.lines().count()
+    );
     let mut expected: Vec<String> = vec!["log".into()];
     for number in 0..files {
         if number % 3 == 1 && number + 1 < files {

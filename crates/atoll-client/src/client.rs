@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::cache::{Cache, Duty, Kept};
 use crate::clock::{Moment, Offset, Term};
 use crate::held_locks::HeldLocks;
-use crate::journal::{Batch, Executed};
+use crate::journal::{Batch, Executed, Journal};
 use crate::session::{Done, Keeper, Reply, Results};
 use crate::{ClientConfig, ClientError, Session};
 
@@ -386,9 +386,8 @@ impl Shared {
 
     /// A batch of the journal was answered.
     fn shipped(&self, voyage: u32, after: JournalPosition, count: usize, reply: Reply) {
-        let answered = self.cache.lock().journal.answered(voyage, after, count, reply);
-        let given_up = self.executed(answered);
-        self.give_up(given_up);
+        let given_up = self.executed(|journal| Some(journal.answered(voyage, after, count, reply)));
+        self.give_up(given_up.unwrap_or_default());
         if let Some(session) = self.session() {
             session.ship(false);
         }
@@ -397,11 +396,15 @@ impl Shared {
     }
 
     /// Changes of the journal were executed. Answers what is given up because the kernel had forgotten it before.
-    fn executed(&self, answered: Vec<(Vec<Executed>, Reply)>) -> Vec<Recall> {
+    fn executed(
+        &self,
+        answered: impl FnOnce(&mut Journal) -> Option<Vec<(Vec<Executed>, Reply)>>,
+    ) -> Option<Vec<Recall>> {
         let (mut failed, mut given_up) = (Vec::new(), Vec::new());
         let executed = {
+            // One lock for all of it: what is made in between would be taken for what the authority executed.
             let mut cache = self.cache.lock();
-            for (changes, reply) in answered {
+            for (changes, reply) in answered(&mut cache.journal)? {
                 let (errors, forgotten) = cache.executed(changes, &reply);
                 failed.extend(errors);
                 given_up.extend(forgotten);
@@ -413,7 +416,7 @@ impl Shared {
         };
         self.fail(failed);
         self.executed.send_replace(executed);
-        given_up
+        Some(given_up)
     }
 
     /// Changes of these inodes are lost.
@@ -546,18 +549,17 @@ impl Keeper for Shared {
         (cache.journal.executed(), cache.journal.end())
     }
 
-    fn durable(&self, order: Issue) {
-        self.cache.lock().journal.durable(order);
+    fn durable(&self, since: Issue, order: Issue) {
+        self.cache.lock().journal.durable(since, order);
     }
 
     fn restarted(&self, position: JournalPosition) -> bool {
-        let Some(answered) = self.cache.lock().journal.restarted(position) else {
-            tracing::error!("the server misses changes that were durable: it was brought back from an older copy");
-            return false;
-        };
         // The server holds no rights of this session to be given up.
-        self.executed(answered);
-        true
+        let has_all = self.executed(|journal| journal.restarted(position)).is_some();
+        if !has_all {
+            tracing::error!("the server misses changes that were durable: it was brought back from an older copy");
+        }
+        has_all
     }
 
     fn next_again(&self, since: Issue) -> Option<(Issue, Batch)> {

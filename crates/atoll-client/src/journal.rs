@@ -218,9 +218,9 @@ impl Journal {
         Some(Executed { change, settled, result })
     }
 
-    /// Everything that was executed by then is durable.
-    pub fn durable(&mut self, order: Issue) {
-        while let Some(kept) = self.kept.pop_front_if(|kept| kept.order <= order) {
+    /// Everything that the authority since `since` had executed by then is durable.
+    pub fn durable(&mut self, since: Issue, order: Issue) {
+        while let Some(kept) = self.kept.pop_front_if(|kept| kept.order > since && kept.order <= order) {
             self.let_go(kept.end);
         }
     }
@@ -387,9 +387,9 @@ mod tests {
         let executed = journal.answered(0, first.after, 1, good(1));
         assert_eq!(executed.len(), 2);
         assert_eq!(journal.executed(), JournalPosition(2));
-        journal.durable(Issue(0));
+        journal.durable(Issue(0), Issue(0));
         assert_eq!(journal.changes.len(), 2, "a crash may take them");
-        journal.durable(Issue(1));
+        journal.durable(Issue(0), Issue(1));
         assert_eq!((journal.changes.len(), journal.bytes), (0, 0));
         assert!(!journal.touches(FILE) && !journal.touches(OTHER));
     }
@@ -444,6 +444,8 @@ mod tests {
         journal.next_batch(true).unwrap();
         assert!(journal.restarted(JournalPosition(1)).unwrap().is_empty());
         let since = Issue(100);
+        journal.durable(since, Issue(101));
+        assert_eq!(journal.changes.len(), 4, "of what another authority executed it says nothing");
         let mut again = Vec::new();
         while let Some((order, batch)) = journal.next_again(since) {
             again.push((order.0, batch.after.0, batch.made.len()));
@@ -454,7 +456,7 @@ mod tests {
         assert_eq!((shipped.after, shipped.made.len()), (JournalPosition(4), 1));
         assert!(journal.answered(0, shipped.after, 1, good(1)).is_empty(), "an answer from before the crash");
         assert_eq!(journal.answered(1, shipped.after, 1, Reply { order: Issue(102), ..good(1) }).len(), 1);
-        journal.durable(Issue(101));
+        journal.durable(since, Issue(101));
         assert_eq!(journal.changes.len(), 1);
     }
 
@@ -471,7 +473,7 @@ mod tests {
     #[test]
     fn an_authority_that_misses_what_was_durable_is_found_out() {
         let mut journal = executed();
-        journal.durable(Issue(10));
+        journal.durable(Issue(0), Issue(10));
         assert!(journal.restarted(JournalPosition(1)).is_none());
         assert!(journal.restarted(JournalPosition(6)).is_none());
         let (lost, _) = journal.discard(true);

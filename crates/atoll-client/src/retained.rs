@@ -104,9 +104,10 @@ impl Retained {
         self.sequences.first().copied()
     }
 
-    /// Everything that was executed by then is durable.
-    pub fn durable(&mut self, order: Issue) {
+    /// Everything that the authority since `since` had executed by then is durable.
+    pub fn durable(&mut self, since: Issue, order: Issue) {
         while let Some((&key, _)) = self.changes.first_key_value()
+            && key.0 > since
             && key.0 <= order
         {
             self.let_go(key);
@@ -231,14 +232,15 @@ mod tests {
             retained.keep(Issue(order), change(sequence));
         }
         assert_eq!(retained.first_sequence(), Some(3));
-        retained.durable(Issue(10));
+        retained.durable(Issue(0), Issue(10));
+        retained.durable(Issue(100), Issue(101));
         let mut again = Vec::new();
         while let Some((key, change)) = retained.next_again(Issue(100)) {
             again.push(change.sequence.0);
             retained.made_again(key, Issue(101));
         }
         assert_eq!(again, [3, 4]);
-        retained.durable(Issue(101));
+        retained.durable(Issue(100), Issue(101));
         assert_eq!((retained.changes.len(), retained.bytes, retained.first_sequence()), (0, 0, None));
     }
 

@@ -72,8 +72,8 @@ pub(crate) trait Keeper: Send + Sync {
     fn next_batch(&self, idle: bool) -> Option<(Batch, Done)>;
     /// How much of the journal was executed, and its end.
     fn journal(&self) -> (JournalPosition, JournalPosition);
-    /// Everything up to this position is durable.
-    fn durable(&self, order: Issue);
+    /// Everything behind `since` up to this position is durable.
+    fn durable(&self, since: Issue, order: Issue);
     /// The session is over: what it has not executed of the journal is lost. With `all`, so is the authority, and what
     /// is not known to be durable is lost.
     fn ended(&self, all: bool);
@@ -392,10 +392,10 @@ impl Session {
                     None => answered.push((done, reply)),
                 }
             }
-            (answered, state.retained.presses(), moved.then_some(state.durable))
+            (answered, state.retained.presses(), moved.then_some((state.since, state.durable)))
         };
-        if let (Some(durable), Some(keeper)) = (moved, &self.keeper) {
-            keeper.durable(durable);
+        if let (Some((since, durable)), Some(keeper)) = (moved, &self.keeper) {
+            keeper.durable(since, durable);
         }
         for (done, reply) in answered {
             done(reply);
@@ -479,6 +479,7 @@ impl Session {
         let (bulk_sender, bulk_queue) = mpsc::unbounded_channel();
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
         let mut lost = Vec::new();
+        let is_older;
         let (is_same, returning) = {
             let mut state = self.state.lock();
             state.control = Some(control_sender);
@@ -493,8 +494,14 @@ impl Session {
             if is_other {
                 state.forget_requests();
             }
-            let has_all = |keeper: &Arc<dyn Keeper>| !is_other || keeper.restarted(welcome.journal);
-            if before.is_some() && !(welcome.resumed && self.keeper.as_ref().is_none_or(has_all)) {
+            let has_all = |keeper: &Arc<dyn Keeper>| keeper.restarted(welcome.journal);
+            is_older = welcome.resumed && is_other && !self.keeper.as_ref().is_none_or(has_all);
+            if is_older {
+                // A session of an older copy of the volume is not this one.
+                state.resume = None;
+                state.control = None;
+            }
+            if before.is_some() && (is_older || !welcome.resumed) {
                 // The session is over: which of its changes were still made, and are there, nobody knows.
                 lost = state.take_mutations();
                 let inodes = state.retained.discard();
@@ -510,7 +517,7 @@ impl Session {
             state.returning |= is_other || (before.is_some() && !welcome.resumed);
             state.send_again();
             let is_same = welcome.resumed && !is_other;
-            let comes_back = state.returning && !(is_same && state.coming_back);
+            let comes_back = state.returning && !is_older && !(is_same && state.coming_back);
             state.coming_back |= comes_back;
             if comes_back {
                 tokio::spawn(self.clone().come_back(welcome.instance));
@@ -519,6 +526,9 @@ impl Session {
         };
         for done in lost {
             done(Reply::failed(Errno::EIO));
+        }
+        if is_older {
+            return;
         }
         if let Some(keeper) = &self.keeper {
             keeper.connected(is_same);
@@ -803,7 +813,7 @@ impl State {
         if order > self.durable {
             self.durable = order;
             self.pressing = false;
-            self.retained.durable(order);
+            self.retained.durable(self.since, order);
             while let Some((_, done, reply)) = self.held.pop_front_if(|(held, ..)| *held <= order) {
                 answered.push((done, reply));
             }

@@ -229,9 +229,7 @@ async fn welcome(
     });
     let session = match known {
         Some(session) => session,
-        None => {
-            context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed).await?
-        }
+        None => context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed).await?,
     };
     welcome.journal = session.executed();
     welcome.resume = Some(atoll_wire::Resume { session: session.id, secret: session.secret });

@@ -16,8 +16,8 @@ use std::time::Duration;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
-use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
 use atoll_types::Caller;
+use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
@@ -88,14 +88,7 @@ impl Registry {
             }
             Err(error) => return Err(fail(error)),
         };
-        Ok(Registry {
-            folder,
-            root,
-            cache_bytes_max,
-            owner,
-            open: parking_lot::Mutex::default(),
-            sessions,
-        })
+        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), sessions })
     }
 
     fn slot(&self, name: &str) -> Slot {

@@ -26,12 +26,7 @@ pub(crate) struct Leases {
 
 impl Default for Leases {
     fn default() -> Self {
-        Leases {
-            started: Instant::now(),
-            grace: Grace::default(),
-            waiting: Mutex::default(),
-            tell: OnceLock::new(),
-        }
+        Leases { started: Instant::now(), grace: Grace::default(), waiting: Mutex::default(), tell: OnceLock::new() }
     }
 }
 

@@ -323,7 +323,9 @@ impl Volume {
             // A file without a name lingers: it was opened before it lost it.
             self.inner.shared.core.lock().release(asking.session, inode);
         }
-        leasing.note(result.as_ref().map_err(|errno| *errno));
+        if !matches!(operation, Operation::Release { .. }) {
+            leasing.note(result.as_ref().map_err(|errno| *errno));
+        }
         (result, leasing.into_earned())
     }
 

@@ -11,7 +11,7 @@ use atoll_types::operation::{AttributeChanges, OpenFlags, RenameMode, WriteAt, X
 use atoll_types::{
     Attributes, Caller, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp,
 };
-use atoll_volume::{Asking, Earned, Durability, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{Asking, Durability, Earned, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;

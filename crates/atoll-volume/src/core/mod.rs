@@ -471,7 +471,8 @@ impl Core {
     }
 
     pub fn has_changes(&self) -> bool {
-        !self.pending.is_empty() || !self.dirty.is_empty() || !self.dirty_segments.is_empty()
+        let is_dirty = !self.dirty.is_empty() || !self.dirty_segments.is_empty() || !self.dirty_sessions.is_empty();
+        is_dirty || !self.pending.is_empty()
     }
 
     /// Writes that wait to be cut.

@@ -37,7 +37,10 @@ impl Core {
             && let Some(record) = self.sessions.get_mut(&session)
         {
             record.note(mark, result);
-            self.dirty_sessions.insert(session);
+            // A change that had no effect may be tried again. A place in a journal may not be taken twice.
+            if result.is_ok() || matches!(mark, Mark::Journal(_)) {
+                self.dirty_sessions.insert(session);
+            }
         }
     }
 
