@@ -136,6 +136,11 @@ pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller
 /// Positions of one authority: those of the next, with a later epoch, are all larger.
 const POSITION_BITS: u32 = 40;
 
+/// What the positions of the store's authority are behind.
+fn since(store: &dyn Store) -> Issue {
+    Issue(store.epoch().0 << POSITION_BITS)
+}
+
 /// Who asks for an operation, and what is known of it beyond itself.
 #[derive(Clone, Copy)]
 pub struct Asking<'a> {
@@ -203,7 +208,7 @@ impl Volume {
             segments.iter().filter(|(_, s, live)| *s == SegmentState::Uploaded && *live <= 0).map(|s| s.0).collect();
         let doomed = segments.iter().filter(|(_, s, _)| *s == SegmentState::Doomed).map(|s| s.0).collect();
         let mut core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
-        core.leases.start_behind(Issue(store.epoch().0 << POSITION_BITS));
+        core.leases.start_behind(since(&*store));
         let mut restored = Vec::new();
         for (key, value) in scan_all(&*store, format::all_sessions()).await? {
             let (session, record) = (SessionId(format::key_number(&key)?), SessionRecord::decode(&value)?);
@@ -252,7 +257,7 @@ impl Volume {
 
     /// Positions of this authority are behind this one, those of earlier ones are not.
     pub fn since(&self) -> Issue {
-        Issue(self.inner.shared.store.epoch().0 << POSITION_BITS)
+        since(&*self.inner.shared.store)
     }
 
     /// Operations up to this position are durable.
@@ -292,6 +297,17 @@ impl Volume {
         operation: Operation,
     ) -> (Result<Outcome, Errno>, Earned) {
         self.execute_asked(Asking::new(session, caller), operation).await
+    }
+
+    /// Execute one operation that the session made before it asked, with the time and the number that it gave.
+    pub async fn execute_made(
+        &self,
+        session: SessionId,
+        made: &Made,
+        operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
+        let asking = Asking { made: Some(made), ..Asking::new(session, &made.caller) };
+        self.execute_asked(asking, operation).await
     }
 
     /// The same, with what is known of the operation beyond itself.

@@ -11,7 +11,7 @@ use atoll_types::operation::{AttributeChanges, OpenFlags, RenameMode, WriteAt, X
 use atoll_types::{
     Attributes, Caller, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp,
 };
-use atoll_volume::{Asking, Durability, Earned, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -120,17 +120,7 @@ async fn attributes(volume: &Volume, inode: InodeId) -> Attributes {
 
 /// Execute a change that was made before, in the newest session that there is.
 async fn execute_made(volume: &Volume, made: Made, operation: Operation) -> Result<Outcome, Errno> {
-    execute_made_by(volume, A, &made, operation).await.0
-}
-
-async fn execute_made_by(
-    volume: &Volume,
-    session: SessionId,
-    made: &Made,
-    operation: Operation,
-) -> (Result<Outcome, Errno>, Earned) {
-    let asking = Asking { made: Some(made), ..Asking::new(session, &made.caller) };
-    volume.execute_asked(asking, operation).await
+    volume.execute_made(A, &made, operation).await.0
 }
 
 /// Execute a change, and answer the rights that it earned on an inode.
@@ -257,9 +247,9 @@ async fn only_the_newest_reserves_of_a_session_are_kept() {
         assert!(pair[0] < pair[1]);
     }
     // The oldest is nobody's: others may give its numbers, which are looked for first.
-    let others = execute_made_by(&volume, B, &made(ago(1), Some(reserves[0])), create(ROOT, "a")).await.0;
+    let others = volume.execute_made(B, &made(ago(1), Some(reserves[0])), create(ROOT, "a")).await.0;
     assert!(others.is_ok());
-    let others = execute_made_by(&volume, B, &made(ago(1), Some(reserves[1])), create(ROOT, "b")).await.0;
+    let others = volume.execute_made(B, &made(ago(1), Some(reserves[1])), create(ROOT, "b")).await.0;
     assert_eq!(others, Err(Errno::EINVAL));
     volume.close().await.unwrap();
 }
@@ -354,7 +344,7 @@ async fn who_takes_something_from_others_earns_it_shared() {
     let lookup = Operation::Lookup { parent: ROOT, name: name("g") };
     assert_eq!(volume.execute(B, &CALLER, lookup).await, Err(Errno::ENOENT));
     let (first, _) = volume.reserve(A).await.unwrap();
-    let (result, earned) = execute_made_by(&volume, A, &made(ago(1), Some(first)), create(ROOT, "g")).await;
+    let (result, earned) = volume.execute_made(A, &made(ago(1), Some(first)), create(ROOT, "g")).await;
     result.unwrap();
     let rights = |inode| earned.grants.iter().filter(|g| g.inode == inode).fold(Rights::NONE, |r, g| r | g.rights);
     assert_eq!(rights(first), Rights::INODE_EXCLUSIVE);
@@ -377,7 +367,7 @@ async fn a_session_that_writes_back_is_alive() {
     }
     let recall = volume.unanswered_recalls(A);
     // Its own change does not wait, and what it earns does not hold the reader up.
-    let (result, earned) = execute_made_by(&volume, A, &made(ago(0), None), write(file.inode)).await;
+    let (result, earned) = volume.execute_made(A, &made(ago(0), None), write(file.inode)).await;
     result.unwrap();
     assert!(earned.grants.iter().all(|grant| !grant.rights.overlaps(Rights::INODE_WRITER)));
     volume.given_up(A, &recall);
