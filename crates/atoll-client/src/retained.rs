@@ -35,17 +35,6 @@ pub(crate) struct Retained {
     bytes: usize,
 }
 
-/// The inode that the operation made.
-fn new_inode(operation: &Operation, outcome: &Outcome) -> Option<InodeId> {
-    use Operation as O;
-    let is_new = match operation {
-        O::Create { .. } => matches!(outcome, Outcome::Created { new: true, .. }),
-        O::CreateUnnamed { .. } | O::MakeNode { .. } | O::MakeDirectory { .. } | O::MakeSymlink { .. } => true,
-        _ => false,
-    };
-    outcome.attributes().filter(|_| is_new).map(|attributes| attributes.inode)
-}
-
 impl Change {
     /// What of a request is to be made again after this answer, if anything.
     pub fn of(execute: Execute, reply: &Reply) -> Option<Change> {
@@ -57,7 +46,7 @@ impl Change {
         }
         let mut made = Vec::with_capacity(operations.len());
         for (operation, outcome) in operations.iter_mut().zip(executed) {
-            made.push(Made { caller, at: reply.at, inode: new_inode(operation, outcome) });
+            made.push(Made { caller, at: reply.at, inode: operation.made_inode(outcome) });
             if let (Operation::Write { at, .. }, Outcome::Written { offset, .. }) = (operation, outcome) {
                 *at = WriteAt::Offset(*offset);
             }
@@ -156,17 +145,8 @@ mod tests {
     const AT: Timestamp = Timestamp { seconds: 5, nanos: 6 };
 
     fn execute(sequence: u64, operations: Vec<Operation>) -> Execute {
-        Execute {
-            caller: Caller { uid: 1, gid: 2, pid: 3 },
-            sequence: OperationSeq(sequence),
-            acknowledged: OperationSeq(0),
-            released: OperationSeq(0),
-            after: Default::default(),
-            journal: false,
-            again: None,
-            made: Vec::new(),
-            operations,
-        }
+        let caller = Caller { uid: 1, gid: 2, pid: 3 };
+        Execute { caller, sequence: OperationSeq(sequence), operations, ..Execute::default() }
     }
 
     fn append() -> Operation {

@@ -503,7 +503,7 @@ impl Session {
             }
             if before.is_some() && (is_older || !welcome.resumed) {
                 // The session is over: which of its changes were still made, and are there, nobody knows.
-                lost = state.take_mutations();
+                lost = state.take(changes);
                 let inodes = state.retained.discard();
                 lost.extend(std::mem::take(&mut state.held).into_iter().map(|(_, done, _)| done));
                 if let Some(keeper) = &self.keeper {
@@ -716,15 +716,11 @@ impl Session {
         let failed: Vec<Done> = {
             let mut state = self.state.lock();
             let closed = state.closed;
-            let fails = |pending: &Pending| closed || pending.execute.made.is_empty();
-            let ids: Vec<u64> = state.pending.iter().filter(|(_, p)| fails(p)).map(|(id, _)| *id).collect();
-            let failed: Vec<Pending> = ids.iter().filter_map(|id| state.pending.remove(id)).collect();
-            for pending in &failed {
-                state.unanswered.remove(&pending.execute.sequence.0);
+            let mut failed = state.take(|execute| closed || execute.made.is_empty());
+            if closed {
+                failed.extend(std::mem::take(&mut state.held).into_iter().map(|(_, done, _)| done));
             }
-            let held = if closed { std::mem::take(&mut state.held) } else { VecDeque::new() };
-            let held = held.into_iter().map(|(_, done, _)| done);
-            failed.into_iter().map(|pending| pending.done).chain(held).collect()
+            failed
         };
         for done in failed {
             done(Reply::failed(Errno::EIO));
@@ -734,17 +730,7 @@ impl Session {
 
 /// A request that is not numbered yet.
 fn request(caller: Caller, operations: Vec<Operation>) -> Execute {
-    Execute {
-        caller,
-        sequence: OperationSeq(0),
-        acknowledged: OperationSeq(0),
-        released: OperationSeq(0),
-        after: JournalPosition(0),
-        journal: false,
-        again: None,
-        made: Vec::new(),
-        operations,
-    }
+    Execute { caller, operations, ..Execute::default() }
 }
 
 impl State {
@@ -824,13 +810,7 @@ impl State {
     /// What was sent to the last server of the journal, and to have changes made again, is sent anew.
     fn forget_requests(&mut self) {
         self.pressing = false;
-        let made = |pending: &Pending| !pending.execute.made.is_empty();
-        let ids: Vec<u64> = self.pending.iter().filter(|(_, pending)| made(pending)).map(|(id, _)| *id).collect();
-        for id in ids {
-            if let Some(pending) = self.pending.remove(&id) {
-                self.unanswered.remove(&pending.execute.sequence.0);
-            }
-        }
+        self.take(|execute| !execute.made.is_empty());
     }
 
     fn deliver(&self, lane: Lane, bytes: BytesMut) {
@@ -844,14 +824,14 @@ impl State {
         }
     }
 
-    /// Requests that change something and have no answer.
-    fn take_mutations(&mut self) -> Vec<Done> {
-        let ids: Vec<u64> = self.pending.iter().filter(|(_, p)| changes(&p.execute)).map(|(id, _)| *id).collect();
-        let lost: Vec<Pending> = ids.iter().filter_map(|id| self.pending.remove(id)).collect();
-        for pending in &lost {
-            self.unanswered.remove(&pending.execute.sequence.0);
-        }
-        lost.into_iter().map(|pending| pending.done).collect()
+    /// Requests without an answer that nobody will answer any more.
+    fn take(&mut self, which: impl Fn(&Execute) -> bool) -> Vec<Done> {
+        let taken = self.pending.extract_if(.., |_, pending| which(&pending.execute));
+        let taken = taken.map(|(_, Pending { execute, done, .. })| {
+            self.unanswered.remove(&execute.sequence.0);
+            done
+        });
+        taken.collect()
     }
 
     /// Nothing behind this position of the journal will ever be executed.
@@ -983,6 +963,6 @@ mod tests {
         // Sent again when it was executed, it would take an open from another descriptor.
         assert_eq!(number(5, Operation::Release { inode: FILE }), 2);
         // A session that is over has made the change, or not; that a file is closed stays true.
-        assert_eq!(state.take_mutations().len(), 1);
+        assert_eq!(state.take(changes).len(), 1);
     }
 }

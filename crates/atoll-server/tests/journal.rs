@@ -174,6 +174,12 @@ impl Running {
         Running { socket: server.addresses().socket.clone(), server }
     }
 
+    /// Stop it, and start another one.
+    async fn restart(self, folder: &Path) -> Running {
+        self.server.stop().await.unwrap();
+        Running::start(folder).await
+    }
+
     /// A server with one volume, for the first time.
     async fn new(folder: &Path) -> Running {
         let running = Running::start(folder).await;
@@ -370,9 +376,7 @@ async fn after_a_restart_nobody_is_served_before_the_journals_of_those_who_were_
     let Response::Reserved { first, count } = client.reserve().await else { panic!() };
     assert!(client.call(journal(1, 0, vec![create("a")])).await[0].is_ok());
     let resume = client.welcome.resume.clone();
-    server.server.stop().await.unwrap();
-
-    let server = Running::start(folder.path()).await;
+    let server = server.restart(folder.path()).await;
     let mut other = Client::open(&server, Introduction::default()).await;
     let read = other.send(ask(0, lookup("c"))).await;
     let Response::Reserved { first: others, .. } = other.reserve().await else { panic!() };
@@ -407,9 +411,7 @@ async fn a_client_without_changes_ends_the_wait_by_coming_back() {
     let server = Running::new(folder.path()).await;
     let client = Client::open(&server, Introduction::default()).await;
     let resume = client.welcome.resume.clone();
-    server.server.stop().await.unwrap();
-
-    let server = Running::start(folder.path()).await;
+    let server = server.restart(folder.path()).await;
     let mut other = Client::open(&server, Introduction::default()).await;
     let read = other.send(ask(0, lookup("a"))).await;
     other.ping().await;
@@ -435,9 +437,7 @@ async fn changes_are_made_again_in_their_order_and_once() {
     let mut first = Client::open(&server, Introduction::default()).await;
     let second = Client::open(&server, Introduction::default()).await;
     let made = first.call(execute(1, 0, Vec::new(), vec![create("here")])).await;
-    server.server.stop().await.unwrap();
-
-    let server = Running::start(folder.path()).await;
+    let server = server.restart(folder.path()).await;
     let mut first = first.again(&server, false).await;
     let mut second = second.again(&server, false).await;
     let mut third = Client::open(&server, Introduction::default()).await;
@@ -477,9 +477,7 @@ async fn a_session_that_comes_back_too_late_is_over() {
     let server = Running::new(folder.path()).await;
     let client = Client::open(&server, Introduction::default()).await;
     let resume = client.welcome.resume.clone();
-    server.server.stop().await.unwrap();
-
-    let server = Running::start(folder.path()).await;
+    let server = server.restart(folder.path()).await;
     let mut other = Client::open(&server, Introduction::default()).await;
     assert_eq!(other.call(ask(0, lookup("a"))).await, [Err(Errno::ENOENT)], "the wait is bounded");
     let late = Client::open(&server, Introduction { resume, ..Introduction::default() }).await;
@@ -494,9 +492,7 @@ async fn a_request_without_an_answer_gets_that_of_the_server_before() {
     let mut client = Client::open(&server, Introduction::default()).await;
     let ask = || execute(1, 0, Vec::new(), vec![create("a"), create("a")]);
     let answer = client.call(ask()).await;
-    server.server.stop().await.unwrap();
-
-    let server = Running::start(folder.path()).await;
+    let server = server.restart(folder.path()).await;
     let mut client = client.again(&server, false).await;
     client.come_back().await;
     assert_eq!(client.call(ask()).await, answer);

@@ -296,6 +296,17 @@ impl Operation {
             O::Sync | O::Statistics => {}
         }
     }
+
+    /// The inode that it made, with this outcome.
+    pub fn made_inode(&self, outcome: &Outcome) -> Option<InodeId> {
+        use Operation as O;
+        let is_new = match self {
+            O::Create { .. } => matches!(outcome, Outcome::Created { new: true, .. }),
+            O::CreateUnnamed { .. } | O::MakeNode { .. } | O::MakeDirectory { .. } | O::MakeSymlink { .. } => true,
+            _ => false,
+        };
+        outcome.attributes().filter(|_| is_new).map(|attributes| attributes.inode)
+    }
 }
 
 /// One name of a directory.

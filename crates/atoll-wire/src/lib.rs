@@ -79,7 +79,7 @@ impl std::fmt::Debug for Hello {
 }
 
 /// Operations to execute in order, up to the first that fails.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Execute {
     pub caller: Caller,
     /// Number of this mutation; 0 when it changes nothing.
@@ -465,17 +465,7 @@ mod tests {
     }
 
     fn compound(operations: usize) -> Vec<u8> {
-        let execute = Execute {
-            caller: Caller::default(),
-            sequence: OperationSeq(0),
-            acknowledged: OperationSeq(0),
-            released: OperationSeq(0),
-            after: JournalPosition(0),
-            journal: false,
-            again: None,
-            made: Vec::new(),
-            operations: vec![Operation::Sync; operations],
-        };
+        let execute = Execute { operations: vec![Operation::Sync; operations], ..Execute::default() };
         postcard::to_allocvec(&Request::Execute(execute)).unwrap()
     }
 

@@ -202,11 +202,7 @@ impl Core {
         if let Some(&Attributes { inode, .. }) = outcome.attributes() {
             // What has a number of the client's is the client's alone, whatever else its making had to wait for.
             let alone = alone || number == Some(inode);
-            let is_new = match operation {
-                O::Create { .. } => matches!(outcome, Outcome::Created { new: true, .. }),
-                O::CreateUnnamed { .. } | O::MakeNode { .. } | O::MakeDirectory { .. } | O::MakeSymlink { .. } => true,
-                _ => false,
-            };
+            let is_new = operation.made_inode(outcome).is_some();
             let rights = match operation {
                 O::MakeDirectory { .. } => self.earned_by_names(inode, alone) | Rights::INODE,
                 _ if is_new && alone => self.earned_by_making(inode),
