@@ -274,8 +274,7 @@ impl Volume {
             // Who had it open comes back.
             return;
         }
-        let orphans = std::mem::take(&mut *self.inner.orphans.lock());
-        self.reap_all(orphans).await;
+        self.reap_orphans().await;
         let gone = self.inner.shared.core.lock().lingered(Instant::now());
         self.reap_all(gone).await;
     }

@@ -243,6 +243,9 @@ impl Volume {
                 leases: Leases::default(),
             }),
         };
+        if volume.restored_sessions().is_empty() {
+            volume.reap_orphans().await;
+        }
         Ok(volume)
     }
 
@@ -521,6 +524,12 @@ impl Volume {
         self.inner.shared.work.notify_one();
         self.grant(granted);
         self.inner.leases.wake(free);
+        self.reap_all(orphans).await;
+    }
+
+    /// Free what was left without names by an earlier authority and nobody has open.
+    pub(crate) async fn reap_orphans(&self) {
+        let orphans = std::mem::take(&mut *self.inner.orphans.lock());
         self.reap_all(orphans).await;
     }
 
