@@ -61,6 +61,11 @@ impl Site {
         }
     }
 
+    /// Of a site with an S3 server.
+    pub fn s3_port(&self) -> u16 {
+        self.s3.as_ref().expect("an S3 server").port
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -171,6 +176,16 @@ impl Site {
         Frozen::new(rustix::process::Pid::from_child(self.server.as_ref().expect("a running server")))
     }
 
+    /// What `fsck` finds in the volume, of a server that runs. Every test ends with it.
+    fn unsound(&self) -> Option<String> {
+        self.server.as_ref()?;
+        let Ran(output) = self.atoll(["fsck", "vol", "--read"]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let errors = text(&output.stderr);
+        let is_sound = output.status.success() || errors.contains("no volume `vol`");
+        (!is_sound).then(|| text(&output.stdout) + &errors)
+    }
+
     pub fn unmount(&mut self, directory: &Path) {
         self.atoll([OsStr::new("umount"), directory.as_os_str()]).must_succeed();
         self.mounts.retain(|m| m != directory);
@@ -202,6 +217,7 @@ impl Drop for Site {
                 let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
             }
         }
+        let unsound = self.unsound();
         if let Some(mut child) = self.server.take() {
             signal(&child, rustix::process::Signal::TERM);
             if wait_bounded(&mut child).is_none() {
@@ -211,6 +227,8 @@ impl Drop for Site {
         }
         if std::thread::panicking() {
             eprintln!("--- server log\n{}", self.server_log());
+        } else if let Some(findings) = unsound {
+            panic!("the test leaves a volume that is not sound: {findings}");
         }
     }
 }

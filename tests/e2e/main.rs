@@ -3,9 +3,11 @@
 
 mod bad_input;
 mod bench;
+mod care;
 mod coherence;
 mod crash;
 mod exerciser;
+mod faulty_s3;
 mod harness;
 mod journal;
 mod leases;
@@ -13,3 +15,4 @@ mod lifecycle;
 mod mounting;
 mod programs;
 mod serving;
+mod store_faults;

@@ -1,6 +1,7 @@
 //! Stores, settings and what a server shows.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::Command;
 
@@ -101,10 +102,36 @@ fn a_full_disk_refuses_writes_and_keeps_what_was_synced() {
     assert_eq!(error.raw_os_error(), Some(28), "{error}");
     assert!(fs::read(mount.join("kept")).unwrap() == kept);
     drop(filler);
-    // A crash in this state keeps what was synced; with more room everything goes on.
+    // Small files, until the log does not fit either.
+    let mut synced = Vec::new();
+    let refused = loop {
+        let name = format!("small{}", synced.len());
+        let made = fs::File::create(mount.join(&name))
+            .and_then(|mut file| file.write_all(&words(4_000)).and_then(|()| file.sync_all()));
+        match made {
+            Ok(()) if synced.len() < 1000 => synced.push(name),
+            made => break made,
+        }
+    };
+    assert_eq!(refused.expect_err("a full log").raw_os_error(), Some(28));
+    let is_there = |name: &String| fs::read(mount.join(name)).unwrap() == words(4_000);
+    assert!(synced.iter().all(is_there));
+    // With more room everything goes on, without a restart.
+    let resize = |size: &str| {
+        run(site.folder.path(), "mount", &["-o", &format!("remount,size={size}"), data.to_str().unwrap()]);
+    };
+    resize("60m");
+    let write = |name: &str| {
+        let mut file = fs::File::create(mount.join(name))?;
+        file.write_all(&words(4_000)).and_then(|()| file.sync_all())
+    };
+    eventually("writes go on", || write("after").is_ok());
+    synced.push("after".into());
+    // A crash keeps what was synced.
+    resize("200m");
     site.kill();
-    run(site.folder.path(), "mount", &["-o", "remount,size=200m", data.to_str().unwrap()]);
     site.start();
+    assert!(synced.iter().all(is_there));
     eventually("the mount reconnects", || fs::metadata(mount.join("kept")).is_ok());
     assert!(fs::read(mount.join("kept")).unwrap() == kept);
     fs::write(mount.join("more"), b"more").unwrap();

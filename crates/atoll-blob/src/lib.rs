@@ -10,6 +10,7 @@
 
 mod blob;
 mod config;
+mod objects;
 mod pack;
 mod read;
 pub mod readahead;
@@ -20,6 +21,7 @@ mod upload;
 
 pub use blob::Blob;
 pub use config::{BlobConfig, BlobStatistics, Recovered, Staging};
+pub use objects::list;
 pub use readahead::Readahead;
 
 use atoll_types::SegmentId;

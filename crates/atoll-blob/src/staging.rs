@@ -39,6 +39,12 @@ pub(crate) fn object_name(segment: SegmentId) -> String {
     format!("{:016x}", segment.0)
 }
 
+/// The segment whose object has this name.
+pub(crate) fn segment_of(name: &str) -> Option<SegmentId> {
+    let segment = SegmentId(u64::from_str_radix(name, 16).ok()?);
+    (object_name(segment) == name).then_some(segment)
+}
+
 pub(crate) fn failure(error: &io::Error) -> BlobError {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => BlobError::NoSpace(error.to_string()),
@@ -164,7 +170,5 @@ impl Folder {
 }
 
 fn staged_segment(name: &Path) -> Option<SegmentId> {
-    let digits = name.to_str()?.strip_suffix(STAGED_SUFFIX)?;
-    let segment = SegmentId(u64::from_str_radix(digits, 16).ok()?);
-    (object_name(segment) == digits).then_some(segment)
+    segment_of(name.to_str()?.strip_suffix(STAGED_SUFFIX)?)
 }

@@ -933,13 +933,25 @@ impl Admin {
     }
 
     pub async fn call(&self, request: AdminRequest) -> Result<AdminReply, ClientError> {
+        self.call_watched(request, |_| ()).await
+    }
+
+    /// The same; `heard` gets each [`AdminReply::Progress`] on the way.
+    pub async fn call_watched(
+        &self,
+        request: AdminRequest,
+        mut heard: impl FnMut(AdminReply),
+    ) -> Result<AdminReply, ClientError> {
         let mut connection = self.connection.lock().await;
         let bytes = encode(2, &Request::Admin(request)).ok_or(ClientError::Protocol)?;
         connection.writer.write_all(&bytes).await.map_err(|_| ClientError::Protocol)?;
-        match connection.reader.next().await {
-            Some((_, Response::Admin(reply))) => Ok(reply),
-            Some((_, Response::Refused { message })) => Err(ClientError::Refused(message)),
-            _ => Err(ClientError::Protocol),
+        loop {
+            match connection.reader.next().await {
+                Some((_, Response::Admin(progress @ AdminReply::Progress { .. }))) => heard(progress),
+                Some((_, Response::Admin(reply))) => return Ok(reply),
+                Some((_, Response::Refused { message })) => return Err(ClientError::Refused(message)),
+                _ => return Err(ClientError::Protocol),
+            }
         }
     }
 }

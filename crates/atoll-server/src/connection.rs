@@ -19,9 +19,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::care;
 use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
+use atoll_volume::fsck::Progress;
 use atoll_volume::{Asking, Earned, Mark};
 
 /// How long a new connection may take to introduce itself.
@@ -36,6 +38,9 @@ const JOURNAL_WAITS_MAX: usize = 4096;
 const ANSWERS_QUEUED_MAX: usize = 1024;
 /// How long the peer may take no bytes of its answers.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Pause between words on how far some work is.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 type Answers = mpsc::Sender<BytesMut>;
 
@@ -307,7 +312,7 @@ impl Connection {
                 }
             }
             Request::Admin(request) => {
-                let response = match self.administer(request).await {
+                let response = match self.administer(id, request).await {
                     Ok(reply) => Response::Admin(reply),
                     Err(message) => Response::Refused { message },
                 };
@@ -401,7 +406,7 @@ impl Connection {
         }
     }
 
-    async fn administer(&self, request: AdminRequest) -> Result<AdminReply, String> {
+    async fn administer(&self, id: u64, request: AdminRequest) -> Result<AdminReply, String> {
         if !self.rights.administers() {
             return Err("this token may not administer the server".into());
         }
@@ -459,8 +464,48 @@ impl Connection {
                 }
                 AdminReply::Done
             }
+            AdminRequest::Fsck { volume, repair, read } => {
+                let registry = &context.registry;
+                let (tell, heard) = care::progress();
+                let work = async {
+                    match repair {
+                        true => registry.repair(&volume, &tell).await,
+                        false => registry.check(&volume, read, &tell).await,
+                    }
+                };
+                AdminReply::Fsck(Box::new(self.watched(id, heard, work).await?))
+            }
+            AdminRequest::CollectGarbage { volume, dry_run } => {
+                let found = context.registry.get(&volume).await?.collect_garbage(dry_run).await;
+                let (objects, bytes) = found.map_err(|error| format!("volume `{volume}`: {error}"))?;
+                AdminReply::Garbage { objects, bytes }
+            }
             AdminRequest::Status => AdminReply::Status(context.status().await?),
         })
+    }
+
+    /// Does long work, and tells the client now and then how far it is.
+    async fn watched<T>(
+        &self,
+        id: u64,
+        mut heard: care::Heard,
+        work: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+            }
+            let progress = *heard.borrow_and_update();
+            if let Some(Progress { phase, done, total }) = progress {
+                let reply = AdminReply::Progress { phase: phase.to_owned(), done, total };
+                send(&self.answers, id, &Response::Admin(reply)).await;
+            }
+            if self.answers.is_closed() {
+                return Err("the client is gone".into());
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A client is not trusted: every frame is bounded, every request is checked
 //! against its session's rights. Start with [`Server::start`], then `connection`.
 
+mod care;
 mod connection;
 mod durable;
 mod metrics;

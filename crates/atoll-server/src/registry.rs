@@ -30,6 +30,9 @@ use crate::sessions::Sessions;
 /// Metadata of one volume in memory before it is written out, in bytes.
 const MEMTABLE_BYTES: usize = 32 << 20;
 
+/// How often metadata objects that are not needed any more are looked for; each stays for twice as long.
+const METADATA_GARBAGE_INTERVAL: Duration = Duration::from_secs(300);
+
 /// Of the records in the data folder, which is closed to others as a whole.
 const FILE_MODE: u32 = 0o666;
 
@@ -48,14 +51,14 @@ pub(crate) struct Registry {
     owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
     open: parking_lot::Mutex<HashMap<String, Slot>>,
-    sessions: Arc<Sessions>,
+    pub(crate) sessions: Arc<Sessions>,
 }
 
-type Slot = Arc<Mutex<Option<Volume>>>;
+pub(crate) type Slot = Arc<Mutex<Option<Volume>>>;
 
 /// What both the data folder and the store know of a volume.
 #[derive(Clone, Serialize, Deserialize)]
-struct Record {
+pub(crate) struct Record {
     id: String,
     durability: String,
     /// The data folder that made it.
@@ -63,6 +66,21 @@ struct Record {
 }
 
 type Result<T> = std::result::Result<T, String>;
+
+fn durability_named(name: &str) -> Result<Durability> {
+    match name {
+        "local" => Ok(Durability::Local),
+        "object" => Ok(Durability::Object),
+        "quorum" => Err("durability `quorum` is reserved and not there yet: use `local` or `object`".into()),
+        other => Err(format!("no durability mode `{other}`: use `local` or `object`")),
+    }
+}
+
+impl Record {
+    pub fn durability(&self) -> Result<Durability> {
+        durability_named(&self.durability)
+    }
+}
 
 fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -91,7 +109,7 @@ impl Registry {
         Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), sessions })
     }
 
-    fn slot(&self, name: &str) -> Slot {
+    pub(crate) fn slot(&self, name: &str) -> Slot {
         self.open.lock().entry(name.to_owned()).or_default().clone()
     }
 
@@ -109,11 +127,11 @@ impl Registry {
         self.folder.join("volumes").join(name)
     }
 
-    fn remote(&self, name: &str) -> ObjectRoot {
+    pub(crate) fn remote(&self, name: &str) -> ObjectRoot {
         self.root.child(&format!("volumes/{name}"))
     }
 
-    fn record(&self, name: &str) -> Result<Record> {
+    pub(crate) fn record(&self, name: &str) -> Result<Record> {
         check_name(name)?;
         let missing = |_| format!("no volume `{name}` here: `atoll volume list` shows what there is");
         let bytes = std::fs::read(self.local(name).join("volume.json")).map_err(missing)?;
@@ -122,12 +140,7 @@ impl Registry {
 
     pub async fn create(&self, name: &str, durability: &str) -> Result<()> {
         check_name(name)?;
-        let durability = match durability {
-            "local" => Durability::Local,
-            "object" => Durability::Object,
-            "quorum" => return Err("durability `quorum` is reserved and not there yet: use `local` or `object`".into()),
-            other => return Err(format!("no durability mode `{other}`: use `local` or `object`")),
-        };
+        let durability = durability_named(durability)?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
         if self.record(name).is_ok() {
@@ -176,14 +189,21 @@ impl Registry {
         Ok(())
     }
 
-    async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
+    pub(crate) async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
         let local = self.local(name);
         std::fs::create_dir_all(&local).map_err(|error| format!("cannot write {}: {error}", local.display()))?;
         let log = match durability {
             Durability::Local => Some(local.join("log")),
             Durability::Object => None,
         };
-        let config = SlateConfig { root: self.remote(name).child("meta"), log, memtable_bytes: MEMTABLE_BYTES };
+        let remote = self.remote(name);
+        // SlateDB asks again and again; this request does not, and can say what is wrong.
+        if let Err(error) = remote.store.head(&ObjectPath::from("volume.json")).await {
+            return Err(format!("volume `{name}`: cannot read {}: {error}", remote.url));
+        }
+        let root = remote.child("meta");
+        let config =
+            SlateConfig { root, log, memtable_bytes: MEMTABLE_BYTES, garbage_interval: METADATA_GARBAGE_INTERVAL };
         let store = SlateStore::open(config).await.map_err(|error| format!("volume `{name}`: {error}"))?;
         Ok(Arc::new(store))
     }
@@ -212,7 +232,7 @@ impl Registry {
         if let Some(volume) = &*open {
             return Ok(volume.clone());
         }
-        let durability = if record.durability == "object" { Durability::Object } else { Durability::Local };
+        let durability = record.durability()?;
         let store = self.open_store(name, durability).await?;
         let volume = self.open_volume(name, durability, store).await?;
         volume.begin_grace(volume.restored_sessions().iter().map(|(session, _)| *session), GRACE);

@@ -5,6 +5,7 @@
 //! its durability is waited for, and nothing of it is ever visible to others. Read [`Store`] first.
 
 mod bind;
+mod garbage;
 mod log;
 mod memory;
 mod slate;
@@ -47,6 +48,9 @@ pub enum StoreError {
     Unordered(CommitSeq),
     #[error("the store is closed")]
     Closed,
+    /// The disk has no room. Nothing is lost, the same call succeeds when there is some.
+    #[error("no space: {0}")]
+    NoSpace(String),
     /// The medium failed; retrying may help.
     #[error("store I/O: {0}")]
     Io(String),
@@ -157,7 +161,7 @@ pub trait Store: Read {
     async fn commit(&self, batch: Batch) -> Result<CommitSeq>;
     /// Wait until the commit `seq` and all before it are durable. Callers that wait at
     /// the same time share one flush; a flush is started at once, never by a timer. After a
-    /// flush failed, this and every later commit fail: open the store again.
+    /// flush failed, this and every later commit fail: open the store again. `NoSpace` is no such failure.
     async fn durable(&self, seq: CommitSeq) -> Result<()>;
     /// The newest commit known to be durable.
     fn durable_seq(&self) -> CommitSeq;

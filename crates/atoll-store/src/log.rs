@@ -23,7 +23,12 @@ const RECORD_HEADER: usize = 24;
 const RECORD_BYTES_MAX: usize = 1 << 31;
 
 fn io(error: std::io::Error) -> StoreError {
-    StoreError::Io(format!("log: {error}"))
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            StoreError::NoSpace(format!("log: {error}"))
+        }
+        _ => StoreError::Io(format!("log: {error}")),
+    }
 }
 
 /// Names one log for ever: a store knows which one is its own.
@@ -281,15 +286,21 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Append the records and make them durable. After an error the log must not be used.
+    /// Append the records and make them durable. After `NoSpace` the log is as it was before, after any other
+    /// error it must not be used.
     pub fn append(&mut self, records: &[Record]) -> Result<()> {
         let Some(last) = records.last() else { return Ok(()) };
         let mut bytes = BytesMut::new();
         for record in records {
             encode(&self.id, self.synced, record, &mut bytes);
         }
-        self.file.write_all(&bytes).map_err(io)?;
-        self.file.sync_data().map_err(io)?;
+        if let Err(error) = self.file.write_all(&bytes).map_err(io) {
+            // What was written of them goes again. Nothing was synced, so nothing was lost.
+            self.file.set_len(self.file_bytes).map_err(io)?;
+            return Err(error);
+        }
+        // Here a full disk is an error like any other: what became of the pages is not known.
+        self.file.sync_data().map_err(|error| StoreError::Io(format!("log: {error}")))?;
         self.file_bytes += bytes.len() as u64;
         self.synced = last.seq;
         Ok(())
@@ -334,7 +345,17 @@ fn file_path(folder: &Path, number: u64) -> PathBuf {
 }
 
 fn new_file(folder: &Path, number: u64, id: &LogId, synced: u64) -> Result<(File, u64)> {
-    let mut file = File::options().create_new(true).append(true).open(file_path(folder, number)).map_err(io)?;
+    let path = file_path(folder, number);
+    let file = File::options().create_new(true).append(true).open(&path).map_err(io)?;
+    let made = write_header(file, folder, id, synced);
+    if made.is_err() {
+        // The next attempt makes it again.
+        fs::remove_file(path).map_err(io)?;
+    }
+    made
+}
+
+fn write_header(mut file: File, folder: &Path, id: &LogId, synced: u64) -> Result<(File, u64)> {
     let mut header = MAGIC.to_vec();
     header.put_u32_le(VERSION);
     header.put_slice(&id.0);

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_object::ObjectRoot;
@@ -18,6 +19,7 @@ use slatedb::{Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
 use crate::bind;
+use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
 use crate::{Batch, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
 
@@ -26,6 +28,9 @@ const DATABASE: &str = "meta";
 /// Keys of our own, before [`KEY_MIN`].
 const APPLIED: &[u8] = b"\0applied";
 const EPOCH: &[u8] = b"\0epoch";
+/// Attempts of one request to the object store, beyond those of its client; about two hours. SlateDB is of no use
+/// after a request of its background work has failed.
+const STORE_RETRIES_MAX: u32 = 600;
 /// The growing log file is finished at this size, in bytes.
 const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -36,9 +41,12 @@ pub struct SlateConfig {
     pub log: Option<PathBuf>,
     /// Metadata in memory before it is written out, in bytes.
     pub memtable_bytes: usize,
+    /// How often old objects are deleted. They are kept for at least two such intervals.
+    pub garbage_interval: Duration,
 }
 
 pub struct SlateStore {
+    garbage: Collector,
     shared: Arc<Shared>,
     view: View<Db>,
     epoch: u64,
@@ -92,7 +100,7 @@ impl SlateStore {
             wal_enabled: log.is_none(),
             l0_sst_size_bytes: config.memtable_bytes,
             max_unflushed_bytes: config.memtable_bytes.saturating_mul(4),
-            object_store_max_retries: Some(8),
+            object_store_max_retries: Some(STORE_RETRIES_MAX),
             garbage_collector_options: None,
             ..Settings::default()
         };
@@ -129,7 +137,9 @@ impl SlateStore {
             log: Mutex::new(log),
             failed: Mutex::new(None),
         };
-        let store = SlateStore { shared: Arc::new(shared), view: View(db), epoch };
+        let garbage = Collector::start(&config.root, DATABASE, shared.logged, config.garbage_interval);
+        let view = View { reader: db, _hold: None };
+        let store = SlateStore { garbage, shared: Arc::new(shared), view, epoch };
         let mut claim = Batch::default();
         claim.put(EPOCH, epoch.to_be_bytes().to_vec());
         let seq = store.order(claim).await?;
@@ -179,8 +189,11 @@ impl Shared {
         self.failed.lock().clone().map_or(Ok(()), Err)
     }
 
-    /// The first failure stays, and is returned.
+    /// The first failure stays, and is returned. A full disk is none.
     fn fail(&self, error: StoreError) -> StoreError {
+        if let StoreError::NoSpace(_) = error {
+            return error;
+        }
         self.failed.lock().get_or_insert(error).clone()
     }
 
@@ -209,11 +222,19 @@ impl Shared {
     fn append(&self) -> Result<bool> {
         let mut log = self.log.lock();
         let Some(log) = log.as_mut() else { return Err(StoreError::Closed) };
-        let records = std::mem::take(&mut *self.waiting.lock());
-        log.append(&records)?;
-        let full = log.file_bytes >= LOG_FILE_BYTES_MAX;
-        if full {
-            log.rotate()?;
+        let mut records = std::mem::take(&mut *self.waiting.lock());
+        let appended = log.append(&records);
+        if matches!(appended, Err(StoreError::NoSpace(_))) {
+            let mut waiting = self.waiting.lock();
+            records.append(&mut waiting);
+            *waiting = records;
+        }
+        appended?;
+        let mut full = log.file_bytes >= LOG_FILE_BYTES_MAX;
+        if full && let Err(error) = log.rotate() {
+            // The file goes on growing.
+            tracing::warn!(%error, "cannot start a log file; the next flush tries again");
+            full = false;
         }
         self.durable.send_replace(log.synced);
         Ok(full)
@@ -263,7 +284,11 @@ async fn collect(mut iterator: slatedb::DbIterator, scan: &Scan) -> Result<Page>
 }
 
 /// What callers see of SlateDB: our own keys are not there.
-struct View<R>(Arc<R>);
+struct View<R> {
+    reader: Arc<R>,
+    /// Of an old version: what it refers to stays.
+    _hold: Option<Hold>,
+}
 
 #[async_trait]
 impl<R: DbReadOps + Send + Sync> Read for View<R> {
@@ -271,7 +296,7 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         if key < KEY_MIN {
             return Ok(None);
         }
-        self.0.get(key).await.map_err(db_error)
+        self.reader.get(key).await.map_err(db_error)
     }
 
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
@@ -287,7 +312,7 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         if start >= scan.end {
             return Ok(Page::default());
         }
-        let iterator = self.0.scan(start..scan.end.clone()).await.map_err(db_error)?;
+        let iterator = self.reader.scan(start..scan.end.clone()).await.map_err(db_error)?;
         collect(iterator, &scan).await
     }
 }
@@ -318,7 +343,8 @@ impl Store for SlateStore {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Read>> {
-        Ok(Arc::new(View(self.shared.db.snapshot().map_err(db_error)?)))
+        let hold = Some(self.garbage.hold());
+        Ok(Arc::new(View { reader: self.shared.db.snapshot().map_err(db_error)?, _hold: hold }))
     }
 
     async fn commit(&self, batch: Batch) -> Result<CommitSeq> {
@@ -393,6 +419,7 @@ mod tests {
             root: atoll_object::open(&url, &ObjectOptions::default()).unwrap(),
             log: Some(folder.path().join("log")),
             memtable_bytes: 1 << 20,
+            garbage_interval: Duration::from_secs(300),
         };
         let store = SlateStore::open(config()).await.unwrap();
         let kept = store.commit(put("kept")).await.unwrap();

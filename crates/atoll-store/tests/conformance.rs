@@ -37,12 +37,14 @@ struct Place {
     memory: MemoryMedium,
     folder: TempDir,
     memtable_bytes: usize,
+    garbage_interval: Duration,
 }
 
 impl Place {
     fn new(kind: Kind) -> Place {
         let folder = tempfile::tempdir().unwrap();
-        Place { kind, memory: MemoryMedium::new(), folder, memtable_bytes: MEMTABLE_BYTES }
+        let garbage_interval = Duration::from_secs(300);
+        Place { kind, memory: MemoryMedium::new(), folder, memtable_bytes: MEMTABLE_BYTES, garbage_interval }
     }
 
     fn root(&self) -> ObjectRoot {
@@ -55,7 +57,8 @@ impl Place {
     }
 
     async fn open_slate(&self, log: Option<PathBuf>) -> Result<SlateStore> {
-        SlateStore::open(SlateConfig { root: self.root(), log, memtable_bytes: self.memtable_bytes }).await
+        let (memtable_bytes, garbage_interval) = (self.memtable_bytes, self.garbage_interval);
+        SlateStore::open(SlateConfig { root: self.root(), log, memtable_bytes, garbage_interval }).await
     }
 
     async fn try_open(&self) -> Result<Arc<dyn Store>> {
@@ -759,4 +762,57 @@ async fn a_store_dropped_right_after_a_rotation_is_whole() {
     commit_durably(&*store, put(key(66), "end")).await;
     drop(store);
     assert_eq!(content(&*place.open().await).await.len(), 67);
+}
+
+/// How many objects there are under the store's root.
+fn objects(place: &Place) -> usize {
+    fn count(folder: &Path) -> usize {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
+    }
+    count(&place.folder.path().join("objects"))
+}
+
+/// Rewrite the same keys until there are `most` objects, or `rounds` are over. Answers how many there were at most.
+async fn rewrite(store: &dyn Store, place: &Place, rounds: usize) -> usize {
+    let mut most = 0;
+    for round in 0..rounds {
+        let mut batch = Batch::default();
+        for number in 0..4 {
+            batch.put(key(number), vec![round as u8; 256]);
+        }
+        commit_durably(store, batch).await;
+        most = most.max(objects(place));
+    }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_objects_go_and_what_is_read_stays() {
+    for kind in [Kind::Local, Kind::Object] {
+        let mut place = Place::new(kind);
+        place.memtable_bytes = 4096;
+        place.garbage_interval = Duration::from_millis(100);
+        let store = place.open().await;
+        rewrite(&*store, &place, 40).await;
+        let view = store.snapshot().unwrap();
+        let seen = content(&*view).await;
+        // Nothing is deleted under a reader, however long it takes.
+        let before = rewrite(&*store, &place, 40).await;
+        tokio::time::sleep(10 * place.garbage_interval).await;
+        assert!(objects(&place) >= before, "{kind:?}");
+        assert_eq!(content(&*view).await, seen, "{kind:?}");
+        drop(view);
+        let end = Instant::now() + Duration::from_secs(60);
+        while objects(&place) * 2 > before {
+            assert!(Instant::now() < end, "{kind:?}: {} objects of {before} are left", objects(&place));
+            // A newer object is what lets the older ones go.
+            rewrite(&*store, &place, 1).await;
+            tokio::time::sleep(place.garbage_interval).await;
+        }
+        let last = content(&*store).await;
+        store.close().await.unwrap();
+        drop(store);
+        assert_eq!(content(&*place.open().await).await, last, "{kind:?}");
+    }
 }

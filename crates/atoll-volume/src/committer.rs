@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use atoll_blob::{BlobError, SyncPoint};
 use atoll_lease::Issue;
-use atoll_store::{Batch, Scan};
-use atoll_types::SegmentId;
+use atoll_store::{Batch, Scan, StoreError};
+use atoll_types::{CommitSeq, SegmentId};
 use tokio::sync::watch;
 
 use crate::error::VolumeError;
@@ -128,7 +128,7 @@ impl Committer {
         add_segments(&self.shared, &point, &mut batch).await?;
         let seq = self.shared.store.commit(batch).await?;
         self.shared.core.lock().retire();
-        self.shared.store.durable(seq).await?;
+        self.make_durable(seq).await?;
         self.last_commit = Instant::now();
         if let Some(cut) = cut {
             self.progress.send_modify(|p| {
@@ -145,17 +145,32 @@ impl Committer {
     async fn sync_bytes(&self) -> Result<SyncPoint, VolumeError> {
         loop {
             match self.shared.blob.sync(self.shared.config.inline_bytes_max).await {
-                Err(error @ BlobError::NoSpace(_)) if !self.shared.is_closing() => {
-                    tracing::warn!(%error, "commits wait for room");
-                    self.progress.send_modify(|p| p.full = true);
-                    tokio::time::sleep(ROOM_PAUSE).await;
-                }
+                Err(error @ BlobError::NoSpace(_)) if !self.shared.is_closing() => self.wait_for_room(error).await,
                 result => {
                     self.progress.send_if_modified(|p| std::mem::take(&mut p.full));
                     return Ok(result?);
                 }
             }
         }
+    }
+
+    /// The same for the log.
+    async fn make_durable(&self, seq: CommitSeq) -> Result<(), VolumeError> {
+        loop {
+            match self.shared.store.durable(seq).await {
+                Err(error @ StoreError::NoSpace(_)) if !self.shared.is_closing() => self.wait_for_room(error).await,
+                result => {
+                    self.progress.send_if_modified(|p| std::mem::take(&mut p.full));
+                    return Ok(result?);
+                }
+            }
+        }
+    }
+
+    async fn wait_for_room(&self, error: impl std::fmt::Display) {
+        tracing::warn!(%error, "commits wait for room");
+        self.progress.send_modify(|p| p.full = true);
+        tokio::time::sleep(ROOM_PAUSE).await;
     }
 
     async fn delete_doomed(&mut self) {

@@ -26,7 +26,7 @@ impl VolumeError {
     pub fn errno(&self) -> Errno {
         match self {
             VolumeError::Store(StoreError::Fenced) => Errno::ESTALE,
-            VolumeError::Blob(BlobError::NoSpace(_)) => Errno::ENOSPC,
+            VolumeError::Blob(BlobError::NoSpace(_)) | VolumeError::Store(StoreError::NoSpace(_)) => Errno::ENOSPC,
             _ => Errno::EIO,
         }
     }

@@ -28,6 +28,10 @@ const SEGMENT: u8 = b's';
 const FRAGMENT: u8 = b'f';
 const SESSION: u8 = b'n';
 
+/// All kinds of keys, in order.
+pub const TAGS: [u8; 11] =
+    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, SEGMENT, XATTR];
+
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
     key.put_u8(tag);
@@ -106,6 +110,26 @@ pub fn xattrs_of(inode: InodeId) -> KeyRange {
 
 pub fn extents_of(inode: InodeId) -> KeyRange {
     under(EXTENT, inode.0)
+}
+
+pub fn all_inodes() -> KeyRange {
+    all(INODE)
+}
+
+pub fn all_dentries() -> KeyRange {
+    all(DENTRY)
+}
+
+pub fn all_cookies() -> KeyRange {
+    all(COOKIE)
+}
+
+pub fn all_xattrs() -> KeyRange {
+    all(XATTR)
+}
+
+pub fn all_extents() -> KeyRange {
+    all(EXTENT)
 }
 
 pub fn all_orphans() -> KeyRange {

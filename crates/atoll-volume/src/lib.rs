@@ -9,7 +9,8 @@
 //! An operation waits for other sessions' leases (`leases`, and `core::claims` for which).
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
-//! `committer` the task that makes changes durable, `format` what lies in the store.
+//! `committer` the task that makes changes durable, `format` what lies in the store,
+//! `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
@@ -17,6 +18,7 @@ mod core;
 mod error;
 pub mod extents;
 pub mod format;
+pub mod fsck;
 mod grace;
 mod leases;
 pub mod locks;

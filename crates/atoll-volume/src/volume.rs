@@ -27,6 +27,7 @@ use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
+use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::locks::{SetOutcome, WaiterId};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
@@ -279,6 +280,43 @@ impl Volume {
             ordered: core.ordered(),
             durable: self.inner.progress.borrow().durable,
         }
+    }
+
+    /// Check the volume as it is now, while it goes on; with `bytes`, read all of them.
+    pub async fn check(&self, bytes: bool, watch: fsck::Watch<'_>) -> Result<fsck::Report, VolumeError> {
+        let shared = &self.inner.shared;
+        let ordered = shared.core.lock().ordered();
+        // Without it a check would be of some moment before. A volume that cannot commit can still be checked.
+        let _ = self.until_durable(ordered).await;
+        let view = shared.store.snapshot()?;
+        let subject = fsck::Subject {
+            view: &*view,
+            newest: &*shared.store,
+            objects: shared.blob.objects().await?,
+            epoch: shared.store.epoch(),
+            bytes: bytes.then_some(&shared.blob),
+        };
+        fsck::check(subject, watch).await
+    }
+
+    /// Delete objects that nothing refers to, or only count them. Answers with their number and bytes.
+    ///
+    /// A crash leaves them when it comes between the upload of a segment and the commit that names it.
+    pub async fn collect_garbage(&self, dry_run: bool) -> Result<(u64, u64), VolumeError> {
+        let shared = &self.inner.shared;
+        let mut objects = shared.blob.objects().await?;
+        {
+            let core = shared.core.lock();
+            // Only this authority names new segments, and those have its epoch.
+            objects.retain(|(id, _)| id.0 >> 32 < shared.store.epoch().0 && !core.has_segment(*id));
+        }
+        let found = (objects.len() as u64, objects.iter().map(|(_, bytes)| bytes).sum());
+        if !dry_run {
+            for (segment, _) in objects {
+                shared.blob.delete(segment).await?;
+            }
+        }
+        Ok(found)
     }
 
     pub fn blob(&self) -> &Blob {

@@ -5,6 +5,7 @@ mod support;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::ObjectRoot;
@@ -60,7 +61,12 @@ async fn a_thousand_small_files_cost_few_requests() {
     let (meta, segments) = (Counting::new(Arc::new(InMemory::new())), Counting::new(Arc::new(InMemory::new())));
     let open = async || {
         let root = ObjectRoot { store: meta.clone(), folder: None, url: "memory:".into() };
-        let config = SlateConfig { root, log: Some(folder.path().join("log")), memtable_bytes: 32 << 20 };
+        let config = SlateConfig {
+            root,
+            log: Some(folder.path().join("log")),
+            memtable_bytes: 32 << 20,
+            garbage_interval: Duration::from_secs(300),
+        };
         let store: Arc<dyn Store> = Arc::new(SlateStore::open(config).await.unwrap());
         store
     };

@@ -252,6 +252,17 @@ pub enum AdminRequest {
     LeaseRevoke {
         session: SessionId,
     },
+    /// Check a volume; with `read`, all its bytes, too. A repair needs a volume that nobody uses.
+    Fsck {
+        volume: String,
+        repair: bool,
+        read: bool,
+    },
+    /// Delete objects that nothing refers to; a dry run counts them.
+    CollectGarbage {
+        volume: String,
+        dry_run: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -293,6 +304,52 @@ pub enum AdminReply {
     Tokens(Vec<TokenInfo>),
     Status(Status),
     Leases(Vec<LeaseInfo>),
+    /// The work goes on; another reply to the same request follows. A `total` of 0 is not known.
+    Progress {
+        phase: String,
+        done: u64,
+        total: u64,
+    },
+    Fsck(Box<FsckReport>),
+    Garbage {
+        objects: u64,
+        bytes: u64,
+    },
+}
+
+/// What a check of a volume found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsckReport {
+    /// Why the volume cannot be opened as it is.
+    pub refused: Option<String>,
+    pub inodes: u64,
+    pub directories: u64,
+    pub names: u64,
+    pub extents: u64,
+    /// Logical bytes in extents.
+    pub bytes: u64,
+    pub segments: u64,
+    /// Bytes that were read and compared with their checksums.
+    pub bytes_read: u64,
+    /// Objects that nothing refers to, and their bytes.
+    pub garbage_objects: u64,
+    pub garbage_bytes: u64,
+    /// Problems by kind, and how many of each.
+    pub problems: Vec<(String, u64)>,
+    /// The same after a repair.
+    pub left: Option<Vec<(String, u64)>>,
+    /// The first problems, as many as fit.
+    pub findings: Vec<FsckFinding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsckFinding {
+    pub problem: String,
+    pub inode: Option<InodeId>,
+    pub path: Option<String>,
+    pub text: String,
+    /// A repair can mend it.
+    pub mendable: bool,
 }
 
 /// Who holds what on one inode.

@@ -108,12 +108,38 @@ pub enum Command {
     },
     /// Bytes and files under VOLUME:/path.
     Du { path: String },
+    /// Check a volume, while it is in use. Ends with an error when something is wrong that is not repaired.
+    Fsck(Fsck),
+    /// Delete objects in the store that nothing refers to: what a crash leaves of uploads. Safe at any time.
+    Gc {
+        volume: String,
+        /// Only count them.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Measure a mounted directory beside null FUSE and the local disk.
     Bench(Bench),
     /// Print a completion script.
     Completions { shell: clap_complete::Shell },
     /// Write the manual pages to a folder.
     Man { folder: PathBuf },
+}
+
+#[derive(Args)]
+pub struct Fsck {
+    pub volume: String,
+    /// Mend what can be mended. Nobody may use the volume meanwhile.
+    #[arg(long, conflicts_with = "read")]
+    pub repair: bool,
+    /// Read all bytes, too, and compare them with their checksums.
+    #[arg(long)]
+    pub read: bool,
+    /// Without a server: the data folder of one that is stopped.
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Where that server keeps its objects [default: `objects` in the data folder].
+    #[arg(long, requires = "data")]
+    pub store: Option<String>,
 }
 
 /// Workloads run on the directory, on trees in memory behind the same session loop (null FUSE) and on a local disk in turn, and

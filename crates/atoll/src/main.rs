@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod checking;
 mod copying;
 mod files;
 mod leases;
@@ -97,6 +98,9 @@ async fn run(arguments: Arguments) -> Result<()> {
             None => bench::run(options, as_json).await,
         };
     }
+    if let Command::Fsck(options) = &arguments.command {
+        return checking::fsck(&arguments, options).await;
+    }
     let config = arguments.client()?;
     match arguments.command {
         Command::Mount { volume, directory, options, .. } => {
@@ -158,6 +162,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Gc { volume, dry_run } => checking::gc(&config, volume, dry_run, as_json).await,
         Command::Ls { path } => {
             Remote::with(config, &path, async |remote| files::list(remote, &path, as_json).await).await
         }
@@ -174,6 +179,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         | Command::Serve(_)
         | Command::Umount { .. }
         | Command::Bench(..)
+        | Command::Fsck(..)
         | Command::Completions { .. }
         | Command::Man { .. } => Ok(()),
     }

@@ -550,6 +550,10 @@ impl Core {
         self.write(format::segment_key(segment), None);
     }
 
+    pub fn has_segment(&self, segment: SegmentId) -> bool {
+        self.segments.contains_key(&segment)
+    }
+
     pub fn bytes_live(&self) -> u64 {
         self.segments.values().map(|s| s.live.max(0) as u64).sum()
     }

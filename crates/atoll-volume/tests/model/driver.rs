@@ -13,6 +13,7 @@ use atoll_types::operation::DirectoryEntry;
 use atoll_types::{
     Attributes, ByteRange, Caller, Errno, FileKind, InodeId, Mode, Name, Operation, Outcome, SessionId, Timestamp,
 };
+use atoll_volume::fsck::Report;
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -501,7 +502,17 @@ impl Driver {
                 Err(Errno::ESTALE),
             )?;
         }
+        let report = self.check();
+        if !report.is_clean() {
+            return Err(format!("not a sound volume: {:?}", report.findings));
+        }
         self.ask(&Operation::Statistics)
+    }
+
+    /// What `fsck` says.
+    fn check(&self) -> Report {
+        let volume = self.volume.as_ref().expect("an open volume");
+        self.runtime.block_on(volume.check(true, &|_| ())).expect("a volume that can be checked")
     }
 
     /// One more operation of both sides.

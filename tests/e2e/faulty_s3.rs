@@ -1,0 +1,161 @@
+//! A proxy before a real S3 server that passes requests on, or does what networks and stores do on bad days.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What becomes of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    None,
+    /// Connections are closed at once.
+    Away,
+    /// 503 for all.
+    Unavailable,
+    /// Each of them 300 ms later.
+    Slow,
+    /// Of three requests one is answered with 503, one is done and its answer is cut off, one is good.
+    Flaky,
+    /// One bit of what is read of segments is wrong.
+    WrongBytes,
+}
+
+const FAULTS: [Fault; 6] = [Fault::None, Fault::Away, Fault::Unavailable, Fault::Slow, Fault::Flaky, Fault::WrongBytes];
+
+/// Ends with the process; it holds nothing.
+pub struct Proxy {
+    pub port: u16,
+    fault: Arc<AtomicU8>,
+    requests: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    pub fn start(upstream: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its number").port();
+        let (fault, requests) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicU64::new(0)));
+        let proxy = Proxy { port, fault: fault.clone(), requests: requests.clone() };
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (fault, requests) = (fault.clone(), requests.clone());
+                std::thread::spawn(move || {
+                    let current = || FAULTS[fault.load(Ordering::Acquire) as usize];
+                    // An error is a peer that went away.
+                    let _ = serve(client, upstream, &current, &requests);
+                });
+            }
+        });
+        proxy
+    }
+
+    pub fn set(&self, fault: Fault) {
+        self.fault.store(fault as u8, Ordering::Release);
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Acquire)
+    }
+}
+
+/// A message of HTTP as it came: start line and headers, then the body.
+struct Message {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Message {
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(':'));
+        headers.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    /// `None` at the end of the connection.
+    fn read(reader: &mut impl BufRead, of_head: bool) -> std::io::Result<Option<Message>> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head)? == 0 {
+                return Ok(None);
+            }
+        }
+        let mut message = Message { head, body: Vec::new() };
+        if of_head {
+            return Ok(Some(message));
+        }
+        match message.header("content-length").and_then(|length| length.parse().ok()) {
+            Some(length) => {
+                message.body = vec![0; length];
+                reader.read_exact(&mut message.body)?;
+            }
+            None if message.header("transfer-encoding").is_some() => loop {
+                let mut size = String::new();
+                reader.read_line(&mut size)?;
+                let length = usize::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
+                let mut chunk = vec![0; length + 2];
+                reader.read_exact(&mut chunk)?;
+                message.body.extend(size.bytes().chain(chunk));
+                if length == 0 {
+                    break;
+                }
+            },
+            None => {}
+        }
+        Ok(Some(message))
+    }
+
+    fn write(&self, to: &mut TcpStream, body: usize) -> std::io::Result<()> {
+        to.write_all(self.head.as_bytes())?;
+        to.write_all(&self.body[..body])
+    }
+}
+
+fn serve(
+    mut client: TcpStream,
+    upstream: u16,
+    current: &dyn Fn() -> Fault,
+    requests: &AtomicU64,
+) -> std::io::Result<()> {
+    let mut from_client = BufReader::new(client.try_clone()?);
+    let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
+    let mut from_server = BufReader::new(server.try_clone()?);
+    loop {
+        if current() == Fault::Away {
+            return Ok(());
+        }
+        let Some(request) = Message::read(&mut from_client, false)? else { return Ok(()) };
+        let number = requests.fetch_add(1, Ordering::AcqRel);
+        let fault = match current() {
+            Fault::Away => return Ok(()),
+            Fault::Flaky if number % 3 == 0 => Fault::Unavailable,
+            fault => fault,
+        };
+        match fault {
+            Fault::Unavailable => {
+                let body = "<Error><Code>SlowDown</Code></Error>";
+                let head = format!("HTTP/1.1 503 Slow Down\r\nContent-Length: {}\r\n\r\n", body.len());
+                client.write_all((head + body).as_bytes())?;
+                continue;
+            }
+            Fault::Slow => std::thread::sleep(Duration::from_millis(300)),
+            _ => {}
+        }
+        request.write(&mut server, request.body.len())?;
+        let of_head = request.head.starts_with("HEAD ");
+        let Some(mut answer) = Message::read(&mut from_server, of_head)? else { return Ok(()) };
+        if fault == Fault::WrongBytes
+            && request.head.starts_with("GET ")
+            && request.head.contains("/segments/")
+            && let Some(byte) = answer.body.last_mut()
+        {
+            *byte ^= 1;
+        }
+        if fault == Fault::Flaky && number % 3 == 1 {
+            let cut = answer.body.len() / 2;
+            answer.write(&mut client, cut)?;
+            return Ok(());
+        }
+        answer.write(&mut client, answer.body.len())?;
+    }
+}

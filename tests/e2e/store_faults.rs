@@ -1,0 +1,125 @@
+//! The object store is away, slow, throws errors, or answers with wrong bytes. Nothing is lost, and no wrong byte is read.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::faulty_s3::{Fault, Proxy};
+use crate::harness::*;
+
+fn behind_a_proxy() -> (Site, Proxy) {
+    let mut site = Site::with_s3();
+    let proxy = Proxy::start(site.s3_port());
+    for (name, value) in &mut site.environment {
+        if *name == "AWS_ENDPOINT_URL" {
+            *value = format!("http://127.0.0.1:{}", proxy.port);
+        }
+    }
+    site.serve = vec!["--store".into(), "s3://bucket/volumes".into(), "--cache-mib".into(), "1".into()];
+    site.start();
+    (site, proxy)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) {
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(bytes).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Seconds that the store is away; 60 in GOALS.md.
+fn away() -> Duration {
+    let seconds = std::env::var("ATOLL_STORE_AWAY_SECONDS").ok().map(|text| text.parse().expect("a number"));
+    Duration::from_secs(seconds.unwrap_or(12))
+}
+
+/// What was made in this many steps is all there.
+fn check(folder: &Path, steps: u32) {
+    for step in 0..steps {
+        assert!(fs::read(folder.join(format!("f{step}"))).unwrap() == words(20_000 + step), "{step}");
+    }
+}
+
+#[test]
+fn while_the_store_is_away_a_local_volume_goes_on() {
+    for fault in [Fault::Away, Fault::Unavailable] {
+        let (mut site, proxy) = behind_a_proxy();
+        site.atoll(["volume", "create", "vol"]).must_succeed();
+        let mount = site.mount("m");
+        write_synced(&mount.join("before"), &words(100_000));
+        proxy.set(fault);
+        let start = Instant::now();
+        let mut steps = 0;
+        while start.elapsed() < away() {
+            let call = Instant::now();
+            write_synced(&mount.join(format!("f{steps}")), &words(20_000 + steps));
+            assert!(fs::read(mount.join("before")).unwrap() == words(100_000));
+            assert!(call.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", call.elapsed());
+            steps += 1;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        check(&mount, steps);
+        proxy.set(Fault::None);
+        write_synced(&mount.join("after"), b"after");
+        site.unmount(&mount);
+        site.stop();
+        site.start();
+        let mount = site.mount("m");
+        check(&mount, steps);
+        assert!(fs::read(mount.join("before")).unwrap() == words(100_000));
+        assert_eq!(fs::read(mount.join("after")).unwrap(), b"after");
+    }
+}
+
+#[test]
+fn a_flaky_and_slow_store_costs_time_only() {
+    let (mut site, proxy) = behind_a_proxy();
+    site.atoll(["volume", "create", "vol", "--durability", "object"]).must_succeed();
+    let mount = site.mount("m");
+    let mut steps = 0;
+    for fault in [Fault::Flaky, Fault::Slow, Fault::Flaky] {
+        proxy.set(fault);
+        let before = proxy.requests();
+        for _ in 0..4 {
+            write_synced(&mount.join(format!("f{steps}")), &words(20_000 + steps));
+            steps += 1;
+        }
+        assert!(proxy.requests() > before);
+    }
+    check(&mount, steps);
+    site.kill();
+    site.start();
+    check(&mount, steps);
+    proxy.set(Fault::None);
+}
+
+#[test]
+fn wrong_bytes_are_an_error_and_never_data() {
+    let (mut site, proxy) = behind_a_proxy();
+    site.atoll(["volume", "create", "vol"]).must_succeed();
+    let mount = site.mount("m");
+    let bytes = words(2_000_000);
+    write_synced(&mount.join("file"), &bytes);
+    site.unmount(&mount);
+    // Nothing is staged or cached any more.
+    site.stop();
+    site.start();
+    let mount = site.mount("m");
+    proxy.set(Fault::WrongBytes);
+    let file = fs::File::open(mount.join("file")).unwrap();
+    let mut refused = 0;
+    for offset in (0..bytes.len()).step_by(1 << 20) {
+        let mut part = vec![0; (1 << 20).min(bytes.len() - offset)];
+        match file.read_exact_at(&mut part, offset as u64) {
+            Ok(()) => assert!(part == bytes[offset..offset + part.len()], "wrong bytes at {offset}"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(5), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    proxy.set(Fault::None);
+    eventually("the bytes are good again", || fs::read(mount.join("file")).is_ok_and(|read| read == bytes));
+}
