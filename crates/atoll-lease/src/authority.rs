@@ -44,7 +44,8 @@ pub struct Limits {
     pub inodes_per_session_max: usize,
     /// Most inodes on which rights are held, of all sessions together.
     pub inodes_max: usize,
-    /// Recalls of an inode within a second that make it contended.
+    /// Recalls of an inode within a second that make it contended. Only such count as take what was granted since the
+    /// last one: a holder that hands its rights over one by one goes nowhere and back.
     pub contended_recalls: u32,
     /// For how long nothing is granted on a contended inode, in ms.
     pub contended_ms: u64,
@@ -98,6 +99,8 @@ struct Holder {
     session: SessionId,
     rights: Rights,
     recalling: Rights,
+    /// What it had already when somebody was last told to give up: to recall the rest of it goes on with the same.
+    handed_over: Rights,
     /// Issue of the newest grant of each right.
     granted: [Issue; 4],
     since_ms: u64,
@@ -108,7 +111,7 @@ struct Holder {
 struct Entry {
     holders: Vec<Holder>,
     waiters: Vec<WaiterId>,
-    /// Recalls since `window_ms`.
+    /// Recalls since `window_ms` that took back what had just been granted, and the first one.
     recalls: u32,
     window_ms: u64,
     contended_until_ms: u64,
@@ -203,7 +206,7 @@ impl Authority {
         for claim in &claims {
             let entry = self.entries.entry(claim.inode).or_default();
             entry.waiters.push(id);
-            let mut told = false;
+            let (mut told, mut is_new) = (false, false);
             for holder in entry.holders.iter_mut().filter(|h| h.session != session) {
                 let rights = holder.rights & claim.excludes;
                 if (rights - holder.recalling).is_empty() {
@@ -215,6 +218,7 @@ impl Authority {
                         held.recalls.insert((now_ms, claim.inode));
                     }
                 }
+                is_new |= !(rights - holder.recalling - holder.handed_over).is_empty();
                 holder.recalling |= rights;
                 told = true;
                 self.counts.recalls += 1;
@@ -226,7 +230,8 @@ impl Authority {
                     entry.window_ms = now_ms;
                     entry.recalls = 0;
                 }
-                entry.recalls += 1;
+                entry.recalls += u32::from(is_new || entry.recalls == 0);
+                entry.holders.iter_mut().for_each(|holder| holder.handed_over = holder.rights);
                 self.recalled.insert(claim.inode);
                 if entry.recalls >= self.limits.contended_recalls && entry.contended_until_ms <= now_ms {
                     entry.contended_until_ms = now_ms + self.limits.contended_ms;
@@ -318,10 +323,16 @@ impl Authority {
         let issue = Issue(self.last_issue);
         let entry = self.entries.entry(inode).or_default();
         if is_new {
-            let recalling = Rights::NONE;
-            let granted = [Issue(0); 4];
-            let rights = Rights::NONE;
-            entry.holders.push(Holder { session, rights, recalling, granted, since_ms: now_ms, recalled_ms: 0 });
+            let none = Rights::NONE;
+            entry.holders.push(Holder {
+                session,
+                rights: none,
+                recalling: none,
+                handed_over: none,
+                granted: [Issue(0); 4],
+                since_ms: now_ms,
+                recalled_ms: 0,
+            });
             self.held += 1;
             if let Some(held) = self.sessions.get_mut(&session) {
                 held.inodes.insert(inode);
@@ -369,6 +380,7 @@ impl Authority {
         holder.rights = holder.rights.whole();
         let recalled = !holder.recalling.is_empty();
         holder.recalling = holder.recalling & holder.rights;
+        holder.handed_over = holder.handed_over & holder.rights;
         let (rights, recalling, recalled_ms) = (holder.rights, holder.recalling, holder.recalled_ms);
         if recalled && recalling.is_empty() {
             self.counts.acknowledged += 1;
@@ -605,6 +617,41 @@ mod tests {
         }
         assert!(authority.grant(A, FILE, Rights::INODE, 3).is_none());
         assert!(authority.grant(A, FILE, Rights::INODE, 4_000).is_some());
+    }
+
+    #[test]
+    fn a_handover_in_several_steps_is_no_ping_pong() {
+        let mut authority = authority();
+        let wanted = Rights::ALL;
+        assert_eq!(authority.grant(A, FILE, wanted, 0).unwrap().rights, wanted);
+        for (now_ms, rights) in
+            [Rights::NAMES_WRITER, Rights::INODE_WRITER, Rights::NAMES, Rights::INODE].into_iter().enumerate()
+        {
+            let now_ms = now_ms as u64;
+            let claims = vec![Claim { inode: FILE, excludes: rights }];
+            let (waiter, notices) = authority.wait(B, claims, None, now_ms);
+            // What it writes back before it gives up grants it again what it has.
+            authority.touch(A, FILE);
+            let given_up = Recall { issue: authority.newest(), ..notices[0].recall };
+            assert_eq!(authority.acknowledge(A, &given_up, now_ms), [waiter]);
+            authority.withdraw(waiter);
+        }
+        assert!(!authority.is_contended(FILE, 4));
+        assert!(authority.grant(B, FILE, wanted, 4).is_some());
+    }
+
+    #[test]
+    fn a_writer_among_readers_that_come_in_turn_is_ping_pong() {
+        let mut authority = authority();
+        let readers = [SessionId(11), SessionId(12), SessionId(13)];
+        for reader in readers {
+            authority.enroll(reader);
+            authority.grant(reader, FILE, Rights::INODE, 0);
+            let (waiter, notices) = authority.wait(A, write(), None, 0);
+            authority.acknowledge(reader, &notices[0].recall, 0);
+            authority.withdraw(waiter);
+        }
+        assert!(authority.is_contended(FILE, 0));
     }
 
     #[test]

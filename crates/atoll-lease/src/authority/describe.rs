@@ -34,6 +34,9 @@ impl Authority {
             out.push(holders.len() as u64);
             for holder in holders {
                 out.extend([holder.session.0, holder.rights.number(), holder.recalling.number()]);
+                if counts_recalls {
+                    out.push(holder.handed_over.number());
+                }
                 out.push(if holder.recalling.is_empty() { 0 } else { age(holder.recalled_ms) });
                 out.extend(holder.rights.bits().map(|bit| issue(holder.session, holder.granted[bit])));
             }
