@@ -373,9 +373,7 @@ impl Session {
             if let Some(Pending { execute, done, .. }) = state.pending.remove(&id) {
                 state.unanswered.remove(&execute.sequence.0);
                 if execute.again.is_none() {
-                    for (operation, result) in execute.operations.iter().zip(&reply.results) {
-                        state.track(operation, result);
-                    }
+                    state.track(&execute.operations, &reply.results);
                 }
                 let order = reply.order;
                 // What was made here first, the journal keeps.
@@ -870,17 +868,29 @@ impl State {
         }
     }
 
-    fn track(&mut self, operation: &Operation, result: &Result<Outcome, Errno>) {
-        if let Some(inode) = opened(operation, result) {
-            *self.opens.entry(inode).or_default() += 1;
-        }
-        if let (Operation::Release { inode }, Ok(_)) = (operation, result)
-            && let Some(count) = self.opens.get_mut(inode)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.opens.remove(inode);
+    /// Count what a request opened and released.
+    fn track(&mut self, operations: &[Operation], results: &[Result<Outcome, Errno>]) {
+        let mut previous = None;
+        for (operation, result) in operations.iter().zip(results) {
+            if let Some(inode) = opened(operation, result) {
+                *self.opens.entry(inode).or_default() += 1;
             }
+            let outcome = result.as_ref().ok();
+            let released = match (operation, outcome) {
+                (Operation::Release { inode: InodeId::PREVIOUS }, Some(_)) => previous,
+                (Operation::Release { inode }, Some(_)) => Some(*inode),
+                _ => None,
+            };
+            if let Some(inode) = released
+                && let Some(count) = self.opens.get_mut(&inode)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.opens.remove(&inode);
+                }
+            }
+            let found = outcome.and_then(Outcome::attributes);
+            previous = found.map(|attributes| attributes.inode).or(previous);
         }
     }
 }
@@ -889,10 +899,11 @@ fn changes(execute: &Execute) -> bool {
     !execute.made.is_empty() || execute.operations.iter().any(Operation::mutates)
 }
 
-/// The inode that this operation opened.
+/// The inode that this operation opened: it may name it as the one that the operation before it was about.
 fn opened(operation: &Operation, result: &Result<Outcome, Errno>) -> Option<InodeId> {
     match (operation, result) {
-        (Operation::Open { inode, .. }, Ok(_)) => Some(*inode),
+        (Operation::Open { .. }, Ok(Outcome::Entry(attributes))) => Some(attributes.inode),
+        (Operation::Open { inode, .. }, Ok(_)) if *inode != InodeId::PREVIOUS => Some(*inode),
         (Operation::Create { .. }, Ok(Outcome::Created { attributes, .. }))
         | (Operation::CreateUnnamed { .. }, Ok(Outcome::Entry(attributes))) => Some(attributes.inode),
         _ => None,
@@ -976,5 +987,37 @@ mod tests {
         assert_eq!(number(5, Operation::Release { inode: FILE }), 2);
         // A session that is over has made the change, or not; that a file is closed stays true.
         assert_eq!(state.take(changes).len(), 1);
+    }
+
+    #[test]
+    fn opens_of_what_an_earlier_operation_found_are_counted() {
+        let mut state = State::new();
+        let found = |inode| {
+            let mode = atoll_types::Mode::new(atoll_types::FileKind::Regular, 0o644);
+            let at = Timestamp::default();
+            Ok(Outcome::Entry(atoll_types::Attributes {
+                inode,
+                mode,
+                links: 1,
+                uid: 0,
+                gid: 0,
+                device: 0,
+                size: 0,
+                allocated: 0,
+                accessed: at,
+                modified: at,
+                changed: at,
+                created: at,
+            }))
+        };
+        let name = atoll_types::Name::new(&b"f"[..]).unwrap();
+        let lookup = Operation::Lookup { parent: InodeId::ROOT, name };
+        let open = Operation::Open { inode: InodeId::PREVIOUS, flags: Default::default() };
+        let release = Operation::Release { inode: InodeId::PREVIOUS };
+        state.track(&[lookup.clone(), open], &[found(FILE), found(FILE)]);
+        assert_eq!(state.opens.get(&FILE), Some(&1), "a server that knows nothing of it is told");
+        assert_eq!(state.opens.len(), 1);
+        state.track(&[lookup, release], &[found(FILE), Ok(Outcome::Done)]);
+        assert!(state.opens.is_empty());
     }
 }
