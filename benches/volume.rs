@@ -256,7 +256,13 @@ fn volume(c: &mut Criterion) {
         let mut spent = Duration::ZERO;
         for _ in 0..count {
             let inode = world.large;
-            let list = Operation::ReadDirectory { inode, after, entries_max: PAGE_ENTRIES, with_attributes: true };
+            let list = Operation::ReadDirectory {
+                inode,
+                after,
+                entries_max: PAGE_ENTRIES,
+                with_attributes: true,
+                ahead: false,
+            };
             let (time, outcomes) = world.time(KEEPING, vec![list]);
             let Some(Outcome::Listing { entries, .. }) = outcomes.first() else { panic!("no listing") };
             assert!(entries.len() == PAGE_ENTRIES as usize && entries.iter().all(|entry| entry.attributes.is_some()));

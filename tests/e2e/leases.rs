@@ -57,7 +57,7 @@ fn wrong_words_about_leases_are_explained() {
 }
 
 /// A site whose server shows its metrics on this port.
-fn counted() -> (Site, u16) {
+pub fn counted() -> (Site, u16) {
     let mut site = Site::empty();
     site.serve = ["--http", "127.0.0.1:0"].map(String::from).to_vec();
     site.start();
@@ -67,14 +67,14 @@ fn counted() -> (Site, u16) {
 }
 
 /// Sum of the metrics whose lines start like this.
-fn metric(port: u16, start: &str) -> u64 {
+pub fn metric(port: u16, start: &str) -> u64 {
     let text = http(port, "/metrics").unwrap();
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with(start)).collect();
     assert!(!lines.is_empty(), "no {start} in\n{text}");
     lines.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-const OPERATIONS: &str = "atoll_operation_seconds_count";
+pub const OPERATIONS: &str = "atoll_operation_seconds_count";
 const RECALLS: &str = "atoll_volume{figure=\"lease_recalls\"";
 
 #[test]

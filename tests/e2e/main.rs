@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod care;
 mod coherence;
+mod cold;
 mod crash;
 mod exerciser;
 mod faulty_s3;

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::cache::{Cache, Duty, Kept};
+use crate::cache::{Cache, Duty, Kept, Miss, widened};
 use crate::clock::{Moment, Offset, Term};
 use crate::held_locks::HeldLocks;
 use crate::journal::{Batch, Executed, Journal};
@@ -85,11 +85,21 @@ struct Left {
 
 type Work = (Recall, Duty);
 
+/// A lookup that may be answered by a listing which is on its way.
+struct Waiting {
+    id: u64,
+    caller: Caller,
+    operation: Operation,
+    done: Box<dyn FnOnce(Answer) + Send>,
+}
+
 struct Shared {
     cache: Mutex<Cache>,
     /// Inodes of which recalls are being carried out.
     leaving: Mutex<FxHashMap<InodeId, Leaving>>,
     locks: Mutex<HeldLocks>,
+    /// By directory. Added to under the cache's lock, so that the listing finds all of them.
+    waiting: Mutex<FxHashMap<InodeId, Vec<Waiting>>>,
     term: Term,
     kernel: OnceLock<Arc<dyn Kernel>>,
     session: OnceLock<Weak<Session>>,
@@ -130,6 +140,7 @@ impl Client {
             cache: Mutex::default(),
             leaving: Mutex::default(),
             locks: Mutex::default(),
+            waiting: Mutex::default(),
             term: Term::default(),
             kernel: OnceLock::new(),
             session: OnceLock::new(),
@@ -176,6 +187,7 @@ impl Client {
         }
         let answering = self.shared.answering.read();
         let left = self.shared.left();
+        let mut page = None;
         if !left.attributes.is_zero() {
             let mut cache = self.shared.cache.lock();
             if let Some((result, kept)) = cache.answer(&operation) {
@@ -198,8 +210,31 @@ impl Client {
                 }
                 return done(Answer::kept(result, kept, left));
             }
+            let waits = match cache.miss(&operation) {
+                Miss::Ask => false,
+                Miss::Wait => true,
+                Miss::List(listing) => {
+                    page = Some(listing);
+                    false
+                }
+                Miss::ListFirst(listing) => {
+                    page = Some(listing);
+                    true
+                }
+            };
+            if let (true, &Operation::Lookup { parent, .. }) = (waits, &operation) {
+                let waiting = Waiting { id, caller, operation, done };
+                self.shared.waiting.lock().entry(parent).or_default().push(waiting);
+                drop(cache);
+                drop(answering);
+                if let Some(page) = page {
+                    self.shared.list_ahead(page);
+                }
+                return;
+            }
         }
         drop(answering);
+        let operation = widened(operation);
         let (after, asks) = {
             let mut cache = self.shared.cache.lock();
             let after = cache.starts(&operation);
@@ -213,6 +248,9 @@ impl Client {
         let shared = self.shared.clone();
         let install = move |reply: Reply| shared.install(asked, reply, done);
         self.session.submit_kept(id, caller, after, operation, Box::new(install));
+        if let Some(page) = page {
+            self.shared.list_ahead(page);
+        }
     }
 
     /// Wait until everything that was made here is executed; false when some of it is lost.
@@ -254,7 +292,7 @@ impl Client {
 
     /// See [`Session::interrupt`].
     pub fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
-        self.session.interrupt(id, is_killed)
+        self.shared.interrupt_waiting(id, is_killed) || self.session.interrupt(id, is_killed)
     }
 
     /// The kernel was told of an inode once more; it says so before the kernel is.
@@ -313,6 +351,50 @@ async fn tend(shared: Weak<Shared>) {
 }
 
 impl Shared {
+    /// Ask for a page of a listing that nobody has asked for.
+    fn list_ahead(self: &Arc<Self>, page: Operation) {
+        let Some(session) = self.session() else { return };
+        let after = self.cache.lock().starts(&page);
+        self.want(after);
+        let (shared, operation) = (self.clone(), page.clone());
+        session.ask(after, page, Box::new(move |reply| shared.listed_ahead(operation, after, reply)));
+    }
+
+    fn listed_ahead(self: Arc<Self>, operation: Operation, after: JournalPosition, reply: Reply) {
+        let next = {
+            let mut cache = self.cache.lock();
+            cache.install(&operation, reply.first(), after, &reply.grants, reply.order);
+            cache.listed_ahead(&operation, reply.first())
+        };
+        if let Some(next) = next {
+            self.list_ahead(next);
+        }
+        let (Operation::ReadDirectory { inode, .. }, Some(session)) = (operation, self.session()) else { return };
+        let waiting = self.waiting.lock().remove(&inode).unwrap_or_default();
+        let client = Client { session, shared: self };
+        for Waiting { id, caller, operation, done } in waiting {
+            client.shared.cache.lock().waited(&operation);
+            client.submit(id, caller, operation, done);
+        }
+    }
+
+    /// A signal came for a lookup that waits for a listing; false when there is no such lookup.
+    fn interrupt_waiting(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
+        let killed = {
+            let mut waiting = self.waiting.lock();
+            let Some(lookups) = waiting.values_mut().find(|lookups| lookups.iter().any(|lookup| lookup.id == id))
+            else {
+                return false;
+            };
+            lookups.extract_if(.., |lookup| lookup.id == id && is_killed(lookup.caller.pid)).next()
+        };
+        if let Some(Waiting { operation, done, .. }) = killed {
+            self.cache.lock().waited(&operation);
+            done(Answer::once(Err(Errno::EINTR)));
+        }
+        true
+    }
+
     /// Keep what an answer allows, and hand it on.
     fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Box<dyn FnOnce(Answer) + Send>) {
         let _answering = self.answering.read();

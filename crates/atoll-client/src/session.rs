@@ -271,6 +271,11 @@ impl Session {
         self.send(self.own_id(), Caller::default(), after, vec![operation], Box::new(|_| ()));
     }
 
+    /// Send one operation that no caller has made.
+    pub(crate) fn ask(&self, after: JournalPosition, operation: Operation, done: Done) {
+        self.send(self.own_id(), Caller::default(), after, vec![operation], done);
+    }
+
     fn own_id(&self) -> u64 {
         self.next_id.fetch_add(2, Ordering::Relaxed)
     }

@@ -28,9 +28,6 @@ use crate::abi::{self, Body, Fields, Header};
 use crate::remote::{Lifetimes, Remote};
 use crate::session::Reply;
 
-/// Entries of a listing asked for at a time.
-const LISTING_ENTRIES: u32 = 512;
-
 #[derive(Default)]
 struct Locked {
     /// Inodes on which this mount ever took a range lock.
@@ -302,8 +299,9 @@ impl VolumeFs {
         let operation = Operation::ReadDirectory {
             inode,
             after: offset.saturating_sub(2),
-            entries_max: LISTING_ENTRIES,
+            entries_max: entries_max(size, plus),
             with_attributes: plus,
+            ahead: false,
         };
         let remote = self.remote.clone();
         let done = move |answer: Answer| {
@@ -608,6 +606,12 @@ fn lock_reply(conflict: Option<Lock>) -> Body {
 
 /// Bytes of `fuse_entry_out`.
 const ENTRY_BYTES: usize = 128;
+
+/// Entries that fit a buffer, if their names are short.
+fn entries_max(size: usize, plus: bool) -> u32 {
+    let least = 24 + 8 + if plus { ENTRY_BYTES } else { 0 };
+    u32::try_from(size / least).unwrap_or(u32::MAX).max(1)
+}
 
 /// Append a directory entry if it fits, behind `plus` in a listing with attributes.
 fn push_entry(

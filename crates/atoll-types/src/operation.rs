@@ -156,7 +156,8 @@ pub enum Operation {
     /// Share extents; no bytes move. Stops at the source's end → [`Outcome::Written`].
     CloneRange { source: InodeId, source_offset: u64, target: InodeId, target_offset: u64, length: u64 },
     /// Entries whose cookie is greater than `after` (0 = from the start), without `.` and `..` → [`Outcome::Listing`].
-    ReadDirectory { inode: InodeId, after: u64, entries_max: u32, with_attributes: bool },
+    /// With `ahead` nobody has asked for it yet: it is no access, and takes nothing from others (`EAGAIN` if it would).
+    ReadDirectory { inode: InodeId, after: u64, entries_max: u32, with_attributes: bool, ahead: bool },
     /// → [`Outcome::Data`]
     GetXattr { inode: InodeId, name: Bytes },
     /// → [`Outcome::Done`]

@@ -129,6 +129,10 @@ impl<'a> Leasing<'a> {
             self.claims = claims;
             return Ok(None);
         }
+        if let Operation::ReadDirectory { ahead: true, .. } = self.operation {
+            // Nobody waits for it, so nobody has to give something up for it.
+            return Err(Stop::Error(Errno::EAGAIN));
+        }
         let (waiter, notices) = core.leases.wait(self.session(), claims, self.waiter, leases.now_ms());
         self.waiter = Some(waiter);
         let (sender, freed) = oneshot::channel();
@@ -160,6 +164,11 @@ impl<'a> Leasing<'a> {
         self.earned = Earned { grants, order: core.leases.stamp(), at: core.last_change() };
         core.note(self.session(), self.asking.mark, result);
         self.is_noted = true;
+    }
+
+    /// The answer may be old already: nothing of it is kept.
+    pub fn earn_nothing(&mut self, core: &mut Core) {
+        self.earned = Earned { grants: Vec::new(), order: core.leases.stamp(), at: core.last_change() };
     }
 
     /// An operation that had no effect to be told with was executed.

@@ -510,8 +510,8 @@ impl Volume {
                 };
                 self.change(leasing, clone).await
             }
-            O::ReadDirectory { inode, after, entries_max, with_attributes } => {
-                self.list(leasing, *inode, *after, *entries_max as usize, *with_attributes).await
+            O::ReadDirectory { inode, after, entries_max, with_attributes, ahead } => {
+                self.list(leasing, *inode, *after, *entries_max as usize, *with_attributes, *ahead).await
             }
             O::GetXattr { inode, name } => self.step(leasing, |c| c.get_xattr(*inode, name).map(Outcome::Data)).await,
             O::SetXattr { inode, name, value, mode, drop_privileges } => {
@@ -884,6 +884,7 @@ impl Volume {
         after: u64,
         most: usize,
         with_attributes: bool,
+        ahead: bool,
     ) -> Result<Outcome, Errno> {
         /// About what fits one reply with names of usual length.
         const ENTRIES_MAX: usize = 4096;
@@ -892,7 +893,9 @@ impl Volume {
         let (listing, names) = self
             .claimed(leasing, |core, _| {
                 let listing = core.list(inode, after, most)?;
-                core.accessed(inode);
+                if !ahead {
+                    core.accessed(inode);
+                }
                 Ok((listing, core.names_state(inode)?))
             })
             .await?;
@@ -901,9 +904,10 @@ impl Volume {
             Listing::InStore => self.list_from_store(inode, after, most).await?,
         };
         let mut listed = entries;
-        self.step(leasing, |core| {
-            // What was listed is true no longer if a name changed since: then it carries names alone.
-            if with_attributes && core.names_state(inode)? == names {
+        self.claimed(leasing, |core, leasing| {
+            // What was listed is true no longer if a name changed since: then it carries names alone, and none is kept.
+            let is_current = core.names_state(inode)? == names;
+            if with_attributes && is_current {
                 for entry in &mut listed {
                     // A child that another session may be changing is looked up when it is asked for.
                     if core.is_quiet(session, entry.inode) {
@@ -915,7 +919,13 @@ impl Volume {
                     }
                 }
             }
-            Ok(Outcome::Listing { entries: std::mem::take(&mut listed), end })
+            let outcome = Outcome::Listing { entries: std::mem::take(&mut listed), end };
+            if is_current {
+                leasing.earn(core, Ok(&outcome));
+            } else {
+                leasing.earn_nothing(core);
+            }
+            Ok(outcome)
         })
         .await
     }

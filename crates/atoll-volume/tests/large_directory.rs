@@ -61,7 +61,13 @@ async fn a_large_directory_is_listed_whole_while_names_go() {
     let is_removed = |number: u64| number >= entries / 2 && number.is_multiple_of(3);
     let (mut after, mut listed, mut removed) = (0, HashSet::new(), Duration::ZERO);
     loop {
-        let page = Operation::ReadDirectory { inode: parent, after, entries_max: PAGE_ENTRIES, with_attributes: true };
+        let page = Operation::ReadDirectory {
+            inode: parent,
+            after,
+            entries_max: PAGE_ENTRIES,
+            with_attributes: true,
+            ahead: false,
+        };
         let Ok(Outcome::Listing { entries: page, end }) = call(&volume, page).await else { panic!("no listing") };
         assert!(page.len() <= PAGE_ENTRIES as usize);
         for entry in &page {

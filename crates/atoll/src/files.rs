@@ -108,7 +108,8 @@ impl Remote {
         let mut all: Vec<DirectoryEntry> = Vec::new();
         loop {
             let after = all.last().map_or(0, |entry| entry.cookie);
-            let page = Operation::ReadDirectory { inode, after, entries_max: 1024, with_attributes: true };
+            let page =
+                Operation::ReadDirectory { inode, after, entries_max: 1024, with_attributes: true, ahead: false };
             match self.call(page).await.map_err(|errno| explain(&self.path, errno))? {
                 Outcome::Listing { entries, end } => {
                     let stuck = entries.is_empty();

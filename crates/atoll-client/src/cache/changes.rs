@@ -125,6 +125,9 @@ impl Cache {
             self.tell_opens(opened, count);
         }
         self.journal.push(Change { made, operation: change, touches });
+        if let Some(node) = outcome.attributes().and_then(|attributes| self.nodes.get_mut(&attributes.inode)) {
+            node.told = true;
+        }
         let entry = !matches!(operation, O::Write { .. } | O::SetAttributes { .. });
         let was_read = |attributes: &Attributes| self.nodes.get(&attributes.inode).is_some_and(|node| node.was_read);
         let attributes = !outcome.attributes().is_some_and(was_read);
@@ -146,12 +149,8 @@ impl Cache {
     }
 
     fn named(&self, parent: InodeId, name: &Name) -> Option<Named> {
-        let directory = self.nodes.get(&parent)?;
-        match directory.names.get(name) {
-            Some(Named::Unknown) => None,
-            Some(named) => Some(*named),
-            None => directory.complete.then_some(Named::Absent),
-        }
+        let named = self.nodes.get(&parent)?.names.as_ref()?.get(name)?;
+        (named != Named::Unknown).then_some(named)
     }
 
     /// The time of a change: later than every change that was made here, and of what it changes.
@@ -290,7 +289,9 @@ impl Cache {
         let node = self.node(inode);
         node.holding.own(if is_directory { Rights::ALL } else { Rights::INODE_EXCLUSIVE });
         node.is_bare = true;
-        node.complete = is_directory;
+        if is_directory {
+            node.names().complete = true;
+        }
         node.via = Some(parent);
         self.put(attributes);
         directory.links += u32::from(is_directory);
@@ -314,7 +315,7 @@ impl Cache {
         directory.changed = when;
         let parent = directory.inode;
         self.put(directory);
-        self.node(parent).names.insert(name.clone(), named);
+        self.node(parent).names().change(name, named);
     }
 
     /// What would lose its name: a directory only when it is empty.
@@ -455,12 +456,15 @@ impl Cache {
                 // The answer to a later request may have come first.
                 let is_newest = reply.order >= node.order;
                 node.order = node.order.max(reply.order);
-                node.names_order = node.names_order.max(reply.order);
+                if let Some(names) = &mut node.names {
+                    names.order = names.order.max(reply.order);
+                }
                 if let Err(errno) = &result {
                     // What is known of it rests on a change that was not made.
                     node.attributes = None;
-                    node.names.values_mut().for_each(|named| *named = Named::Unknown);
-                    node.complete = false;
+                    if let Some(names) = &mut node.names {
+                        names.doubt();
+                    }
                     failed.push((inode, *errno));
                 }
                 if is_newest && settled.contains(&inode) {
@@ -497,19 +501,17 @@ impl Cache {
     pub fn give_up_around(&mut self, inode: InodeId) -> Vec<Recall> {
         const GIVEN_UP_MAX: usize = atoll_wire::RECALLS_MAX - 1;
         let Some(node) = self.nodes.get(&inode) else { return Vec::new() };
-        let directory = if node.names.is_empty() { node.via } else { Some(inode) };
-        let Some(names) = directory.and_then(|directory| self.nodes.get(&directory)).map(|node| &node.names) else {
+        let is_leaf = node.names.as_ref().is_none_or(|names| names.is_empty());
+        let directory = if is_leaf { node.via } else { Some(inode) };
+        let Some(names) = directory.and_then(|directory| self.nodes.get(&directory)?.names.as_ref()) else {
             return Vec::new();
         };
-        let children = names.values().filter_map(|named| match named {
-            Named::Child(child) => Some(*child),
-            _ => None,
-        });
+        let children = names.children();
         let exclusive = Rights::INODE_WRITER | Rights::NAMES_WRITER;
         let held: Vec<InodeId> = children
             .filter(|child| {
                 let owns = |node: &Node| node.holding.rights().overlaps(exclusive);
-                !self.journal.touches(*child) && self.nodes.get(child).is_some_and(owns)
+                !self.journal.touches(*child) && self.nodes.get(child).is_some_and(|node| owns(node))
             })
             .take(GIVEN_UP_MAX)
             .collect();

@@ -6,11 +6,14 @@
 //! gives way only to newer ones.
 
 mod changes;
+mod names;
+mod prefetch;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
+use atoll_types::operation::DirectoryEntry;
 use atoll_types::{
     Attributes, Caller, Errno, FileKind, InodeId, JournalPosition, Mode, Name, Operation, Outcome, Timestamp,
 };
@@ -19,6 +22,8 @@ use rustc_hash::FxHashMap;
 
 use crate::journal::{Change, Journal};
 use changes::Numbers;
+use names::{Named, Names, Page};
+pub(crate) use prefetch::{Miss, widened};
 
 /// What of an answer the kernel may keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,43 +36,49 @@ pub(crate) struct Kept {
     pub moved: bool,
 }
 
-/// What a name is known to stand for. The kernel may keep each of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
-    Child(InodeId),
-    Absent,
-    /// To be asked for.
-    Unknown,
-}
-
+/// There are as many as inodes that are held.
 #[derive(Default)]
 struct Node {
     holding: Holding,
     attributes: Option<Attributes>,
-    /// A read has moved the access time since.
-    was_read: bool,
     /// Where the attributes, or word that they are old, came from.
     order: Issue,
-    names: FxHashMap<Name, Named>,
-    /// A name that is not in `names` is not there.
-    complete: bool,
-    /// The newest change of our own among the names.
-    names_order: Issue,
+    /// Of a directory.
+    names: Option<Box<Names>>,
+    /// The directory through which the kernel was last told of it.
+    via: Option<InodeId>,
     /// Opens that the authority does not know of.
     local_opens: u32,
+    /// When it was used last, in rounds of [`Cache::surplus`].
+    used: u32,
+    /// The kernel may keep the attributes: what came by a listing ahead it has never heard of.
+    told: bool,
+    /// A read has moved the access time since.
+    was_read: bool,
     /// It has no extended attributes.
     is_bare: bool,
     /// A directory that may have got a default ACL from us.
     may_pass_acl: bool,
-    /// How often the kernel was told of the inode and has not forgotten it.
-    lookups: u64,
     /// The kernel forgot it while changes of it were unwritten.
     is_forgotten: bool,
-    /// The directory through which the kernel was last told of it.
-    via: Option<InodeId>,
-    /// When it was used last, in rounds of [`Cache::surplus`].
-    used: u32,
 }
+
+const _: () = assert!(size_of::<Node>() <= 224);
+
+impl Node {
+    fn names(&mut self) -> &mut Names {
+        self.names.get_or_insert_default()
+    }
+
+    /// What was granted, or found, up to here must not be taken once this is forgotten.
+    fn newest(&self) -> Issue {
+        let of_names = self.names.as_ref().map_or(Issue::default(), |names| names.order);
+        self.holding.newest().max(self.order).max(of_names)
+    }
+}
+
+/// Entries of listings that are kept to answer the kernel from.
+const LISTED_KEPT_MAX: usize = 16_384;
 
 /// Inodes on which rights are held: when there are more, those not used lately are given up, down to a part.
 const HELD_MAX: usize = 150_000;
@@ -100,7 +111,13 @@ impl Duty {
 pub(crate) struct Cache {
     /// Rounds of [`Cache::surplus`].
     round: u32,
-    nodes: FxHashMap<InodeId, Node>,
+    nodes: FxHashMap<InodeId, Box<Node>>,
+    /// How often the kernel was told of an inode and has not forgotten it.
+    lookups: FxHashMap<InodeId, u64>,
+    /// Directories with a page of their listing, the oldest first, and how many entries it was kept with.
+    paged: VecDeque<(InodeId, usize)>,
+    /// The sum of them.
+    paged_entries: usize,
     /// Requests under way that hold a lock of the kernel on the inode: on a directory's names, on a file's pages.
     under_way: FxHashMap<InodeId, u32>,
     /// Requests under way that change an inode: then nothing of it is changed here.
@@ -138,7 +155,7 @@ fn locked_by(operation: &Operation) -> [Option<InodeId>; 2] {
     match operation {
         O::Lookup { parent: inode, .. }
         | O::CreateUnnamed { parent: inode, .. }
-        | O::ReadDirectory { inode, .. }
+        | O::ReadDirectory { inode, ahead: false, .. }
         | O::Read { inode, .. }
         | O::Write { inode, .. } => [Some(*inode), None],
         _ => renamed_in(operation),
@@ -191,8 +208,8 @@ fn uncount(counts: &mut FxHashMap<InodeId, u32>, inodes: [Option<InodeId>; 2]) {
 impl Cache {
     fn node(&mut self, inode: InodeId) -> &mut Node {
         let floor = self.floor;
-        let node =
-            self.nodes.entry(inode).or_insert_with(|| Node { holding: Holding::since(floor), ..Node::default() });
+        let new = || Box::new(Node { holding: Holding::since(floor), ..Node::default() });
+        let node = self.nodes.entry(inode).or_insert_with(new);
         node.used = self.round;
         node
     }
@@ -206,31 +223,34 @@ impl Cache {
     pub fn answer(&mut self, operation: &Operation) -> Option<(Result<Outcome, Errno>, Kept)> {
         match operation {
             Operation::Lookup { parent, name } => {
-                let directory = self.nodes.get_mut(parent)?;
-                if !directory.holding.rights().contains(Rights::NAMES) {
-                    return None;
-                }
-                if directory.complete && !directory.names.contains_key(name) {
-                    // The kernel may keep it, so it is to be dropped with the others.
-                    directory.names.insert(name.clone(), Named::Absent);
-                }
-                match *directory.names.get(name)? {
-                    Named::Unknown => None,
-                    Named::Absent => Some((Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() })),
+                let named = self.known(*parent, name)?;
+                let answer = match named {
+                    Named::Unknown => return None,
+                    Named::Absent => (Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() }),
                     Named::Child(child) => {
                         let attributes = self.attributes(child)?;
                         let node = self.node(child);
                         node.via = Some(*parent);
+                        node.told = true;
                         let kept = Kept { entry: true, attributes: !node.was_read, ..Kept::default() };
-                        Some((Ok(Outcome::Entry(attributes)), kept))
+                        (Ok(Outcome::Entry(attributes)), kept)
                     }
-                }
+                };
+                let names = self.node(*parent).names();
+                names.tell(name, named);
+                names.ahead.hit();
+                Some(answer)
+            }
+            Operation::ReadDirectory { inode, after, with_attributes, .. } => {
+                self.list(*inode, *after, *with_attributes)
             }
             Operation::GetAttributes { inode } => {
                 let attributes = self.attributes(*inode)?;
-                if self.node(*inode).was_read {
+                let node = self.node(*inode);
+                if node.was_read {
                     return None;
                 }
+                node.told = true;
                 Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
             }
             Operation::Open { inode, flags } if !flags.truncate => {
@@ -239,7 +259,9 @@ impl Cache {
                 if attributes.kind() != FileKind::Regular || attributes.links == 0 || self.taking > 0 {
                     return None;
                 }
-                self.node(*inode).local_opens += 1;
+                let node = self.node(*inode);
+                node.local_opens += 1;
+                node.told = true;
                 Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
             }
             Operation::ListXattrs { inode } if self.is_bare(*inode) => {
@@ -250,6 +272,89 @@ impl Cache {
                 Some((Err(Errno::ENODATA), Kept::default()))
             }
             _ => None,
+        }
+    }
+
+    /// What a name stands for, while its directory's names are held.
+    fn known(&self, parent: InodeId, name: &Name) -> Option<Named> {
+        let directory = self.nodes.get(&parent)?;
+        directory.names.as_ref().filter(|_| directory.holding.rights().contains(Rights::NAMES))?.get(name)
+    }
+
+    /// Part of a listing.
+    fn list(&mut self, inode: InodeId, after: u64, with_attributes: bool) -> Option<(Result<Outcome, Errno>, Kept)> {
+        let directory = self.nodes.get(&inode).filter(|node| node.holding.rights().contains(Rights::NAMES))?;
+        let page = directory.names.as_ref()?.page.as_ref()?;
+        let moves = |a: Attributes| Timestamp::access_moves(a.accessed, a.modified, a.changed);
+        if !page.is_access && self.attributes(inode).is_none_or(moves) {
+            return None;
+        }
+        let (mut entries, end) = (page.behind(after)?.to_vec(), page.end);
+        let mut kept = Kept::default();
+        for entry in entries.iter_mut().filter(|_| with_attributes) {
+            entry.attributes = self.attributes(entry.inode);
+            let mut keeps = false;
+            if entry.attributes.is_some() {
+                let node = self.node(entry.inode);
+                node.via = Some(inode);
+                node.told = true;
+                keeps = !node.was_read;
+            }
+            kept.listed.push(keeps);
+        }
+        self.node(inode);
+        Some((Ok(Outcome::Listing { entries, end }), kept))
+    }
+
+    /// What to do about an operation that has to be asked for.
+    pub fn miss(&mut self, operation: &Operation) -> Miss {
+        match operation {
+            Operation::Lookup { parent, .. } => {
+                let is_small = self.attributes(*parent).is_some_and(|a| a.size <= prefetch::SMALL_BYTES_MAX);
+                let names = self.node(*parent).names();
+                let miss = names.ahead.miss(*parent, is_small && !names.complete);
+                if matches!(miss, Miss::Wait | Miss::ListFirst(_)) {
+                    count(&mut self.under_way, locked_by(operation));
+                }
+                miss
+            }
+            _ => Miss::Ask,
+        }
+    }
+
+    /// What waited for a listing is asked for once more.
+    pub fn waited(&mut self, operation: &Operation) {
+        uncount(&mut self.under_way, locked_by(operation));
+    }
+
+    /// A page of a listing that nobody asked for came, and was installed. Answers what to ask for next.
+    pub fn listed_ahead(&mut self, operation: &Operation, result: Result<&Outcome, Errno>) -> Option<Operation> {
+        let &Operation::ReadDirectory { inode, .. } = operation else { return None };
+        let last = match result {
+            Ok(Outcome::Listing { entries, end: false }) => entries.last().map(|entry| entry.cookie),
+            _ => None,
+        };
+        let holds = self.holds_names(inode);
+        let names = self.nodes.get_mut(&inode)?.names();
+        let next = last.filter(|_| holds && names.may_list());
+        names.ahead.came(inode, next)
+    }
+
+    /// Keep a page of a listing, instead of the oldest ones.
+    fn keep_page(&mut self, inode: InodeId, page: Page) {
+        // Each directory costs something, also an empty one.
+        let cost = page.entries.len() + 1;
+        self.paged_entries += cost;
+        self.paged.push_back((inode, cost));
+        self.node(inode).names().page = Some(page);
+        while self.paged_entries > LISTED_KEPT_MAX
+            && let Some((oldest, cost)) = self.paged.pop_front()
+        {
+            self.paged_entries -= cost;
+            // It may have had another one since, which goes early then.
+            if let Some(names) = self.nodes.get_mut(&oldest).and_then(|node| node.names.as_mut()) {
+                names.page = None;
+            }
         }
     }
 
@@ -381,6 +486,7 @@ impl Cache {
             && granted(attributes.inode, Rights::INODE)
         {
             kept.attributes = self.keep(attributes, after, order);
+            self.node(attributes.inode).told |= kept.attributes;
             if is_new(operation, result) && granted(attributes.inode, Rights::INODE_EXCLUSIVE) {
                 self.node(attributes.inode).is_bare = true;
             }
@@ -416,7 +522,7 @@ impl Cache {
                     kept.entry = self.rename(*parent, name, named, order) && may;
                     if matches!(operation, O::MakeDirectory { .. }) && granted(attributes.inode, Rights::NAMES) {
                         // Nobody was in it before.
-                        self.node(attributes.inode).complete = true;
+                        self.node(attributes.inode).names().complete = true;
                     }
                 }
             }
@@ -425,27 +531,37 @@ impl Cache {
                 self.rename(*parent, name, named, order);
             }
             O::Rename { parent, name, new_parent, new_name, .. } if result.is_ok() => {
-                kept.moved = [parent, new_parent].iter().any(|directory| !self.keeps_names(**directory));
+                kept.moved = [parent, new_parent].iter().any(|directory| !self.holds_names(**directory));
                 self.rename(*parent, name, Named::Unknown, order);
                 self.rename(*new_parent, new_name, Named::Unknown, order);
             }
             O::Read { inode, .. } => self.read(*inode),
-            O::ReadDirectory { inode, .. } => {
-                if let Ok(Outcome::Listing { entries, .. }) = result {
+            O::ReadDirectory { inode, after: cookie, ahead, .. } => {
+                if let Ok(Outcome::Listing { entries, end }) = result {
                     for entry in entries {
                         let keeps = match entry.attributes {
                             Some(attributes) if granted(entry.inode, Rights::INODE) => {
-                                if granted(*inode, Rights::NAMES) && self.journal.newest(*inode) <= after {
-                                    self.name(*inode, &entry.name, Named::Child(entry.inode), order);
+                                let keeps = self.keep(attributes, after, order);
+                                if !ahead {
+                                    let node = self.node(entry.inode);
+                                    node.via = Some(*inode);
+                                    node.told |= keeps;
                                 }
-                                self.node(entry.inode).via = Some(*inode);
-                                self.keep(attributes, after, order)
+                                keeps
                             }
                             _ => false,
                         };
                         kept.listed.push(keeps);
                     }
-                    self.read(*inode);
+                    if granted(*inode, Rights::NAMES) {
+                        let bare = |entry: &DirectoryEntry| DirectoryEntry { attributes: None, ..entry.clone() };
+                        let entries = entries.iter().map(bare).collect();
+                        let page = Page { after: *cookie, entries, end: *end, is_access: !ahead };
+                        self.install_page(*inode, page, after, order);
+                    }
+                    if !ahead {
+                        self.read(*inode);
+                    }
                 }
             }
             _ => {}
@@ -474,16 +590,27 @@ impl Cache {
         true
     }
 
-    fn keeps_names(&self, directory: InodeId) -> bool {
+    fn install_page(&mut self, inode: InodeId, page: Page, after: JournalPosition, order: Issue) {
+        let newest = self.journal.newest(inode);
+        let names = self.node(inode).names();
+        let misses = newest > after || order < names.order;
+        names.list(&page, misses);
+        if !misses {
+            self.keep_page(inode, page);
+        }
+    }
+
+    fn holds_names(&self, directory: InodeId) -> bool {
         self.nodes.get(&directory).is_some_and(|node| node.holding.rights().contains(Rights::NAMES))
     }
 
     /// Keep what a name stands for; false when something newer is known.
     fn name(&mut self, parent: InodeId, name: &Name, named: Named, order: Issue) -> bool {
-        let Some(directory) = self.nodes.get_mut(&parent) else { return false };
-        let newest = order >= directory.names_order;
-        if newest && directory.holding.rights().contains(Rights::NAMES) {
-            directory.names.insert(name.clone(), named);
+        let holds = self.holds_names(parent);
+        let Some(names) = self.nodes.get_mut(&parent).map(|node| node.names()) else { return false };
+        let newest = order >= names.order;
+        if newest && holds {
+            names.tell(name, named);
         }
         newest
     }
@@ -491,11 +618,12 @@ impl Cache {
     /// Keep what a change of our own made of a name.
     fn rename(&mut self, parent: InodeId, name: &Name, named: Named, order: Issue) -> bool {
         let newest = self.name(parent, name, named, order);
-        if let Some(directory) = self.nodes.get_mut(&parent) {
-            directory.names_order = directory.names_order.max(order);
-            if !newest && let Some(known) = directory.names.get_mut(name) {
-                *known = Named::Unknown;
-            }
+        let holds = self.holds_names(parent);
+        let names = self.node(parent).names();
+        names.order = names.order.max(order);
+        names.page = None;
+        if !newest && holds {
+            names.tell(name, Named::Unknown);
         }
         newest
     }
@@ -524,8 +652,8 @@ impl Cache {
                 opens.push((inode, std::mem::take(&mut node.local_opens)));
             }
         };
-        match self.nodes.get(parent).and_then(|directory| directory.names.get(name)) {
-            Some(&Named::Child(child)) => {
+        match self.nodes.get(parent).and_then(|directory| directory.names.as_ref()?.get(name)) {
+            Some(Named::Child(child)) => {
                 if let Some(node) = self.nodes.get_mut(&child) {
                     take(child, node);
                 }
@@ -540,7 +668,23 @@ impl Cache {
     /// What to give up because too much is held: to be treated like recalls. Call about once a second.
     pub fn surplus(&mut self) -> Vec<Recall> {
         self.round += 1;
+        if self.nodes.len() > HELD_MAX {
+            self.tidy();
+        }
         self.surplus_beyond(HELD_MAX, HELD_LEFT)
+    }
+
+    /// Forget what nothing is known of any more.
+    fn tidy(&mut self) {
+        let (journal, floor) = (&self.journal, &mut self.floor);
+        self.nodes.retain(|inode, node| {
+            let is_used = !node.holding.rights().is_empty() || node.local_opens > 0 || journal.touches(*inode);
+            if !is_used {
+                *floor = (*floor).max(node.newest());
+            }
+            is_used
+        });
+        self.nodes.shrink_to(HELD_MAX);
     }
 
     fn surplus_beyond(&mut self, most: usize, left: usize) -> Vec<Recall> {
@@ -584,29 +728,37 @@ impl Cache {
         if held.overlaps(Rights::INODE) {
             node.attributes = None;
             node.is_bare = false;
-            duty.attributes = true;
+            duty.attributes = std::mem::take(&mut node.told);
             duty.via = node.via.filter(|via| !self.under_way.contains_key(via));
         }
         duty.exclusive = held.overlaps(Rights::INODE_WRITER | Rights::NAMES_WRITER);
-        if held.overlaps(Rights::NAMES) {
-            duty.names = std::mem::take(&mut node.names).into_keys().collect();
-            node.complete = false;
+        if held.overlaps(Rights::NAMES)
+            && let Some(names) = &mut node.names
+        {
+            duty.names = names.clear();
         }
         duty
     }
 
     /// The kernel was told of an inode once more.
     pub fn looked_up(&mut self, inode: InodeId) {
-        let node = self.node(inode);
-        node.lookups += 1;
-        node.is_forgotten = false;
+        *self.lookups.entry(inode).or_default() += 1;
+        if let Some(node) = self.nodes.get_mut(&inode) {
+            node.is_forgotten = false;
+        }
     }
 
     /// The kernel forgot an inode so many times; what it held is given up when that was the last.
     pub fn forget(&mut self, inode: InodeId, times: u64) -> Option<Recall> {
+        if let Some(lookups) = self.lookups.get_mut(&inode) {
+            *lookups = lookups.saturating_sub(times);
+            if *lookups > 0 {
+                return None;
+            }
+            self.lookups.remove(&inode);
+        }
         let node = self.nodes.get_mut(&inode)?;
-        node.lookups = node.lookups.saturating_sub(times);
-        if node.lookups > 0 || node.local_opens > 0 || inode == InodeId::ROOT {
+        if node.local_opens > 0 || inode == InodeId::ROOT {
             return None;
         }
         if self.journal.touches(inode) {
@@ -616,26 +768,22 @@ impl Cache {
         // The kernel keeps no names of a directory that it forgot.
         let mut node = self.nodes.remove(&inode)?;
         let given_up = node.holding.release(inode, Rights::ALL);
-        self.floor = self.floor.max(node.holding.newest());
+        self.floor = self.floor.max(node.newest());
         (!given_up.rights.is_empty()).then_some(given_up)
     }
 
     /// Forget everything that rests on leases; answers the inodes that the kernel knows.
     pub fn clear(&mut self) -> Vec<InodeId> {
-        let mut known = Vec::new();
-        for (&inode, node) in &self.nodes {
-            self.floor = self.floor.max(node.holding.newest());
-            if node.lookups > 0 || inode == InodeId::ROOT {
-                known.push(inode);
-            }
-        }
+        self.floor = self.nodes.values().map(|node| node.newest()).fold(self.floor, Issue::max);
         let floor = self.floor;
         self.nodes.retain(|_, node| {
-            let (lookups, local_opens, via) = (node.lookups, node.local_opens, node.via);
-            *node = Node { holding: Holding::since(floor), lookups, local_opens, via, ..Node::default() };
-            lookups > 0 || local_opens > 0
+            let (local_opens, via) = (node.local_opens, node.via);
+            **node = Node { holding: Holding::since(floor), local_opens, via, ..Node::default() };
+            local_opens > 0
         });
-        known
+        self.paged.clear();
+        self.paged_entries = 0;
+        self.lookups.keys().copied().chain([InodeId::ROOT]).collect()
     }
 
     /// Opens that the authority does not know of; it is told of them at once.
@@ -852,5 +1000,118 @@ mod tests {
         let given_up = cache.forget(FILE, 1).unwrap();
         assert_eq!((given_up.rights, given_up.issue), (Rights::INODE, Issue(3)));
         assert!(!looked_up(&mut cache, 1, 2).attributes);
+    }
+
+    fn page(after: u64, ahead: bool) -> Operation {
+        Operation::ReadDirectory { inode: DIRECTORY, after, entries_max: 512, with_attributes: true, ahead }
+    }
+
+    /// A page with one file of this number, called the same.
+    fn entry(number: u64) -> DirectoryEntry {
+        let inode = InodeId(number);
+        let name = Name::new(number.to_string().into_bytes()).unwrap();
+        let attributes = Some(Attributes { inode, ..file(number) });
+        DirectoryEntry { name, inode, kind: FileKind::Regular, cookie: number, attributes }
+    }
+
+    fn listed(cache: &mut Cache, after: u64, number: u64, end: bool, order: u64) {
+        let outcome = Outcome::Listing { entries: vec![entry(number)], end };
+        let grant = |inode, rights| Grant { inode, rights, issue: Issue(order) };
+        let grants = [grant(DIRECTORY, Rights::NAMES), grant(InodeId(number), Rights::INODE)];
+        cache.install(&page(after, true), Ok(&outcome), ASKED, &grants, Issue(order));
+    }
+
+    fn look(cache: &mut Cache, text: &str) -> Option<Result<InodeId, Errno>> {
+        let name = Name::new(text.as_bytes().to_vec()).unwrap();
+        let (result, _) = cache.answer(&Operation::Lookup { parent: DIRECTORY, name })?;
+        Some(result.map(|outcome| outcome.attributes().unwrap().inode))
+    }
+
+    #[test]
+    fn a_directory_that_was_listed_whole_is_answered_until_it_is_recalled() {
+        let mut cache = Cache::default();
+        listed(&mut cache, 0, 20, false, 1);
+        assert_eq!(look(&mut cache, "20"), Some(Ok(InodeId(20))));
+        assert_eq!(look(&mut cache, "absent"), None);
+        listed(&mut cache, 20, 30, true, 2);
+        assert_eq!(look(&mut cache, "30"), Some(Ok(InodeId(30))));
+        assert_eq!(look(&mut cache, "absent"), Some(Err(Errno::ENOENT)));
+        let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(2) });
+        assert_eq!(duty.names.len(), 3, "the kernel was told of each");
+        assert_eq!((look(&mut cache, "20"), look(&mut cache, "absent")), (None, None));
+        listed(&mut cache, 30, 40, true, 3);
+        assert_eq!(look(&mut cache, "absent"), None, "what comes before it may have changed");
+    }
+
+    #[test]
+    fn what_was_listed_ahead_is_recalled_without_the_kernel_until_it_asks() {
+        let mut cache = Cache::default();
+        listed(&mut cache, 0, 20, true, 1);
+        listed(&mut cache, 0, 30, true, 2);
+        look(&mut cache, "30");
+        let recall = |inode| Recall { inode: InodeId(inode), rights: Rights::INODE_EXCLUSIVE, issue: Issue(2) };
+        assert!(cache.recall(&recall(20)).is_nothing());
+        assert!(cache.recall(&recall(30)).attributes);
+        let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(2) });
+        assert_eq!(duty.names, [Name::new(&b"30"[..]).unwrap()]);
+    }
+
+    #[test]
+    fn a_page_that_a_recall_overtook_is_not_kept() {
+        let mut cache = Cache::default();
+        listed(&mut cache, 0, 20, false, 1);
+        cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(5) });
+        listed(&mut cache, 20, 30, true, 4);
+        assert_eq!((look(&mut cache, "30"), look(&mut cache, "absent")), (None, None));
+    }
+
+    #[test]
+    fn a_page_brings_nothing_back_that_our_own_changes_took() {
+        let mut cache = Cache::default();
+        listed(&mut cache, 0, 20, false, 1);
+        let unlink = Operation::Unlink { parent: DIRECTORY, name: entry(30).name };
+        let after = cache.starts(&unlink);
+        let grant = [Grant { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(9) }];
+        cache.install(&unlink, Ok(&Outcome::Done), after, &grant, Issue(9));
+        listed(&mut cache, 20, 30, true, 5);
+        assert_eq!(look(&mut cache, "30"), Some(Err(Errno::ENOENT)));
+        assert_eq!(look(&mut cache, "20"), Some(Ok(InodeId(20))));
+    }
+
+    #[test]
+    fn the_kernel_is_answered_from_a_page_that_it_has_read_a_part_of() {
+        let mut cache = Cache::default();
+        let entries: Vec<DirectoryEntry> = (10..20).map(entry).collect();
+        let outcome = Outcome::Listing { entries, end: true };
+        let grant = |inode, rights| Grant { inode, rights, issue: Issue(1) };
+        let grants = [grant(DIRECTORY, Rights::NAMES), grant(InodeId(15), Rights::INODE)];
+        cache.starts(&page(0, false));
+        cache.install(&page(0, false), Ok(&outcome), ASKED, &grants, Issue(1));
+        let (rest, kept) = cache.answer(&page(13, false)).unwrap();
+        let Ok(Outcome::Listing { entries, end: true }) = rest else { panic!("{rest:?}") };
+        assert_eq!(entries.iter().map(|entry| entry.cookie).collect::<Vec<_>>(), (14..20).collect::<Vec<_>>());
+        assert_eq!(entries.iter().position(|entry| entry.attributes.is_some()), Some(1));
+        assert_eq!(kept.listed, [false, true, false, false, false, false]);
+        assert!(
+            matches!(cache.answer(&page(19, false)), Some((Ok(Outcome::Listing { entries, .. }), _)) if entries.is_empty())
+        );
+        cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
+        assert!(cache.answer(&page(13, false)).is_none());
+    }
+
+    #[test]
+    fn a_lookup_waits_for_a_listing_that_is_on_its_way() {
+        let mut cache = Cache::default();
+        let miss = |cache: &mut Cache| cache.miss(&lookup());
+        for _ in 0..3 {
+            assert_eq!(miss(&mut cache), Miss::Ask);
+        }
+        assert_eq!(miss(&mut cache), Miss::List(page(0, true)));
+        assert_eq!(miss(&mut cache), Miss::Wait);
+        let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
+        assert!(duty.busy, "the kernel holds the directory's lock meanwhile");
+        assert_eq!(cache.listed_ahead(&page(0, true), Err(Errno::EAGAIN)), None);
+        cache.waited(&lookup());
+        assert_eq!(miss(&mut cache), Miss::Ask);
     }
 }

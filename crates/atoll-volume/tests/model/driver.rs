@@ -553,7 +553,7 @@ impl Driver {
         let mut after = 0;
         let mut listed = BTreeMap::new();
         loop {
-            let list = Operation::ReadDirectory { inode, after, entries_max: 3, with_attributes: false };
+            let list = Operation::ReadDirectory { inode, after, entries_max: 3, with_attributes: false, ahead: false };
             let started = Timestamp::now();
             let reply = self.look(list.clone());
             let (answer, _) = self.model.execute(LOOKING, &NOBODY, &list, None);

@@ -423,7 +423,8 @@ impl Generator {
             81..=83 => {
                 let inode = self.directory(model);
                 let (after, entries_max) = (self.random.below(20), self.random.below(6) as u32);
-                O::ReadDirectory { inode, after, entries_max, with_attributes: self.random.chance(50) }
+                let with_attributes = self.random.chance(50);
+                O::ReadDirectory { inode, after, entries_max, with_attributes, ahead: self.random.chance(20) }
             }
             84..=85 => O::GetXattr { inode: self.node(model, |node| !node.xattrs.is_empty()), name: self.xattr() },
             86..=90 => {

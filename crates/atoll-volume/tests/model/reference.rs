@@ -854,12 +854,14 @@ impl Reference {
             O::CloneRange { source, source_offset, target, target_offset, length } => {
                 self.clone_range(*source, *source_offset, *target, *target_offset, *length)
             }
-            O::ReadDirectory { inode, after, .. } => {
+            O::ReadDirectory { inode, after, ahead, .. } => {
                 let names = &self.directory(*inode)?.names;
                 let mut entries: Vec<_> = names.iter().map(|(n, e)| (n.clone(), e.inode, e.cookie)).collect();
                 entries.retain(|entry| entry.2 > *after);
                 entries.sort_by_key(|entry| entry.2);
-                self.accessed(*inode);
+                if !*ahead {
+                    self.accessed(*inode);
+                }
                 Ok(Answer::Listing(entries))
             }
             O::GetXattr { inode, name } => self.get_xattr(*inode, name),
