@@ -324,6 +324,10 @@ impl Authority {
         let entry = self.entries.entry(inode).or_default();
         if is_new {
             let none = Rights::NONE;
+            if entry.holders.len() == entry.holders.capacity() {
+                // Most inodes have one holder.
+                entry.holders.reserve_exact(entry.holders.len().max(1));
+            }
             entry.holders.push(Holder {
                 session,
                 rights: none,

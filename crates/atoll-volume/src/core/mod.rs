@@ -69,6 +69,7 @@ pub(crate) type Writes = BTreeMap<Bytes, Option<Bytes>>;
 /// An inode number range reserved at a time: at most this many are lost by a crash.
 const INODE_RESERVE: u64 = 65_536;
 
+/// There are hundreds of thousands: what few of them have is apart.
 pub(crate) struct CachedInode {
     pub record: InodeRecord,
     /// Differs from the store and from the pending writes.
@@ -77,7 +78,7 @@ pub(crate) struct CachedInode {
     touched: bool,
     pub extents: Option<ExtentMap>,
     pub xattrs: Option<BTreeMap<Bytes, Bytes>>,
-    pub directory: Option<Directory>,
+    pub directory: Option<Box<Directory>>,
 }
 
 /// What is known of a directory's names; `None` = known not to be there.
@@ -115,7 +116,7 @@ pub(crate) struct Cut {
 }
 
 pub(crate) struct Core {
-    inodes: FxHashMap<InodeId, CachedInode>,
+    inodes: FxHashMap<InodeId, Box<CachedInode>>,
     hand: VecDeque<InodeId>,
     inodes_max: usize,
     dirty: FxHashSet<InodeId>,
@@ -195,7 +196,7 @@ impl Core {
         match self.inodes.get_mut(&inode) {
             Some(cached) => {
                 cached.touched = true;
-                Ok(cached)
+                Ok(cached.as_mut())
             }
             None => Err(Stop::Load(Need::Inode(inode))),
         }
@@ -297,7 +298,7 @@ impl Core {
         if let Some(cached) = self.inodes.get_mut(&parent) {
             let directory = cached.directory.get_or_insert_default();
             if !directory.complete && directory.names.len() >= NAMES_KEPT_MAX {
-                *directory = Directory::default();
+                **directory = Directory::default();
             }
             directory.names.entry(name).or_insert(dentry);
         }
@@ -323,7 +324,7 @@ impl Core {
 
     fn cache(&mut self, inode: InodeId, record: InodeRecord) {
         let cached = CachedInode { record, dirty: false, touched: true, extents: None, xattrs: None, directory: None };
-        self.inodes.insert(inode, cached);
+        self.inodes.insert(inode, Box::new(cached));
         self.hand.push_back(inode);
     }
 
@@ -388,7 +389,7 @@ impl Core {
             match kind {
                 FileKind::Regular => cached.extents = Some(ExtentMap::new()),
                 FileKind::Directory => {
-                    cached.directory = Some(Directory { complete: true, ..Directory::default() });
+                    cached.directory = Some(Box::new(Directory { complete: true, ..Directory::default() }));
                 }
                 _ => {}
             }
