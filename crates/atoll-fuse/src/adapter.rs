@@ -66,8 +66,6 @@ fn lifetimes(answer: &Answer) -> Lifetimes {
     Lifetimes { entry: answer.entry, attributes: answer.attributes }
 }
 
-const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
-
 impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
         VolumeFs { remote: Arc::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1) }
@@ -245,10 +243,20 @@ impl VolumeFs {
             Parsed::Release { handle, flocked } => {
                 if flocked {
                     let owner = LockOwner(handle);
-                    self.remote.tell(Operation::Unlock { inode, space: LockSpace::Whole, owner, range: EVERYTHING });
+                    self.remote.tell(Operation::Unlock {
+                        inode,
+                        space: LockSpace::Whole,
+                        owner,
+                        range: ByteRange::EVERYTHING,
+                    });
                 }
                 for owner in self.locked.lock().released(inode, handle) {
-                    self.remote.tell(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
+                    self.remote.tell(Operation::Unlock {
+                        inode,
+                        space: LockSpace::Range,
+                        owner,
+                        range: ByteRange::EVERYTHING,
+                    });
                 }
                 self.remote.tell(Operation::Release { inode });
                 reply.ok(Body::default());
@@ -261,8 +269,12 @@ impl VolumeFs {
                     }
                     locked.inodes.contains(&inode)
                 };
-                let unlock =
-                    unlock.then_some(Operation::Unlock { inode, space: LockSpace::Range, owner, range: EVERYTHING });
+                let unlock = unlock.then_some(Operation::Unlock {
+                    inode,
+                    space: LockSpace::Range,
+                    owner,
+                    range: ByteRange::EVERYTHING,
+                });
                 match (self.remote.lost(inode), unlock) {
                     (None, Some(unlock)) => self.done(header, unlock, reply),
                     (None, None) => reply.ok(Body::default()),
@@ -573,7 +585,7 @@ fn lock(header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
         (f.u64(), f.u64(), f.u64(), f.u64(), f.u32() as i32, f.u32(), f.u32());
     let end = if last >= i64::MAX as u64 { u64::MAX } else { last + 1 };
     let space = if flags & abi::LK_FLOCK != 0 { LockSpace::Whole } else { LockSpace::Range };
-    let range = if space == LockSpace::Whole { EVERYTHING } else { ByteRange::new(start, end) };
+    let range = if space == LockSpace::Whole { ByteRange::EVERYTHING } else { ByteRange::new(start, end) };
     let exclusive = kind == libc::F_WRLCK;
     // The kernel names the owner of a flock by the address of the open file, which the next open may
     // get again before the release of this one arrives. The handle is the open file, and never reused.

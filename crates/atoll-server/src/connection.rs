@@ -55,6 +55,8 @@ struct Connection {
     context: Arc<Context>,
     rights: Rights,
     session: Option<Arc<Session>>,
+    /// Of the session's connections.
+    generation: u64,
     answers: Answers,
     waiting: Arc<Mutex<HashMap<u64, Waiting>>>,
     tasks: JoinSet<()>,
@@ -101,7 +103,7 @@ where
             Err(message) => Err(message),
         };
         match welcomed {
-            Ok((rights, session, welcome)) => {
+            Ok((rights, session, generation, welcome)) => {
                 send(&answers, id, &Response::Welcome(welcome)).await;
                 if let Some(session) = session.as_ref().filter(|s| s.leases && lane == Lane::Control) {
                     session.attach(recalls);
@@ -110,6 +112,7 @@ where
                     context,
                     rights,
                     session,
+                    generation,
                     answers,
                     waiting: Arc::default(),
                     tasks: JoinSet::new(),
@@ -197,7 +200,7 @@ async fn welcome(
     context: &Context,
     hello: Hello,
     trusted: bool,
-) -> Result<(Rights, Option<Arc<Session>>, Welcome), String> {
+) -> Result<(Rights, Option<Arc<Session>>, u64, Welcome), String> {
     let rights = match &hello.token {
         Some(secret) => context.tokens.check(secret).ok_or("the token is unknown, revoked or has expired")?,
         None if trusted => Rights::everything(),
@@ -216,13 +219,13 @@ async fn welcome(
         journal: JournalPosition(0),
         read_only: rights.read_only,
     };
-    let Some(name) = &hello.volume else { return Ok((rights, None, welcome)) };
+    let Some(name) = &hello.volume else { return Ok((rights, None, 0, welcome)) };
     if rights.volume.as_ref().is_some_and(|only| only != name) {
         return Err(format!("the token is not for volume `{name}`"));
     }
     // Opens it, and finds the sessions that it had with the last server.
     let volume = context.registry.get(name).await?;
-    let resume = |resume| context.sessions.resume(resume, name, rights.read_only, hello.journal_end);
+    let resume = |resume| context.sessions.resume(resume, name, rights.read_only, hello.journal_end, hello.lane);
     let known = hello.resume.as_ref().and_then(resume);
     welcome.resumed = known.is_some();
     welcome.since = volume.since();
@@ -232,38 +235,60 @@ async fn welcome(
             sessions.recall(notice);
         }
     });
-    let session = match known {
-        Some(session) => session,
-        None => context.sessions.create(name, volume, rights.read_only, hello.leases, hello.executed).await?,
+    let (session, generation) = match known {
+        Some((session, generation)) => {
+            // What the client asked for before, it asks for again: a lock that is given back must not be taken by a
+            // late copy, nor one that is taken be given back.
+            session.replaces(generation).await;
+            (session, generation)
+        }
+        None => {
+            let Hello { lane, leases, executed, .. } = hello;
+            context.sessions.create(name, volume, rights.read_only, leases, executed, lane).await?
+        }
     };
     welcome.journal = session.executed();
     welcome.resume = Some(atoll_wire::Resume { session: session.id, secret: session.secret });
-    Ok((rights, Some(session), welcome))
+    Ok((rights, Some(session), generation, welcome))
 }
 
 impl Connection {
     async fn run<R: AsyncRead + Unpin>(mut self, reader: &mut R, received: &mut BytesMut) {
         let context = self.context.clone();
         let mut stopping = pin!(context.stopping());
-        let session = self.session.clone();
+        let (session, generation) = (self.session.clone(), self.generation);
         let mut over = pin!(async {
             match &session {
                 Some(session) => session.over().await,
                 None => std::future::pending().await,
             }
         });
-        let stopped = loop {
-            tokio::select! {
-                frame = next_frame(reader, received, FRAME_BYTES_MAX) => {
-                    let Some((id, body)) = frame else { break false };
-                    if !self.handle(id, &body).await {
-                        break false;
-                    }
-                }
-                Some(_) = self.tasks.join_next() => {}
-                _ = &mut stopping => break true,
-                _ = &mut over => break false,
+        let replaced = pin!(async {
+            match &session {
+                Some(session) => session.replaced(generation).await,
+                None => std::future::pending().await,
             }
+        });
+        let serving = async {
+            loop {
+                tokio::select! {
+                    frame = next_frame(reader, received, FRAME_BYTES_MAX) => {
+                        let Some((id, body)) = frame else { break false };
+                        if !self.handle(id, &body).await {
+                            break false;
+                        }
+                    }
+                    Some(_) = self.tasks.join_next() => {}
+                    _ = &mut stopping => break true,
+                    _ = &mut over => break false,
+                }
+            }
+        };
+        let stopped = tokio::select! {
+            biased;
+            // Also in the middle of a request.
+            _ = replaced => false,
+            stopped = serving => stopped,
         };
         if stopped {
             // The client asks again for its locks when it has found a server.
@@ -275,7 +300,7 @@ impl Connection {
             self.tasks.shutdown().await;
         }
         if let Some(session) = &self.session {
-            session.disconnected();
+            session.disconnected(self.generation);
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use atoll_lease::{Notice, Recall};
 use atoll_types::{Errno, JournalPosition, OperationSeq, SessionId};
 use atoll_volume::{Earned, SessionInfo, Volume};
-use atoll_wire::{RECALLS_MAX, Response, Resume, TERM_MS};
+use atoll_wire::{Lane, RECALLS_MAX, Response, Resume, TERM_MS};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -39,11 +39,17 @@ pub(crate) struct Session {
     executed: watch::Sender<JournalPosition>,
     /// Tells the session's connections that it is over.
     over: watch::Sender<bool>,
+    /// The generation of its newest connections: what older ones still bring is not executed.
+    newest: watch::Sender<u64>,
+    /// The oldest generation that has connections.
+    oldest: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
-    connections: usize,
+    /// How many there are of each generation: a control connection begins one, for what the client has sent before it
+    /// sends again.
+    connections: BTreeMap<u64, usize>,
     idle_since: Option<Instant>,
     ended: bool,
     /// Where recalls go: the newest control connection.
@@ -103,6 +109,8 @@ impl Session {
             state: Mutex::new(State { begun: journal, returning, idle_since, ..State::default() }),
             executed: watch::Sender::new(journal),
             over: watch::Sender::new(false),
+            newest: watch::Sender::new(0),
+            oldest: watch::Sender::new(0),
         })
     }
 
@@ -110,20 +118,47 @@ impl Session {
         admit(&self.state, sequence, acknowledged)
     }
 
-    /// Count one more connection; false when the session is over.
-    fn connect(&self) -> bool {
+    /// Count one more connection; answers its generation, and nothing when the session is over.
+    fn connect(&self, lane: Lane) -> Option<u64> {
         let mut state = self.state.lock();
-        state.connections += usize::from(!state.ended);
+        if state.ended {
+            return None;
+        }
+        let generation = *self.newest.borrow() + u64::from(lane == Lane::Control);
+        *state.connections.entry(generation).or_default() += 1;
         state.idle_since = None;
-        !state.ended
+        self.newest.send_replace(generation);
+        self.note_oldest(&state);
+        Some(generation)
     }
 
-    pub fn disconnected(&self) {
+    pub fn disconnected(&self, generation: u64) {
         let mut state = self.state.lock();
-        state.connections -= 1;
-        if state.connections == 0 {
+        if let Some(count) = state.connections.get_mut(&generation) {
+            *count -= 1;
+            if *count == 0 {
+                state.connections.remove(&generation);
+            }
+        }
+        if state.connections.is_empty() {
             state.idle_since = Some(Instant::now());
         }
+        self.note_oldest(&state);
+    }
+
+    fn note_oldest(&self, state: &State) {
+        let oldest = state.connections.first_key_value().map_or(u64::MAX, |(generation, _)| *generation);
+        self.oldest.send_replace(oldest);
+    }
+
+    /// Ready when the client has connected anew: what it asked for here and has no answer to, it asks for there.
+    pub async fn replaced(&self, generation: u64) {
+        let _ = self.newest.subscribe().wait_for(|newest| *newest > generation).await;
+    }
+
+    /// Ready when nothing that older connections brought is executed any more, unless it is numbered.
+    pub async fn replaces(&self, generation: u64) {
+        let _ = self.oldest.subscribe().wait_for(|oldest| *oldest >= generation).await;
     }
 
     pub fn has_ended(&self) -> bool {
@@ -244,7 +279,8 @@ impl Sessions {
         read_only: bool,
         leases: bool,
         journal: JournalPosition,
-    ) -> Result<Arc<Session>, String> {
+        lane: Lane,
+    ) -> Result<(Arc<Session>, u64), String> {
         let random: [u8; 24] = crate::random().map_err(|error| error.to_string())?;
         let (mut id, mut secret) = ([0u8; 8], [0u8; 16]);
         id.copy_from_slice(&random[..8]);
@@ -254,9 +290,9 @@ impl Sessions {
         let begun = volume.begin_session(id, info, journal).await;
         begun.map_err(|errno| format!("volume `{volume_name}` takes no sessions: {errno}"))?;
         let session = Session::new(volume_name, volume, id, info, journal, None);
-        session.connect();
+        let generation = session.connect(lane).unwrap_or_default();
         self.insert(session.clone());
-        Ok(session)
+        Ok((session, generation))
     }
 
     /// The sessions that a volume had with the last server: they may come back for a while.
@@ -275,24 +311,23 @@ impl Sessions {
         self.table.lock().insert(session.id, session);
     }
 
-    /// The session with one more connection, if it is there and the client proves that it is its own. Its journal ends
-    /// at `journal_end`.
+    /// The session with one more connection, and the generation of that, if it is there and the client proves that it
+    /// is its own. Its journal ends at `journal_end`.
     pub fn resume(
         &self,
         resume: &Resume,
         volume_name: &str,
         read_only: bool,
         journal_end: JournalPosition,
-    ) -> Option<Arc<Session>> {
+        lane: Lane,
+    ) -> Option<(Arc<Session>, u64)> {
         let session = self.table.lock().get(&resume.session)?.clone();
         let same =
             session.secret == resume.secret && session.volume_name == volume_name && session.read_only == read_only;
-        let may = same && session.volume.may_return(session.id) && session.connect();
-        if !may {
-            return None;
-        }
+        let may = same && session.volume.may_return(session.id);
+        let generation = if may { session.connect(lane)? } else { return None };
         session.come_back(|returning| returning.journal_end = Some(journal_end));
-        Some(session)
+        Some((session, generation))
     }
 
     pub fn count(&self, volume_name: Option<&str>) -> u64 {

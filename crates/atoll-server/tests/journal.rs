@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use atoll_lease::{Grant, Issue, Rights};
 use atoll_server::{Server, ServerConfig};
+use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::operation::OpenFlags;
 use atoll_types::{
-    Attributes, Caller, Errno, InodeId, JournalPosition, Made, Name, Operation, OperationSeq, Outcome, Timestamp,
+    Attributes, ByteRange, Caller, Errno, InodeId, JournalPosition, LockOwner, Made, Name, Operation, OperationSeq,
+    Outcome, Timestamp,
 };
 use atoll_wire::{
     AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, Request, Response, Resume, Welcome,
@@ -496,5 +498,41 @@ async fn a_request_without_an_answer_gets_that_of_the_server_before() {
     let mut client = client.again(&server, false).await;
     client.come_back().await;
     assert_eq!(client.call(ask()).await, answer);
+    server.server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_an_older_connection_brings_about_locks_is_not_executed() {
+    let folder = folder();
+    let server = Running::new(folder.path()).await;
+    let lock = |owner, wait| {
+        let (space, kind, range) = (LockSpace::Whole, LockKind::Exclusive, ByteRange::EVERYTHING);
+        let lock = Lock { space, owner: LockOwner(owner), pid: 0, kind, range };
+        ask(0, Operation::SetLock { inode: ROOT, lock, wait })
+    };
+    let unlock = |owner| {
+        let (space, range) = (LockSpace::Whole, ByteRange::EVERYTHING);
+        ask(0, Operation::Unlock { inode: ROOT, space, owner: LockOwner(owner), range })
+    };
+    let mut other = Client::open(&server, Introduction::default()).await;
+    assert_eq!(other.call(lock(1, false)).await, [Ok(Outcome::Done)]);
+    let mut old = Client::open(&server, Introduction::default()).await;
+    old.send(lock(1, true)).await;
+    old.ping().await;
+
+    // The wait is over with its connection, before the new one is served, though the server has not seen it break.
+    let mut new = old.again(&server, false).await;
+    assert_eq!(other.call(unlock(1)).await, [Ok(Outcome::Done)]);
+    assert_eq!(other.call(lock(2, false)).await, [Ok(Outcome::Done)]);
+    assert_eq!(other.call(unlock(2)).await, [Ok(Outcome::Done)]);
+
+    // What comes late there gives nothing back.
+    assert_eq!(new.call(lock(1, false)).await, [Ok(Outcome::Done)]);
+    let mut late = BytesMut::new();
+    atoll_wire::encode(90, &unlock(1), &mut late).unwrap();
+    // It may be closed already.
+    let _ = old.stream.write_all(&late).await;
+    while old.stream.read_buf(&mut old.received).await.is_ok_and(|bytes| bytes > 0) {}
+    assert_eq!(other.call(lock(3, false)).await, [Err(Errno::EAGAIN)]);
     server.server.stop().await.unwrap();
 }

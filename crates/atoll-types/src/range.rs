@@ -10,6 +10,9 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
+    /// To the end of the file, however long.
+    pub const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
+
     pub fn new(start: u64, end: u64) -> Self {
         ByteRange { start, end }
     }
