@@ -103,6 +103,7 @@ fn a_corrupt_segment_gives_eio_on_its_range_and_the_rest_stays_readable() {
     let middle = content.len() / 2;
     content[middle] ^= 0xff;
     fs::write(&segment, &content).unwrap();
+    site.damaged = true;
     site.start();
     let mount = site.mount("m");
     let error = fs::read(mount.join("f")).unwrap_err();

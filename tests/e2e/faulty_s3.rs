@@ -1,6 +1,6 @@
 //! A proxy before a real S3 server that passes requests on, or does what networks and stores do on bad days.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -87,14 +87,14 @@ impl Message {
         match message.header("content-length").and_then(|length| length.parse().ok()) {
             Some(length) => {
                 message.body = vec![0; length];
-                reader.read_exact(&mut message.body)?;
+                std::io::Read::read_exact(reader, &mut message.body)?;
             }
             None if message.header("transfer-encoding").is_some() => loop {
                 let mut size = String::new();
                 reader.read_line(&mut size)?;
                 let length = usize::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
                 let mut chunk = vec![0; length + 2];
-                reader.read_exact(&mut chunk)?;
+                std::io::Read::read_exact(reader, &mut chunk)?;
                 message.body.extend(size.bytes().chain(chunk));
                 if length == 0 {
                     break;
@@ -128,7 +128,7 @@ fn serve(
         let number = requests.fetch_add(1, Ordering::AcqRel);
         let fault = match current() {
             Fault::Away => return Ok(()),
-            Fault::Flaky if number % 3 == 0 => Fault::Unavailable,
+            Fault::Flaky if number.is_multiple_of(3) => Fault::Unavailable,
             fault => fault,
         };
         match fault {

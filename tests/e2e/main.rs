@@ -13,6 +13,7 @@ mod harness;
 mod journal;
 mod leases;
 mod lifecycle;
+mod locks;
 mod mounting;
 mod programs;
 mod serving;

@@ -5,18 +5,20 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Issue, Leaving, Recall};
+use atoll_types::locks::Lock;
 use atoll_types::operation::OpenFlags;
 use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::cache::{Cache, Duty, Kept, Miss, widened};
+use crate::cache::{Cache, Duty, Kept, Miss, Told, widened};
 use crate::clock::{Moment, Offset, Term};
-use crate::held_locks::HeldLocks;
 use crate::journal::{Batch, Executed, Journal};
+use crate::locks::{Moves, Owner, Request, Sent};
+use crate::lost_locks::LostLocks;
 use crate::session::{Done, Keeper, Reply, Results};
 use crate::{ClientConfig, ClientError, Session};
 
@@ -83,6 +85,9 @@ struct Left {
     attributes: Duration,
 }
 
+/// Who waits for an answer.
+pub(crate) type Asker = Box<dyn FnOnce(Answer) + Send>;
+
 type Work = (Recall, Duty);
 
 /// A lookup that may be answered by a listing which is on its way.
@@ -90,14 +95,16 @@ struct Waiting {
     id: u64,
     caller: Caller,
     operation: Operation,
-    done: Box<dyn FnOnce(Answer) + Send>,
+    done: Asker,
 }
 
 struct Shared {
     cache: Mutex<Cache>,
     /// Inodes of which recalls are being carried out.
     leaving: Mutex<FxHashMap<InodeId, Leaving>>,
-    locks: Mutex<HeldLocks>,
+    lost_locks: Mutex<LostLocks>,
+    /// Held from when it is known what is to be sent about locks until it is: the authority gets it in this order.
+    lock_order: Mutex<()>,
     /// By directory. Added to under the cache's lock, so that the listing finds all of them.
     waiting: Mutex<FxHashMap<InodeId, Vec<Waiting>>>,
     term: Term,
@@ -139,7 +146,8 @@ impl Client {
             clock: Offset::default(),
             cache: Mutex::default(),
             leaving: Mutex::default(),
-            locks: Mutex::default(),
+            lost_locks: Mutex::default(),
+            lock_order: Mutex::default(),
             waiting: Mutex::default(),
             term: Term::default(),
             kernel: OnceLock::new(),
@@ -176,14 +184,18 @@ impl Client {
 
     /// Send one operation, or answer it from what is kept; `done` may run on this thread and must not block.
     /// `id` as for [`Session::submit`].
-    pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Box<dyn FnOnce(Answer) + Send>) {
+    pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Asker) {
+        debug_assert!(id.is_multiple_of(2));
         {
-            let mut locks = self.shared.locks.lock();
+            let mut locks = self.shared.lost_locks.lock();
             locks.unlocks(&operation);
             if let Err(errno) = locks.admit(&operation) {
                 drop(locks);
                 return done(Answer::once(Err(errno)));
             }
+        }
+        if operation.locked_inode().is_some() {
+            return self.shared.lock(Request { id, caller, operation, done: Some(done) });
         }
         let answering = self.shared.answering.read();
         let left = self.shared.left();
@@ -281,7 +293,11 @@ impl Client {
 
     /// Send one operation whose result nobody waits for.
     pub fn tell(&self, operation: Operation) {
-        self.shared.locks.lock().unlocks(&operation);
+        if operation.locked_inode().is_some() {
+            self.shared.lost_locks.lock().unlocks(&operation);
+            let (id, caller) = (self.session.own_id(), Caller::default());
+            return self.shared.lock(Request { id, caller, operation, done: None });
+        }
         if let Operation::Release { inode } = operation
             && self.shared.cache.lock().release(inode)
         {
@@ -292,7 +308,9 @@ impl Client {
 
     /// See [`Session::interrupt`].
     pub fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
-        self.shared.interrupt_waiting(id, is_killed) || self.session.interrupt(id, is_killed)
+        self.shared.interrupt_waiting(id, is_killed)
+            || self.shared.interrupt_lock(id, is_killed)
+            || self.session.interrupt(id, is_killed)
     }
 
     /// The kernel was told of an inode once more; it says so before the kernel is.
@@ -309,6 +327,8 @@ impl Client {
         if !given_up.is_empty() {
             self.session.give_up(given_up);
         }
+        // It may have put locks into the journal.
+        self.shared.made.notify_one();
     }
 }
 
@@ -338,6 +358,9 @@ async fn tend(shared: Weak<Shared>) {
             if !surplus.is_empty() {
                 tracing::debug!(inodes = surplus.len(), "too much is held");
                 shared.recalled(surplus);
+            }
+            if shared.session().is_none_or(|session| session.is_away_too_long()) {
+                shared.move_locks(|cache| cache.locks.give_up());
             }
         }
         if is_made && let Some(session) = shared.session() {
@@ -396,13 +419,10 @@ impl Shared {
     }
 
     /// Keep what an answer allows, and hand it on.
-    fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Box<dyn FnOnce(Answer) + Send>) {
+    fn install(self: &Arc<Self>, asked: Asked, reply: Reply, done: Asker) {
         let _answering = self.answering.read();
         let Asked { id, caller, operation, after } = asked;
         let mut result = reply.first().cloned();
-        if result.is_ok() {
-            self.locks.lock().taken(&operation);
-        }
         let (kept, is_whole) = {
             let mut cache = self.cache.lock();
             let kept =
@@ -432,6 +452,84 @@ impl Shared {
         }
         done(Answer::kept(result, kept, self.left()));
     }
+
+    // ---- locks
+
+    /// A process asks for a lock, about one, or gives one back.
+    fn lock(&self, request: Request<Asker>) {
+        let may_use = !self.left().attributes.is_zero();
+        self.move_locks(|cache| cache.lock(request, may_use));
+    }
+
+    /// Send and answer what comes of a change of the locks.
+    fn move_locks(&self, moves: impl FnOnce(&mut Cache) -> Moves<Asker>) {
+        let order = self.lock_order.lock();
+        let (Moves { answered, sent }, told) = {
+            let mut cache = self.cache.lock();
+            let moves = moves(&mut cache);
+            (moves, cache.locks.told_at())
+        };
+        let session = self.session();
+        for Sent { id, caller, operation } in sent {
+            let Some(session) = &session else { break };
+            let (shared, asked) = (self.this.clone(), operation.clone());
+            let done = move |reply: Reply| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.lock_answered(id, &asked, &reply);
+                }
+            };
+            session.submit_kept(id, caller, JournalPosition(0), operation, Box::new(done));
+        }
+        drop(order);
+        if let Some(told) = told {
+            // Somebody waits until the authority knows.
+            self.want(told);
+        }
+        answered.into_iter().for_each(|(done, result)| done(Answer::once(result)));
+    }
+
+    fn lock_answered(&self, id: u64, operation: &Operation, reply: &Reply) {
+        let moves = {
+            let mut cache = self.cache.lock();
+            cache.install(operation, reply.first(), JournalPosition(0), &reply.grants, reply.order);
+            cache.locks.answered(id, operation, reply.first().cloned())
+        };
+        moves.answered.into_iter().for_each(|(done, result)| done(Answer::once(result)));
+    }
+
+    /// The journal was executed: the authority may know of more locks.
+    fn locks_told(&self) {
+        let mut told = Told::default();
+        self.move_locks(|cache| {
+            told = cache.locks_told();
+            std::mem::take(&mut told.moves)
+        });
+        self.lose_locks(told.lost);
+        self.give_up(told.given_up);
+    }
+
+    /// A signal came for who waits for a lock; false when that is not known here.
+    fn interrupt_lock(&self, id: u64, is_killed: fn(u32) -> bool) -> bool {
+        let mut is_known = false;
+        self.move_locks(|cache| {
+            let moves = cache.locks.interrupt(id, is_killed);
+            is_known = moves.is_some();
+            moves.unwrap_or_default()
+        });
+        is_known
+    }
+
+    /// Locks of a file are lost: others may hold them.
+    fn lose_locks(&self, lost: Vec<(InodeId, FxHashSet<Owner>)>) {
+        if lost.is_empty() {
+            return;
+        }
+        tracing::warn!(files = lost.len(), "locks were lost: their files fail until they are closed");
+        let mut locks = self.lost_locks.lock();
+        lost.into_iter().for_each(|(inode, owners)| locks.lose(inode, owners));
+    }
+
+    // ---- the journal
 
     /// Everything in the journal up to here is waited for.
     fn want(&self, position: JournalPosition) {
@@ -469,6 +567,7 @@ impl Shared {
     /// A batch of the journal was answered.
     fn shipped(&self, voyage: u32, after: JournalPosition, count: usize, reply: Reply) {
         let given_up = self.executed(|journal| Some(journal.answered(voyage, after, count, reply)));
+        self.locks_told();
         self.give_up(given_up.unwrap_or_default());
         if let Some(session) = self.session() {
             session.ship(false);
@@ -487,9 +586,9 @@ impl Shared {
             // One lock for all of it: what is made in between would be taken for what the authority executed.
             let mut cache = self.cache.lock();
             for (changes, reply) in answered(&mut cache.journal)? {
-                let (errors, forgotten) = cache.executed(changes, &reply);
-                failed.extend(errors);
-                given_up.extend(forgotten);
+                let answered = cache.executed(changes, &reply);
+                failed.extend(answered.failed);
+                given_up.extend(answered.given_up);
             }
             if !failed.is_empty() {
                 cache.pause();
@@ -563,6 +662,8 @@ impl Shared {
     fn discharge(&self, duty: Duty, runtime: &Handle) {
         if let Some(unwritten) = duty.unwritten {
             runtime.block_on(self.flush(unwritten));
+            // Who waits here for a lock goes before those to whom the right is given up.
+            self.locks_told();
         }
         if duty.exclusive {
             let around = self.cache.lock().give_up_around(duty.inode);
@@ -692,17 +793,37 @@ impl Keeper for Shared {
         receiver
     }
 
-    fn connected(&self, is_same: bool) {
+    fn connected(&self, is_same: bool, is_resumed: bool) {
         if !is_same {
             self.cache.lock().forget_numbers();
-            let files = self.locks.lock().lose();
-            if files > 0 {
-                tracing::warn!(files, "locks were lost with the session: their files fail until they are closed");
-            }
+        }
+        if !is_resumed {
+            let mut lost = Vec::new();
+            self.move_locks(|cache| {
+                let (owners, moves) = cache.locks.lose_all();
+                lost = owners;
+                moves
+            });
+            self.lose_locks(lost);
         }
     }
 
+    fn locks(&self) -> Vec<(InodeId, Vec<Lock>)> {
+        self.cache.lock().locks.held()
+    }
+
+    fn refused(&self, inode: InodeId) {
+        let mut lost = Vec::new();
+        self.move_locks(|cache| {
+            let (owners, moves) = cache.locks.lose(inode);
+            lost.push((inode, owners));
+            moves
+        });
+        self.lose_locks(lost);
+    }
+
     fn returned(&self) {
+        self.locks_told();
         let opens = self.cache.lock().take_opens();
         for (inode, count) in opens {
             for _ in 0..count {

@@ -24,7 +24,10 @@ const BATCHES_MAX: usize = 4;
 /// What a change takes at most beside its bytes: two names and a header.
 const CHANGE_BYTES: usize = 640;
 
-/// One change, and all inodes on whose attributes, bytes or names it works; or an open, which works on none.
+/// What a lock takes at most.
+const LOCK_BYTES: usize = 48;
+
+/// One change, and all inodes on whose attributes, bytes or names it works; or an open or locks, which work on none.
 pub(crate) struct Change {
     pub made: Made,
     pub operation: Operation,
@@ -84,6 +87,7 @@ fn payload(operation: &Operation) -> usize {
     match operation {
         Operation::Write { data, .. } => data.len(),
         Operation::MakeSymlink { target, .. } => target.len(),
+        Operation::HoldLocks { locks, .. } => locks.len() * LOCK_BYTES,
         _ => 0,
     }
 }
@@ -303,7 +307,8 @@ impl Journal {
         let unexecuted = (self.executed - self.durable) as usize;
         let opens = self.changes.range(unexecuted..).filter_map(|change| opened(change)).collect();
         let lost = self.changes.range(if all { 0 } else { unexecuted }..);
-        let lost = lost.filter(|change| opened(change).is_none()).flat_map(|change| change.touches.iter().copied());
+        let is_change = |change: &&Arc<Change>| change.operation.mutates();
+        let lost = lost.filter(is_change).flat_map(|change| change.touches.iter().copied());
         let lost = lost.collect();
         let executed = self.executed;
         *self = Journal {

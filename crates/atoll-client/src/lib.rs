@@ -10,8 +10,9 @@ mod cache;
 mod client;
 mod clock;
 mod connection;
-mod held_locks;
 mod journal;
+mod locks;
+mod lost_locks;
 mod retained;
 mod session;
 

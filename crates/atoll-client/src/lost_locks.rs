@@ -1,42 +1,29 @@
-//! Which advisory locks a mount holds, and which it lost with its session.
+//! Files on which processes of this mount lost advisory locks with the session.
 //!
 //! Whoever lost a lock does not know it: others may hold it by now. So every read and
 //! write of the file through this mount fails until those who lost it have closed or
 //! unlocked it.
 
-use atoll_types::locks::LockSpace;
-use atoll_types::{ByteRange, Errno, InodeId, LockOwner, Operation};
+use atoll_types::{ByteRange, Errno, InodeId, Operation};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-type Owner = (LockSpace, LockOwner);
+use crate::locks::Owner;
 
 #[derive(Default)]
-pub(crate) struct HeldLocks {
-    held: FxHashMap<InodeId, FxHashSet<Owner>>,
-    lost: FxHashMap<InodeId, FxHashSet<Owner>>,
-}
+pub(crate) struct LostLocks(FxHashMap<InodeId, FxHashSet<Owner>>);
 
-fn remove(table: &mut FxHashMap<InodeId, FxHashSet<Owner>>, inode: InodeId, owner: Owner) {
-    if let Some(owners) = table.get_mut(&inode) {
-        owners.remove(&owner);
-        if owners.is_empty() {
-            table.remove(&inode);
-        }
-    }
-}
-
-impl HeldLocks {
+impl LostLocks {
     /// Whether the operation may be tried.
     pub fn admit(&self, operation: &Operation) -> Result<(), Errno> {
         use Operation as O;
         match operation {
-            _ if self.lost.is_empty() => Ok(()),
+            _ if self.0.is_empty() => Ok(()),
             O::Read { inode, .. }
             | O::Write { inode, .. }
             | O::Allocate { inode, .. }
             | O::SetLock { inode, .. }
             | O::CloneRange { target: inode, .. }
-                if self.lost.contains_key(inode) =>
+                if self.0.contains_key(inode) =>
             {
                 Err(Errno::EIO)
             }
@@ -44,48 +31,41 @@ impl HeldLocks {
         }
     }
 
-    /// A lock was taken.
-    pub fn taken(&mut self, operation: &Operation) {
-        if let Operation::SetLock { inode, lock, .. } = operation {
-            self.held.entry(*inode).or_default().insert((lock.space, lock.owner));
-        }
-    }
-
-    /// An owner lets go; of a part of the file it may still hold others.
+    /// An owner lets go; of a part of the file it may have lost others.
     pub fn unlocks(&mut self, operation: &Operation) {
-        const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
-        if let Operation::Unlock { inode, space, owner, range: EVERYTHING } = operation {
-            remove(&mut self.held, *inode, (*space, *owner));
-            remove(&mut self.lost, *inode, (*space, *owner));
+        if let Operation::Unlock { inode, space, owner, range: ByteRange::EVERYTHING } = operation
+            && let Some(owners) = self.0.get_mut(inode)
+        {
+            owners.remove(&(*space, *owner));
+            if owners.is_empty() {
+                self.0.remove(inode);
+            }
         }
     }
 
-    /// The session is over, and with it all locks. Answers on how many files.
-    pub fn lose(&mut self) -> usize {
-        let count = self.held.len();
-        for (inode, owners) in self.held.drain() {
-            self.lost.entry(inode).or_default().extend(owners);
+    /// These owners lost what they held of a file.
+    pub fn lose(&mut self, inode: InodeId, owners: FxHashSet<Owner>) {
+        if !owners.is_empty() {
+            self.0.entry(inode).or_default().extend(owners);
         }
-        count
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use atoll_types::locks::{Lock, LockKind};
+    use atoll_types::LockOwner;
+    use atoll_types::locks::LockSpace;
 
     const FILE: InodeId = InodeId(7);
 
     #[test]
     fn a_file_whose_lock_was_lost_fails_until_its_owner_lets_go() {
-        let (space, owner, range) = (LockSpace::Whole, LockOwner(3), ByteRange::new(0, u64::MAX));
-        let lock = Lock { space, owner, pid: 0, kind: LockKind::Exclusive, range };
+        let (space, owner, range) = (LockSpace::Whole, LockOwner(3), ByteRange::EVERYTHING);
         let read = |inode| Operation::Read { inode, range };
-        let mut locks = HeldLocks::default();
-        locks.taken(&Operation::SetLock { inode: FILE, lock, wait: true });
+        let mut locks = LostLocks::default();
         assert_eq!(locks.admit(&read(FILE)), Ok(()));
-        assert_eq!(locks.lose(), 1);
+        locks.lose(FILE, FxHashSet::from_iter([(space, owner)]));
         assert_eq!(locks.admit(&read(FILE)), Err(Errno::EIO));
         assert_eq!(locks.admit(&read(InodeId(8))), Ok(()));
         locks.unlocks(&Operation::Unlock { inode: FILE, space, owner: LockOwner(4), range });

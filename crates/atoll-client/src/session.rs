@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Grant, Issue, Recall};
+use atoll_types::limits::COMPOUND_OPERATIONS_MAX;
+use atoll_types::locks::Lock;
 use atoll_types::{Caller, Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, Timestamp};
 use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, RECALLS_MAX, Request, Response, Resume};
 use bytes::BytesMut;
@@ -21,6 +23,8 @@ use crate::{ClientConfig, ClientError};
 
 /// Requests with at least this payload, or reads as long, take the bulk lane. In bytes.
 const BULK_BYTES_MIN: usize = 64 * 1024;
+/// Most locks in one request, beside those of its first file.
+const LOCKS_AT_A_TIME: usize = 8192;
 /// Pause between attempts to reconnect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -87,9 +91,13 @@ pub(crate) trait Keeper: Send + Sync {
     fn lost_changes(&self, inodes: Vec<(InodeId, Errno)>);
     /// The connection is lost: nothing may be used any more. Ready when nothing is kept anywhere.
     fn lost(&self) -> oneshot::Receiver<()>;
-    /// There is a connection. No term has begun: recalls may be unanswered for long. Locks and numbers are still there
-    /// if it is the same server and the same session.
-    fn connected(&self, is_same: bool);
+    /// There is a connection. No term has begun: recalls may be unanswered for long. Numbers are still there if it is
+    /// the same server and the same session; locks are, or can be said again, if the session was resumed.
+    fn connected(&self, is_same: bool, is_resumed: bool);
+    /// All locks that are held, by file, to be said to another server.
+    fn locks(&self) -> Vec<(InodeId, Vec<Lock>)>;
+    /// The locks of a file may not be held any more.
+    fn refused(&self, inode: InodeId);
     /// Everything was made again; it is as if there had been no other authority.
     fn returned(&self);
 }
@@ -124,8 +132,8 @@ struct State {
     returning: bool,
     /// There is a task that sees to that.
     coming_back: bool,
-    /// Who waits for the word that the session has returned, and its number.
-    confirming: Option<(u64, oneshot::Sender<()>)>,
+    /// Who waits for what the server says to the session's return, and the request's number.
+    confirming: Option<(u64, oneshot::Sender<Reply>)>,
     /// Positions of this server are behind it.
     since: Issue,
     closed: bool,
@@ -213,11 +221,12 @@ impl Session {
         operation: Operation,
         done: Box<dyn FnOnce(Result<Outcome, Errno>) + Send>,
     ) {
+        debug_assert!(id.is_multiple_of(2));
         let one = |reply: Reply| done(reply.results.into_iter().next().unwrap_or(Err(Errno::EIO)));
         self.submit_kept(id, caller, JournalPosition(0), operation, Box::new(one));
     }
 
-    /// The same for who may keep the answer.
+    /// The same for who may keep the answer. The number may be one of [`Session::own_id`].
     pub(crate) fn submit_kept(
         &self,
         id: u64,
@@ -226,7 +235,6 @@ impl Session {
         operation: Operation,
         done: Done,
     ) {
-        debug_assert!(id.is_multiple_of(2));
         self.send(id, caller, after, vec![operation], done);
     }
 
@@ -276,7 +284,7 @@ impl Session {
         self.send(self.own_id(), Caller::default(), after, vec![operation], done);
     }
 
-    fn own_id(&self) -> u64 {
+    pub(crate) fn own_id(&self) -> u64 {
         self.next_id.fetch_add(2, Ordering::Relaxed)
     }
 
@@ -332,10 +340,18 @@ impl Session {
         self.ending.notify_one();
     }
 
+    /// Whether requests fail because there was no server for too long.
+    pub(crate) fn is_away_too_long(&self) -> bool {
+        self.fails(&self.state.lock())
+    }
+
+    fn fails(&self, state: &State) -> bool {
+        state.closed || state.away_since.is_some_and(|since| since.elapsed() >= self.config.reply_timeout)
+    }
+
     fn send(&self, id: u64, caller: Caller, after: JournalPosition, operations: Vec<Operation>, done: Done) {
         let mut state = self.state.lock();
-        let too_long = |since: Instant| since.elapsed() >= self.config.reply_timeout;
-        if state.closed || state.away_since.is_some_and(too_long) {
+        if self.fails(&state) {
             drop(state);
             done(Reply::failed(Errno::EIO));
             return;
@@ -375,7 +391,9 @@ impl Session {
             let mut state = self.state.lock();
             let moved = state.durable < reply.durable;
             let mut answered = state.durable(reply.durable);
-            if let Some(Pending { execute, done, .. }) = state.pending.remove(&id) {
+            if let Some((_, sender)) = state.confirming.take_if(|(confirming, _)| *confirming == id) {
+                let _ = sender.send(reply);
+            } else if let Some(Pending { execute, done, .. }) = state.pending.remove(&id) {
                 state.unanswered.remove(&execute.sequence.0);
                 if execute.again.is_none() {
                     state.track(&execute.operations, &reply.results);
@@ -483,7 +501,8 @@ impl Session {
         let Connection { reader: mut control_reader, writer: control_writer, welcome } = control;
         let mut lost = Vec::new();
         let is_older;
-        let (is_same, returning) = {
+        let is_resumed = welcome.resumed;
+        let (is_same, returning, comes_back) = {
             let mut state = self.state.lock();
             state.control = Some(control_sender);
             state.bulk = bulk.is_some().then_some(bulk_sender);
@@ -522,10 +541,7 @@ impl Session {
             let is_same = welcome.resumed && !is_other;
             let comes_back = state.returning && !is_older && !(is_same && state.coming_back);
             state.coming_back |= comes_back;
-            if comes_back {
-                tokio::spawn(self.clone().come_back(welcome.instance));
-            }
-            (is_same, state.returning)
+            (is_same, state.returning, comes_back)
         };
         for done in lost {
             done(Reply::failed(Errno::EIO));
@@ -534,7 +550,11 @@ impl Session {
             return;
         }
         if let Some(keeper) = &self.keeper {
-            keeper.connected(is_same);
+            keeper.connected(is_same, is_resumed);
+        }
+        if comes_back {
+            // Now that it is known what is lost.
+            tokio::spawn(self.clone().come_back(welcome.instance));
         }
         if !returning {
             self.has_returned();
@@ -579,7 +599,10 @@ impl Session {
         let mut state = self.state.lock();
         state.control = None;
         state.bulk = None;
-        state.confirming = None;
+        if state.confirming.take().is_some() {
+            // Who waits for it goes away; the next connection begins here.
+            state.coming_back = false;
+        }
         state.away_since = Some(Instant::now());
     }
 
@@ -644,32 +667,73 @@ impl Session {
                 }
             }
         }
-        let (sender, confirmed) = oneshot::channel();
-        {
-            let mut state = self.state.lock();
-            // What is open is said before anything else can close it.
-            state.open_again();
-            let id = self.own_id();
-            state.confirming = Some((id, sender));
-            if let Some(bytes) = encode(id, &Request::Returned) {
-                state.deliver(Lane::Control, bytes);
-            }
+        if !self.lock_again(instance).await || self.confirm(instance, &Request::Returned).await.is_none() {
+            return;
         }
-        let is_confirmed = confirmed.await.is_ok();
         {
             let mut state = self.state.lock();
             if state.instance != Some(instance) {
                 return;
             }
             state.coming_back = false;
-            if !is_confirmed {
-                // The connection was lost: the next one begins here.
-                return;
-            }
             state.returning = false;
             state.send_again();
         }
         self.has_returned();
+    }
+
+    /// Say to another server what is locked. False when the connection was lost.
+    async fn lock_again(&self, instance: u64) -> bool {
+        let Some(keeper) = &self.keeper else { return true };
+        let mut held: VecDeque<(InodeId, Vec<Lock>)> = keeper.locks().into();
+        while !held.is_empty() {
+            let (mut operations, mut locks_sent) = (Vec::new(), 0);
+            for (inode, locks) in &held {
+                locks_sent += locks.len();
+                let is_full = locks_sent > LOCKS_AT_A_TIME || operations.len() == COMPOUND_OPERATIONS_MAX;
+                if is_full && !operations.is_empty() {
+                    break;
+                }
+                operations.push(Operation::HoldLocks { inode: *inode, locks: locks.clone() });
+            }
+            let again = Request::Execute(request(Caller::default(), operations));
+            let Some(reply) = self.confirm(instance, &again).await else { return false };
+            // It ends with the first that is refused.
+            let results = if reply.results.is_empty() { vec![Err(Errno::EIO)] } else { reply.results };
+            for ((inode, _), result) in held.drain(..results.len().min(held.len())).zip(results) {
+                if let Err(errno) = result {
+                    tracing::warn!(%inode, %errno, "locks are lost with the server");
+                    keeper.refused(inode);
+                }
+            }
+        }
+        true
+    }
+
+    /// Say something to the server that the session returns to, and wait for its answer; `None` when the connection was
+    /// lost: the next one begins anew.
+    async fn confirm(&self, instance: u64, request: &Request) -> Option<Reply> {
+        let (sender, confirmed) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            if state.instance != Some(instance) {
+                return None;
+            }
+            if state.control.is_none() {
+                state.coming_back = false;
+                return None;
+            }
+            if *request == Request::Returned {
+                // What is open is said before anything else can close it.
+                state.open_again();
+            }
+            let id = self.own_id();
+            state.confirming = Some((id, sender));
+            if let Some(bytes) = encode(id, request) {
+                state.deliver(Lane::Control, bytes);
+            }
+        }
+        confirmed.await.ok()
     }
 
     fn has_returned(&self) {
@@ -704,10 +768,7 @@ impl Session {
                 }
             }
             Response::Returned => {
-                let mut state = self.state.lock();
-                if let Some((_, sender)) = state.confirming.take_if(|(waiting, _)| *waiting == id) {
-                    let _ = sender.send(());
-                }
+                self.answer(id, Reply::default());
             }
             Response::Ended => self.ended.notify_one(),
             _ => {}

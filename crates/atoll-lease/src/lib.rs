@@ -10,10 +10,13 @@
 //! and recalls in whatever order they arrive; [`Leaving`] says when recalls are
 //! answered. `docs/leases.md` has the pictures, `tests/explore.rs` goes through every
 //! order of events.
+//!
+//! [`locks`] is the table of advisory locks, which both sides decide with.
 
 mod authority;
 mod holding;
 mod leaving;
+pub mod locks;
 mod rights;
 
 pub use authority::{Authority, Claim, Counts, HolderInfo, Limits, Notice, WaiterId};

@@ -1,4 +1,5 @@
-//! Advisory locks of a volume, as a pure table: no tasks, no clocks.
+//! Advisory locks as a pure table: no tasks, no clocks. The authority has one of a whole volume; a client has one of
+//! what its own processes hold, and decides with it where nobody else may.
 //!
 //! Invariant: locks of different owners in one space never conflict where they
 //! overlap. Waiters are granted first in, first out, but who holds locks need not
@@ -7,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use atoll_types::limits::LOCKS_PER_FILE_MAX;
 use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::{ByteRange, InodeId, LockOwner, SessionId};
 
@@ -23,7 +25,7 @@ pub enum SetOutcome {
     WouldBlock,
     /// Waiting would deadlock.
     Deadlock,
-    /// [`WAITERS_MAX`] is reached.
+    /// [`WAITERS_MAX`] or [`LOCKS_PER_FILE_MAX`] is reached.
     TooMany,
     Queued(WaiterId),
 }
@@ -83,9 +85,92 @@ impl LockTable {
         held.iter().filter(|h| h.conflicts(session, lock)).map(|h| h.lock).min_by_key(|l| l.range.start)
     }
 
+    /// What a session holds on an inode.
+    pub fn of(&self, inode: InodeId, session: SessionId) -> Vec<Lock> {
+        let held = self.held.get(&inode).into_iter().flatten();
+        held.filter(|held| held.session == session).map(|held| held.lock).collect()
+    }
+
+    /// Inodes on which anything is held.
+    pub fn inodes(&self) -> impl Iterator<Item = InodeId> {
+        self.held.keys().copied()
+    }
+
+    pub fn is_held(&self, inode: InodeId) -> bool {
+        self.held.contains_key(&inode)
+    }
+
+    /// Whether another session holds a lock on the inode, or waits for one.
+    pub fn is_used_by_others(&self, inode: InodeId, session: SessionId) -> bool {
+        // Who waits, waits for somebody who holds.
+        let Some(held) = self.held.get(&inode) else { return false };
+        let waits = |(other, wish): &(InodeId, Held)| *other == inode && wish.session != session;
+        held.iter().any(|held| held.session != session) || self.waiting.values().any(waits)
+    }
+
+    /// What a session holds on an inode becomes this, whatever it was; lists the waiters that get in. `None`, and
+    /// nothing changes, where other sessions hold what it excludes.
+    pub fn replace(&mut self, inode: InodeId, session: SessionId, locks: &[Lock]) -> Option<Vec<WaiterId>> {
+        let others: Vec<Held> =
+            self.held.get(&inode).into_iter().flatten().filter(|held| held.session != session).copied().collect();
+        let conflicts = |lock: &Lock| others.iter().any(|held| held.conflicts(session, lock));
+        if locks.iter().any(conflicts) {
+            return None;
+        }
+        if let Some(held) = self.held.get_mut(&inode) {
+            *held = others;
+        }
+        self.unseen.retain(|_, unseen| unseen.inode != inode || unseen.granted.session != session);
+        locks.iter().for_each(|lock| self.take(inode, session, lock));
+        if self.held.get(&inode).is_some_and(Vec::is_empty) {
+            self.held.remove(&inode);
+        }
+        Some(self.admit(vec![inode]))
+    }
+
+    /// Hold a lock that somebody else has decided about.
+    pub fn take(&mut self, inode: InodeId, session: SessionId, lock: &Lock) {
+        self.grant(inode, &Held { session, lock: *lock });
+    }
+
+    /// Forget who waits for locks on an inode; in their order.
+    pub fn take_waiting(&mut self, inode: InodeId) -> Vec<WaiterId> {
+        self.waiting.extract_if(.., |_, (waits_on, _)| *waits_on == inode).map(|(waiter, _)| waiter).collect()
+    }
+
+    /// Whether the session may hold as many locks on the inode as one more call can make.
+    fn has_room(&self, inode: InodeId, session: SessionId) -> bool {
+        /// A call may cut one lock in two, and add its own.
+        const MADE_MAX: usize = 2;
+        let Some(held) = self.held.get(&inode) else { return true };
+        held.len() + MADE_MAX <= LOCKS_PER_FILE_MAX
+            || held.iter().filter(|held| held.session == session).count() + MADE_MAX <= LOCKS_PER_FILE_MAX
+    }
+
+    /// Whether an unlock would cut a lock in two while the session holds as many as it may.
+    pub fn unlocks_too_little(
+        &self,
+        inode: InodeId,
+        session: SessionId,
+        space: LockSpace,
+        owner: LockOwner,
+        range: ByteRange,
+    ) -> bool {
+        let cuts = |held: &Held| {
+            held.holder() == (session, owner)
+                && held.lock.space == space
+                && held.lock.range.start < range.start
+                && range.end < held.lock.range.end
+        };
+        !self.has_room(inode, session) && self.held.get(&inode).is_some_and(|held| held.iter().any(cuts))
+    }
+
     /// Take or convert a lock. The second value lists waiters that this call let in (a downgrade does).
     pub fn set(&mut self, inode: InodeId, session: SessionId, lock: &Lock, wait: bool) -> (SetOutcome, Vec<WaiterId>) {
         let wish = Held { session, lock: *lock };
+        if !self.has_room(inode, session) {
+            return (SetOutcome::TooMany, Vec::new());
+        }
         if self.test(inode, session, lock).is_none() {
             self.grant(inode, &wish);
             let mut inodes = self.awaited_by(&wish);

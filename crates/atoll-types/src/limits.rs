@@ -22,6 +22,8 @@ pub const EXTENT_BYTES_MAX: usize = 128 * 1024;
 pub const LISTING_BYTES_MAX: usize = 1024 * 1024;
 /// Most operations of one compound request.
 pub const COMPOUND_OPERATIONS_MAX: usize = 256;
+/// Most advisory locks that one session holds on one inode.
+pub const LOCKS_PER_FILE_MAX: usize = 4096;
 /// Inode numbers that a client reserves at a time.
 pub const INODES_RESERVED: u32 = 4096;
 /// Longest volume name, in bytes.

@@ -173,8 +173,11 @@ pub enum Operation {
     /// Take or convert; with `wait` queue first-in-first-out until granted, `EDEADLK` or cancelled
     /// (`EINTR`), else `EAGAIN` → [`Outcome::Done`].
     SetLock { inode: InodeId, lock: Lock, wait: bool },
-    /// → [`Outcome::Done`]
+    /// `ENOLCK` where it would leave too many parts → [`Outcome::Done`].
     Unlock { inode: InodeId, space: LockSpace, owner: LockOwner, range: ByteRange },
+    /// These are all locks that the session holds on the inode: its client has decided about them, or had them
+    /// from an authority that is no more. `EAGAIN` where others hold what they exclude → [`Outcome::Done`].
+    HoldLocks { inode: InodeId, locks: Vec<Lock> },
 }
 
 impl Operation {
@@ -250,12 +253,23 @@ names! {
     TestLock "test_lock",
     SetLock "set_lock",
     Unlock "unlock",
+    HoldLocks "hold_locks",
 }
 
 impl Operation {
     /// True when it may wait for another's lock, for ever.
     pub fn waits_for_lock(&self) -> bool {
         matches!(self, Operation::SetLock { wait: true, .. })
+    }
+
+    /// The inode on whose advisory locks a process works with it.
+    pub fn locked_inode(&self) -> Option<InodeId> {
+        match self {
+            Operation::TestLock { inode, .. } | Operation::SetLock { inode, .. } | Operation::Unlock { inode, .. } => {
+                Some(*inode)
+            }
+            _ => None,
+        }
     }
 
     /// Visit every inode number that the operation names.
@@ -287,7 +301,8 @@ impl Operation {
             | O::RemoveXattr { inode, .. }
             | O::TestLock { inode, .. }
             | O::SetLock { inode, .. }
-            | O::Unlock { inode, .. } => visit(inode),
+            | O::Unlock { inode, .. }
+            | O::HoldLocks { inode, .. } => visit(inode),
             O::Link { inode: first, parent: second, .. }
             | O::Rename { parent: first, new_parent: second, .. }
             | O::CloneRange { source: first, target: second, .. } => {

@@ -127,6 +127,11 @@ impl Grace {
         }
     }
 
+    /// Whether the session has not made everything again yet.
+    pub fn awaits(&self, session: SessionId) -> bool {
+        self.lasts() && self.state.lock().as_ref().is_some_and(|lasting| lasting.members.contains_key(&session))
+    }
+
     /// A session is there: it gets another term.
     pub fn heard(&self, session: SessionId) {
         self.count(session, 0);

@@ -21,7 +21,6 @@ pub mod format;
 pub mod fsck;
 mod grace;
 mod leases;
-pub mod locks;
 mod sessions;
 mod volume;
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use atoll_blob::readahead::Readahead;
 use atoll_blob::{Blob, BlobError, Recovered};
 use atoll_lease::Issue;
+use atoll_lease::locks::{SetOutcome, WaiterId};
 use atoll_store::{Batch, Precondition, Scan, Store, StoreError};
+use atoll_types::locks::Lock;
 use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
     ByteRange, Caller, Epoch, Errno, FileKind, InodeId, JournalPosition, Made, Mode, Operation, OperationSeq, Outcome,
@@ -29,7 +31,6 @@ use crate::extents::{ExtentMap, Piece};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
-use crate::locks::{SetOutcome, WaiterId};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 
 /// Bounds and pace of an open volume.
@@ -361,6 +362,8 @@ impl Volume {
             // Counted at once: who had the file open before comes back in time, whoever removes its name afterwards.
             // The attributes may be old still, so nothing is kept of them.
             Operation::Open { flags, .. } if !flags.truncate => keeps = !grace.lasts(),
+            // So that nobody else can get the lock before.
+            Operation::HoldLocks { .. } if grace.awaits(asking.session) => grace.heard(asking.session),
             _ => grace.over().await,
         }
         if operation.mutates()
@@ -370,8 +373,9 @@ impl Volume {
         }
         let mut leasing = Leasing::new(self, asking, &operation, keeps);
         let result = match &operation {
-            // What the session has open, it says apart.
+            // What the session has open and locked, it says apart.
             Operation::Open { flags, .. } if asking.again && !flags.truncate => Ok(Outcome::Done),
+            Operation::HoldLocks { .. } if asking.again => Ok(Outcome::Done),
             _ => self.run(&mut leasing, asking.caller).await,
         };
         if asking.again
@@ -530,10 +534,17 @@ impl Volume {
                 }))
             }
             O::TestLock { inode, lock } => {
-                Ok(Outcome::Conflict(self.inner.shared.core.lock().locks.test(*inode, session, lock)))
+                self.step(leasing, |c| Ok(Outcome::Conflict(c.locks.test(*inode, session, lock)))).await
             }
             O::SetLock { inode, lock, wait } => {
-                let (outcome, granted) = self.inner.shared.core.lock().locks.set(*inode, session, lock, *wait);
+                let set = |core: &mut Core, leasing: &mut Leasing<'_>| {
+                    let (outcome, granted) = core.locks.set(*inode, session, lock, *wait);
+                    if outcome == SetOutcome::Granted {
+                        leasing.earn(core, Ok(&Outcome::Done));
+                    }
+                    Ok((outcome, granted))
+                };
+                let (outcome, granted) = self.claimed(leasing, set).await?;
                 self.grant(granted);
                 match outcome {
                     SetOutcome::Granted => Ok(Outcome::Done),
@@ -544,10 +555,17 @@ impl Volume {
                 }
             }
             O::Unlock { inode, space, owner, range } => {
-                let granted = self.inner.shared.core.lock().locks.unlock(*inode, session, *space, *owner, *range);
+                let granted = {
+                    let mut core = self.inner.shared.core.lock();
+                    if core.locks.unlocks_too_little(*inode, session, *space, *owner, *range) {
+                        return Err(Errno::ENOLCK);
+                    }
+                    core.locks.unlock(*inode, session, *space, *owner, *range)
+                };
                 self.grant(granted);
                 Ok(Outcome::Done)
             }
+            O::HoldLocks { inode, locks } => self.hold_locks(leasing, *inode, locks).await.map(done),
         }
     }
 
@@ -965,6 +983,22 @@ impl Volume {
     }
 
     // ---- locks
+
+    async fn hold_locks(&self, leasing: &mut Leasing<'_>, inode: InodeId, locks: &[Lock]) -> Result<(), Errno> {
+        if locks.len() > limits::LOCKS_PER_FILE_MAX || locks.iter().any(|lock| lock.range.is_empty()) {
+            return Err(Errno::EINVAL);
+        }
+        let hold = |core: &mut Core, leasing: &mut Leasing<'_>| {
+            let granted = core.locks.replace(inode, leasing.session(), locks).ok_or(Stop::Error(Errno::EAGAIN))?;
+            leasing.earn(core, Ok(&Outcome::Done));
+            Ok(granted)
+        };
+        let granted = self.claimed(leasing, hold).await?;
+        self.grant(granted);
+        // The client's journal has moved on.
+        self.inner.shared.work.notify_one();
+        Ok(())
+    }
 
     fn grant(&self, granted: Vec<WaiterId>) {
         if granted.is_empty() {

@@ -134,7 +134,8 @@ async fn tree(remains: &Remains) -> BTreeMap<String, Option<Bytes>> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(InodeId::ROOT, String::new())];
     while let Some((inode, path)) = todo.pop() {
-        let list = Operation::ReadDirectory { inode, after: 0, entries_max: 1000, with_attributes: false };
+        let list =
+            Operation::ReadDirectory { inode, after: 0, entries_max: 1000, with_attributes: false, ahead: false };
         let Outcome::Listing { entries, .. } = run(&volume, list).await else { panic!("no listing") };
         for entry in entries {
             let path = format!("{path}/{}", String::from_utf8_lossy(entry.name.as_bytes()));

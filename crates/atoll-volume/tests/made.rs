@@ -7,9 +7,11 @@ use std::time::Duration;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_lease::{Notice, Rights};
 use atoll_store::{MemoryMedium, MemoryStore};
+use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::operation::{AttributeChanges, OpenFlags, RenameMode, WriteAt, XattrMode};
 use atoll_types::{
-    Attributes, Caller, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp,
+    Attributes, ByteRange, Caller, Errno, FileKind, InodeId, LockOwner, Made, Mode, Name, Operation, Outcome,
+    SessionId, Timestamp,
 };
 use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
@@ -349,6 +351,66 @@ async fn who_takes_something_from_others_earns_it_shared() {
     let rights = |inode| earned.grants.iter().filter(|g| g.inode == inode).fold(Rights::NONE, |r, g| r | g.rights);
     assert_eq!(rights(first), Rights::INODE_EXCLUSIVE);
     assert!(rights(ROOT).contains(Rights::NAMES) && !rights(ROOT).overlaps(Rights::NAMES_WRITER));
+    volume.close().await.unwrap();
+}
+
+fn lock(inode: InodeId, owner: u64, wait: bool) -> Operation {
+    let (space, kind, range) = (LockSpace::Range, LockKind::Exclusive, ByteRange::EVERYTHING);
+    Operation::SetLock { inode, lock: Lock { space, owner: LockOwner(owner), pid: 0, kind, range }, wait }
+}
+
+fn unlock(inode: InodeId, owner: u64) -> Operation {
+    let (space, range) = (LockSpace::Range, ByteRange::EVERYTHING);
+    Operation::Unlock { inode, space, owner: LockOwner(owner), range }
+}
+
+#[tokio::test]
+async fn who_locks_a_file_alone_may_decide_about_its_locks_and_nobody_beside_others() {
+    let world = World::new().await;
+    let volume = world.start().await;
+    let Ok(Outcome::Created { attributes: file, .. }) = volume.execute(A, &CALLER, create(ROOT, "f")).await else {
+        panic!()
+    };
+    let inode = file.inode;
+    assert_eq!(earned(&volume, B, lock(inode, 1, false), Some(inode)).await, Rights::NONE, "the other one has it open");
+    assert!(volume.unanswered_recalls(A).is_empty());
+    assert_eq!(earned(&volume, A, write(inode), None).await, Rights::INODE, "the other one decides no more than it");
+    volume.execute(A, &CALLER, Operation::Release { inode }).await.unwrap();
+    assert_eq!(earned(&volume, B, unlock(inode, 1), Some(inode)).await, Rights::NONE);
+    volume.execute(A, &CALLER, lock(inode, 1, false)).await.unwrap();
+    assert_eq!(volume.execute(B, &CALLER, lock(inode, 1, false)).await, Err(Errno::EAGAIN));
+    let waiting = volume.clone();
+    let waiter = tokio::spawn(async move { waiting.execute(B, &CALLER, lock(inode, 1, true)).await });
+    tokio::task::yield_now().await;
+    assert_eq!(earned(&volume, A, write(inode), None).await, Rights::INODE, "somebody waits for its lock");
+    volume.execute(A, &CALLER, unlock(inode, 1)).await.unwrap();
+    assert_eq!(waiter.await.unwrap(), Ok(Outcome::Done));
+    assert_eq!(earned(&volume, A, write(inode), None).await, Rights::INODE, "somebody has a lock");
+    volume.execute(B, &CALLER, unlock(inode, 1)).await.unwrap();
+    assert_eq!(earned(&volume, A, lock(inode, 1, false), Some(inode)).await, Rights::INODE_EXCLUSIVE);
+    volume.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn locks_of_a_session_that_comes_back_are_there_before_anybody_is_served() {
+    let world = World::new().await;
+    let volume = world.start().await;
+    let Ok(Outcome::Created { attributes: file, .. }) = volume.execute(A, &CALLER, create(ROOT, "f")).await else {
+        panic!()
+    };
+    let inode = file.inode;
+    volume.begin_grace([A], Duration::from_secs(60));
+    let hold = |owner| {
+        let Operation::SetLock { lock, .. } = lock(inode, owner, false) else { panic!() };
+        Operation::HoldLocks { inode, locks: vec![lock] }
+    };
+    let mut stranger = Box::pin(volume.execute(B, &CALLER, hold(2)));
+    assert!(futures_util::poll!(&mut stranger).is_pending(), "it is not among those who come back");
+    let mut locks = Box::pin(volume.execute(B, &CALLER, lock(inode, 2, false)));
+    assert!(futures_util::poll!(&mut locks).is_pending());
+    assert_eq!(volume.execute(A, &CALLER, hold(1)).await, Ok(Outcome::Done));
+    volume.returned(A);
+    assert_eq!((stranger.await, locks.await), (Err(Errno::EAGAIN), Err(Errno::EAGAIN)));
     volume.close().await.unwrap();
 }
 

@@ -45,7 +45,8 @@ fn agrees_with_the_model_when_everything_is_cached() {
     let tally = run(PLAIN);
     let kinds = "Lookup Parent GetAttributes SetAttributes Create CreateUnnamed MakeNode MakeDirectory MakeSymlink \
         Link Unlink RemoveDirectory Rename ReadSymlink Open Release Read Write Sync Allocate Seek CloneRange \
-        ReadDirectory GetXattr SetXattr ListXattrs RemoveXattr Statistics TestLock SetLock Unlock";
+        ReadDirectory GetXattr SetXattr ListXattrs RemoveXattr Statistics TestLock SetLock Unlock \
+        HoldLocks";
     let done: Vec<String> = kinds.split_whitespace().map(|kind| format!("{kind} done")).collect();
     must_have(&tally, &done.iter().map(String::as_str).collect::<Vec<_>>());
     must_have(&tally, &["Rename EINVAL", "Rename ENOTEMPTY", "Rename EEXIST", "Link EEXIST", "Seek ENXIO"]);
@@ -64,7 +65,7 @@ fn agrees_with_the_model_when_bytes_are_staged_on_disk() {
 #[test]
 fn agrees_with_the_model_of_locks() {
     let tally = run(Case { seed: 4, steps: 10_000, locks_percent: 90, ..PLAIN });
-    must_have(&tally, &["SetLock done", "SetLock waits", "SetLock EAGAIN", "SetLock EDEADLK"]);
+    must_have(&tally, &["SetLock done", "SetLock waits", "SetLock EAGAIN", "SetLock EDEADLK", "HoldLocks EAGAIN"]);
 }
 
 #[test]

@@ -60,6 +60,15 @@ struct Effect {
     opens: Option<(InodeId, u32)>,
 }
 
+/// What comes of a batch of the journal.
+#[derive(Default)]
+pub(crate) struct Answered {
+    /// Inodes whose changes failed.
+    pub failed: Vec<(InodeId, Errno)>,
+    /// What is given up because the kernel had forgotten it before.
+    pub given_up: Vec<Recall>,
+}
+
 /// An inode to be made.
 struct Birth<'a> {
     mode: Mode,
@@ -439,17 +448,18 @@ impl Cache {
 
     // ---- the authority executes
 
-    /// A batch of the journal was answered. Answers the inodes whose changes failed, and what is given up because
-    /// the kernel had forgotten it before.
-    pub fn executed(&mut self, executed: Vec<Executed>, reply: &Reply) -> (Vec<(InodeId, Errno)>, Vec<Recall>) {
-        let mut failed = Vec::new();
-        let mut given_up = Vec::new();
+    /// A batch of the journal was answered.
+    pub fn executed(&mut self, executed: Vec<Executed>, reply: &Reply) -> Answered {
+        let mut answered = Answered::default();
         for grant in &reply.grants {
             self.node(grant.inode).holding.grant(grant);
         }
         for Executed { change, settled, result } in executed {
             if let (Operation::Open { inode, .. }, Err(errno)) = (&change.operation, &result) {
                 tracing::warn!(%inode, %errno, "an open file is lost");
+            }
+            if let (Operation::HoldLocks { inode, .. }, Err(_)) = (&change.operation, &result) {
+                self.refused.push(*inode);
             }
             for &inode in &change.touches {
                 let Some(node) = self.nodes.get_mut(&inode) else { continue };
@@ -465,7 +475,7 @@ impl Cache {
                     if let Some(names) = &mut node.names {
                         names.doubt();
                     }
-                    failed.push((inode, *errno));
+                    answered.failed.push((inode, *errno));
                 }
                 if is_newest && settled.contains(&inode) {
                     let known = result.as_ref().ok().and_then(Outcome::attributes).filter(|a| a.inode == inode);
@@ -489,11 +499,11 @@ impl Cache {
                     }
                 }
                 if settled.contains(&inode) && node.is_forgotten {
-                    given_up.extend(self.forget(inode, 0));
+                    answered.given_up.extend(self.forget(inode, 0));
                 }
             }
         }
-        (failed, given_up)
+        answered
     }
 
     /// Exclusive halves, in the neighbourhood of an inode, on which nothing unwritten rests: who recalls one of a
@@ -511,7 +521,8 @@ impl Cache {
         let held: Vec<InodeId> = children
             .filter(|child| {
                 let owns = |node: &Node| node.holding.rights().overlaps(exclusive);
-                !self.journal.touches(*child) && self.nodes.get(child).is_some_and(|node| owns(node))
+                let rests = self.locks.is_untold(*child) || self.locks.is_being_told(*child);
+                !rests && !self.journal.touches(*child) && self.nodes.get(child).is_some_and(|node| owns(node))
             })
             .take(GIVEN_UP_MAX)
             .collect();
@@ -693,7 +704,7 @@ mod tests {
         let results = vec![Ok(Outcome::Done); 2];
         let reply = Reply { results, grants: grants(8).to_vec(), order: Issue(9), ..Reply::default() };
         for (changes, reply) in cache.journal.answered(0, batch.after, 2, reply) {
-            assert!(cache.executed(changes, &reply).0.is_empty());
+            assert!(cache.executed(changes, &reply).failed.is_empty());
         }
         let mut given_up = cache.give_up_around(InodeId(100));
         given_up.sort_by_key(|recall| recall.inode);

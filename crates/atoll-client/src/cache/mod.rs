@@ -13,14 +13,17 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
+use atoll_types::locks::Lock;
 use atoll_types::operation::DirectoryEntry;
 use atoll_types::{
     Attributes, Caller, Errno, FileKind, InodeId, JournalPosition, Mode, Name, Operation, Outcome, Timestamp,
 };
 use atoll_wire::Made;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::client::Asker;
 use crate::journal::{Change, Journal};
+use crate::locks::{Locks, Moves, Owner, Request};
 use changes::Numbers;
 use names::{Named, Names, Page};
 pub(crate) use prefetch::{Miss, widened};
@@ -107,6 +110,15 @@ impl Duty {
     }
 }
 
+/// What comes of it when the authority knows of locks.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub moves: Moves<Asker>,
+    /// What is given up because the kernel had forgotten it before.
+    pub given_up: Vec<Recall>,
+    pub lost: Vec<(InodeId, FxHashSet<Owner>)>,
+}
+
 #[derive(Default)]
 pub(crate) struct Cache {
     /// Rounds of [`Cache::surplus`].
@@ -125,12 +137,24 @@ pub(crate) struct Cache {
     /// Requests under way that may take a file's last name: the authority has heard of opens before they were sent.
     taking: u32,
     pub journal: Journal,
+    pub locks: Locks<Asker>,
+    /// Files whose locks the authority did not let this session hold.
+    refused: Vec<InodeId>,
     numbers: Numbers,
     /// When the newest change here was made.
     last_made: Timestamp,
     paused_until: Option<Instant>,
     /// Grants up to here are void for inodes that are not in `nodes`: some were given up and forgotten.
     floor: Issue,
+}
+
+/// Locks go to the authority in the journal, behind the changes that were made under them.
+fn hands_over(journal: &mut Journal, at: Timestamp) -> impl FnMut(InodeId, Vec<Lock>) -> JournalPosition {
+    move |inode, locks| {
+        let made = Made { caller: Caller::default(), at, inode: None };
+        journal.push(Change { made, operation: Operation::HoldLocks { inode, locks }, touches: Vec::new() });
+        journal.end()
+    }
 }
 
 /// The directories whose names the operation changes.
@@ -639,6 +663,13 @@ impl Cache {
         }
     }
 
+    /// A process asks for a lock, about one, or gives one back. `may_use`: what is held may be used.
+    pub fn lock(&mut self, request: Request<Asker>, may_use: bool) -> Moves<Asker> {
+        let node = request.operation.locked_inode().and_then(|inode| self.nodes.get(&inode));
+        let is_ours = may_use && node.is_some_and(|node| node.holding.rights().contains(Rights::INODE_EXCLUSIVE));
+        self.locks.request(request, is_ours, &mut hands_over(&mut self.journal, self.last_made))
+    }
+
     /// Opens that the authority must know of before it executes an operation that may take a file's last name.
     fn opens_before(&mut self, operation: &Operation) -> Vec<(InodeId, u32)> {
         use Operation as O;
@@ -717,6 +748,9 @@ impl Cache {
             let opens = std::mem::take(&mut node.local_opens);
             self.tell_opens(recall.inode, opens);
         }
+        if recall.rights.overlaps(Rights::INODE_EXCLUSIVE) {
+            self.locks.leave(recall.inode, &mut hands_over(&mut self.journal, self.last_made));
+        }
         // All of it: what the others will see of our changes is a beginning of them.
         let unwritten = (self.journal.end() > self.journal.executed()).then_some(self.journal.end());
         let mut duty = Duty { inode: recall.inode, busy, unwritten, ..Duty::default() };
@@ -740,6 +774,23 @@ impl Cache {
         duty
     }
 
+    /// The journal was executed: what comes of it for locks.
+    pub fn locks_told(&mut self) -> Told {
+        let (told, moves) = self.locks.executed(self.journal.executed());
+        let mut result = Told { moves, ..Told::default() };
+        for inode in std::mem::take(&mut self.refused) {
+            let (owners, mut moves) = self.locks.lose(inode);
+            result.lost.push((inode, owners));
+            result.moves.answered.append(&mut moves.answered);
+        }
+        for inode in told {
+            if self.nodes.get(&inode).is_some_and(|node| node.is_forgotten) {
+                result.given_up.extend(self.forget(inode, 0));
+            }
+        }
+        result
+    }
+
     /// The kernel was told of an inode once more.
     pub fn looked_up(&mut self, inode: InodeId) {
         *self.lookups.entry(inode).or_default() += 1;
@@ -761,7 +812,10 @@ impl Cache {
         if node.local_opens > 0 || inode == InodeId::ROOT {
             return None;
         }
-        if self.journal.touches(inode) {
+        if self.locks.is_untold(inode) {
+            self.locks.leave(inode, &mut hands_over(&mut self.journal, self.last_made));
+        }
+        if self.journal.touches(inode) || self.locks.is_being_told(inode) {
             node.is_forgotten = true;
             return None;
         }
@@ -774,6 +828,7 @@ impl Cache {
 
     /// Forget everything that rests on leases; answers the inodes that the kernel knows.
     pub fn clear(&mut self) -> Vec<InodeId> {
+        self.locks.leave_all(&mut hands_over(&mut self.journal, self.last_made));
         self.floor = self.nodes.values().map(|node| node.newest()).fold(self.floor, Issue::max);
         let floor = self.floor;
         self.nodes.retain(|_, node| {

@@ -79,6 +79,10 @@ impl Core {
             | O::Seek { inode, .. }
             | O::GetXattr { inode, .. }
             | O::ListXattrs { inode }
+            // Who holds the exclusive right decides about locks alone.
+            | O::TestLock { inode, .. }
+            | O::SetLock { inode, .. }
+            | O::HoldLocks { inode, .. }
             | O::CreateUnnamed { parent: inode, .. } => claims.add(*inode, Rights::INODE_WRITER),
             O::SetAttributes { inode, .. }
             | O::Write { inode, .. }
@@ -125,14 +129,8 @@ impl Core {
                 claims.add(*target, Rights::INODE_EXCLUSIVE);
             }
             O::ReadDirectory { inode, .. } => claims.add(*inode, Rights::NAMES_WRITER),
-            // Immutable, counted, or kept at the authority alone.
-            O::ReadSymlink { .. }
-            | O::Release { .. }
-            | O::Sync
-            | O::Statistics
-            | O::TestLock { .. }
-            | O::SetLock { .. }
-            | O::Unlock { .. } => {}
+            // Immutable, counted, or the session's own: who has a lock to give back excludes the exclusive right of others.
+            O::ReadSymlink { .. } | O::Release { .. } | O::Sync | O::Statistics | O::Unlock { .. } => {}
         }
         Ok(claims.0)
     }
@@ -153,6 +151,17 @@ impl Core {
     fn earned_by_change(&self, inode: InodeId, alone: bool) -> Rights {
         let is_regular = self.inodes.get(&inode).is_some_and(|cached| cached.record.kind() == FileKind::Regular);
         if alone && is_regular { Rights::INODE_EXCLUSIVE } else { Rights::INODE }
+    }
+
+    /// Whether nobody but the session has the file open, as far as is known.
+    fn is_open_for_one(&self, session: SessionId, inode: InodeId) -> bool {
+        let own = self.session_opens.get(&session).and_then(|opens| opens.get(&inode)).copied().unwrap_or_default();
+        self.opens.get(&inode).copied().unwrap_or_default() == own
+    }
+
+    /// What of these rights the session may have: it does not decide about locks where others have any.
+    fn beside_locks(&self, session: SessionId, inode: InodeId, rights: Rights) -> Rights {
+        if self.locks.is_used_by_others(inode, session) { rights - Rights::INODE_WRITER } else { rights }
     }
 
     /// What is earned on an inode that the session made, of any kind but directory.
@@ -197,6 +206,10 @@ impl Core {
             }
             O::ReadDirectory { inode, .. } => earned.push((*inode, Rights::NAMES)),
             O::Allocate { inode, .. } => earned.push((*inode, self.earned_by_change(*inode, alone))),
+            // Where others have it open, they will want to lock it, too.
+            O::SetLock { inode, .. } | O::TestLock { inode, .. } if self.is_open_for_one(session, *inode) => {
+                earned.push((*inode, self.earned_by_change(*inode, alone)));
+            }
             _ => {}
         }
         if let Some(&Attributes { inode, .. }) = outcome.attributes() {
@@ -218,7 +231,10 @@ impl Core {
                 earned.push((inode, rights));
             }
         }
-        let mut grant = |inode, rights| grants.extend(self.leases.grant(session, inode, rights, now_ms));
+        let mut grant = |inode, rights| {
+            let rights = self.beside_locks(session, inode, rights);
+            grants.extend(self.leases.grant(session, inode, rights, now_ms));
+        };
         earned.into_iter().for_each(|(inode, rights)| grant(inode, rights));
         if let Outcome::Listing { entries, .. } = outcome {
             for entry in entries.iter().filter(|entry| entry.attributes.is_some()) {

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use atoll_lease::Authority;
+use atoll_lease::locks::LockTable;
 use atoll_store::Page;
 use atoll_types::{Attributes, Caller, Errno, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::Bytes;
@@ -29,7 +30,6 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::extents::{Changes, ExtentMap};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState};
-use crate::locks::LockTable;
 use crate::sessions::SessionRecord;
 
 pub(crate) use claims::Asked;

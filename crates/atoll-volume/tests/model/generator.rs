@@ -257,8 +257,15 @@ impl Generator {
     fn lock_operation(&mut self) -> Operation {
         // Two inodes are enough: locks do not look at what they lock.
         let (inode, lock) = (InodeId(self.random.below(2)), self.lock());
-        match self.random.below(10) {
+        match self.random.below(12) {
             0..=1 => Operation::TestLock { inode, lock },
+            10..=11 => {
+                // Of one owner: what a client's processes hold never conflicts.
+                let locks = (0..self.random.below(4))
+                    .map(|_| Lock { owner: lock.owner, pid: lock.pid, ..self.lock() })
+                    .collect();
+                Operation::HoldLocks { inode, locks }
+            }
             2..=7 => Operation::SetLock { inode, lock, wait: self.random.chance(60) },
             _ => {
                 let Lock { space, owner, range, .. } = lock;

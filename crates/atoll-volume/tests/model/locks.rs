@@ -191,6 +191,23 @@ impl Locks {
         self.admit()
     }
 
+    /// What a session holds becomes this, if nobody else is in the way.
+    pub fn replace(&mut self, inode: InodeId, session: SessionId, locks: &[Lock]) -> Option<Vec<u64>> {
+        let is_foreign = |lock: &Lock| {
+            let found = self.blockers(file(lock.space, inode), (session, lock.owner), lock);
+            found.iter().any(|(holder, _)| holder.0 != session)
+        };
+        if locks.iter().any(is_foreign) {
+            return None;
+        }
+        self.unseen.retain(|unseen| unseen.waiter.file.1 != inode || unseen.waiter.holder.0 != session);
+        for (_, holders) in self.held.iter_mut().filter(|(file, _)| file.1 == inode) {
+            holders.retain(|holder, _| holder.0 != session);
+        }
+        locks.iter().for_each(|lock| self.give(file(lock.space, inode), (session, lock.owner), lock));
+        Some(self.admit())
+    }
+
     /// The waiter learned that it has its lock.
     pub fn seen(&mut self, number: u64) {
         self.unseen.retain(|unseen| unseen.waiter.number != number);

@@ -691,6 +691,10 @@ impl Reference {
             O::Unlock { inode, space, owner, range } => {
                 (Ok(Answer::Done), self.locks.unlock(*inode, session, *space, *owner, *range))
             }
+            O::HoldLocks { inode, locks } => match self.locks.replace(*inode, session, locks) {
+                Some(granted) => (Ok(Answer::Done), granted),
+                None => (Err(Errno::EAGAIN), Vec::new()),
+            },
             _ => (self.execute_unlocked(session, caller, operation, new), Vec::new()),
         }
     }
@@ -875,7 +879,7 @@ impl Reference {
                 inodes_used: self.nodes.len() as u64,
             }),
             O::TestLock { inode, lock } => Ok(Answer::Conflict(self.locks.test(*inode, session, lock))),
-            O::SetLock { .. } | O::Unlock { .. } => unreachable!("handled by `execute`"),
+            O::SetLock { .. } | O::Unlock { .. } | O::HoldLocks { .. } => unreachable!("handled by `execute`"),
         }
     }
 }
