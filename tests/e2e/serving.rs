@@ -35,6 +35,33 @@ fn a_volume_in_s3_keeps_its_files_with_either_durability() {
 }
 
 #[test]
+fn a_volume_whose_server_and_disk_are_lost_goes_on_elsewhere() {
+    let mut site = Site::with_s3();
+    site.serve = vec!["--store".into(), "s3://bucket/prefix".into()];
+    site.start();
+    site.atoll(["volume", "create", "vol", "--durability", "object"]).must_succeed();
+    site.atoll(["volume", "create", "quick"]).must_succeed();
+    let mount = site.mount("m");
+    fs::write(mount.join("synced"), words(50_000)).unwrap();
+    fs::File::open(mount.join("synced")).unwrap().sync_all().unwrap();
+    fs::write(mount.join("told"), words(1000)).unwrap();
+    site.kill();
+    fs::rename(site.path("data"), site.path("lost")).unwrap();
+    site.start();
+    site.atoll(["volume", "info", "vol"]).must_fail_saying(&["no volume `vol` here"]);
+    site.atoll(["volume", "create", "vol"]).must_fail_saying(&["exists already", "another server"]);
+    site.atoll(["volume", "attach", "quick"]).must_fail_saying(&["local", "data folder"]);
+    site.atoll(["volume", "attach", "nothing"]).must_fail_saying(&["no volume `nothing`"]);
+    site.atoll(["volume", "attach", "vol"]).must_succeed();
+    site.atoll(["volume", "attach", "vol"]).must_fail_saying(&["here already"]);
+    // The mount lives on, with what only it knew.
+    eventually("the mount reconnects", || fs::metadata(mount.join("synced")).is_ok());
+    assert!(fs::read(mount.join("synced")).unwrap() == words(50_000));
+    assert!(fs::read(mount.join("told")).unwrap() == words(1000));
+    fs::write(mount.join("after"), b"after").unwrap();
+}
+
+#[test]
 fn a_bucket_that_is_missing_or_forbidden_is_said_so() {
     let mut site = Site::with_s3();
     site.serve = vec!["--store".into(), "s3://nothere/prefix".into()];

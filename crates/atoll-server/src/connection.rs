@@ -442,6 +442,10 @@ impl Connection {
                 context.registry.create(&name, &durability).await?;
                 AdminReply::Done
             }
+            AdminRequest::VolumeAttach { name } => {
+                context.registry.attach(&name).await?;
+                AdminReply::Done
+            }
             AdminRequest::VolumeList => {
                 let mut volumes = Vec::new();
                 for name in context.registry.names() {

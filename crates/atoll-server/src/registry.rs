@@ -173,6 +173,41 @@ impl Registry {
         Ok(())
     }
 
+    /// Take over a volume in the store that another data folder made, which is lost or no longer used.
+    ///
+    /// The server of the other folder, if there is one, is fenced when the volume is opened here.
+    pub async fn attach(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let slot = self.slot(name);
+        let _alone = slot.lock().await;
+        if self.record(name).is_ok() {
+            return Err(format!("volume `{name}` is here already"));
+        }
+        let remote = self.remote(name);
+        let path = ObjectPath::from("volume.json");
+        let found = match remote.store.get(&path).await {
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(format!("no volume `{name}` in {}", self.root.url));
+            }
+            found => found.map_err(|error| format!("{}: {error}", remote.url))?,
+        };
+        let bytes = found.bytes().await.map_err(|error| format!("{}: {error}", remote.url))?;
+        let record: Record =
+            serde_json::from_slice(&bytes).map_err(|error| format!("{}/volume.json: {error}", remote.url))?;
+        if record.durability()? != Durability::Object {
+            return Err(format!(
+                "volume `{name}` has durability `{}`: its newest changes are in the data folder that made it, use that one",
+                record.durability
+            ));
+        }
+        let json = serde_json::to_vec(&Record { owner: self.owner.clone(), ..record }).map_err(|e| e.to_string())?;
+        let owned = remote.store.put(&path, PutPayload::from(json.clone())).await;
+        owned.map_err(|error| format!("cannot write to {}: {error}", remote.url))?;
+        std::fs::create_dir_all(self.local(name)).map_err(|error| error.to_string())?;
+        // Last: without this file the next attempt does all of it again.
+        durable::write(&self.local(name).join("volume.json"), &json, FILE_MODE).map_err(|error| error.to_string())
+    }
+
     /// Clear what a crash left of creating this volume, if that was ours, and claim the name anew.
     async fn start_over(&self, name: &str, record: &[u8]) -> Result<()> {
         let remote = self.remote(name);

@@ -258,6 +258,10 @@ pub enum AdminRequest {
         repair: bool,
         read: bool,
     },
+    /// Take over a volume of the store that another data folder made.
+    VolumeAttach {
+        name: String,
+    },
     /// Delete objects that nothing refers to; a dry run counts them.
     CollectGarbage {
         volume: String,

@@ -246,6 +246,10 @@ pub enum VolumeCommand {
         #[arg(long, default_value = "local")]
         durability: String,
     },
+    /// Take over a volume in this server's store whose data folder is lost or no longer used; durability `object` only.
+    Attach {
+        name: String,
+    },
     List,
     Info {
         name: String,

@@ -131,6 +131,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Volume(command) => {
             let request = match command {
                 VolumeCommand::Create { name, durability } => AdminRequest::VolumeCreate { name, durability },
+                VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },
