@@ -358,7 +358,11 @@ impl Scenario<'_> {
             Verdict::Linearizable => {}
             Verdict::Violation(stuck) => {
                 let seen_by = stuck.candidates.iter().map(|event| event.mount).collect();
-                let text = format!("{}: {}", head(), explain(&stuck, origin_ns));
+                let mut text = format!("{}: {}", head(), explain(&stuck, origin_ns));
+                if std::env::var_os("ATOLL_HISTORY_ALL").is_some() {
+                    text += "\n  everything";
+                    all.iter().for_each(|event| text += &format!("\n    {}", event.describe(origin_ns)));
+                }
                 return Err(Finding::Violation { text, seen_by });
             }
             Verdict::Undecided(why) => {

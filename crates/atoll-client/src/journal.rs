@@ -52,7 +52,10 @@ pub(crate) struct Executed {
 /// Changes up to `end` that were executed together, by then, and may not be durable.
 struct Kept {
     end: u64,
+    /// Where they stand among all changes, for ever.
     order: Issue,
+    /// Where they stand for the authority that has executed them last.
+    at: Issue,
 }
 
 #[derive(Default)]
@@ -205,7 +208,7 @@ impl Journal {
                 let result = if whole { results.next().unwrap_or(Err(failed)) } else { Err(failed) };
                 done.extend(self.settle(result));
             }
-            self.kept.push_back(Kept { end: self.executed, order: reply.order });
+            self.kept.push_back(Kept { end: self.executed, order: reply.order, at: reply.order });
             executed.push((done, reply));
         }
         executed
@@ -224,7 +227,7 @@ impl Journal {
 
     /// Everything that the authority since `since` had executed by then is durable.
     pub fn durable(&mut self, since: Issue, order: Issue) {
-        while let Some(kept) = self.kept.pop_front_if(|kept| kept.order > since && kept.order <= order) {
+        while let Some(kept) = self.kept.pop_front_if(|kept| kept.at > since && kept.at <= order) {
             self.let_go(kept.end);
         }
     }
@@ -270,7 +273,7 @@ impl Journal {
     pub fn next_again(&self, since: Issue) -> Option<(Issue, Batch)> {
         let mut start = self.durable;
         for kept in &self.kept {
-            if kept.order <= since {
+            if kept.at <= since {
                 return Some((kept.order, self.batch(start, kept.end).0));
             }
             start = kept.end;
@@ -278,14 +281,17 @@ impl Journal {
         None
     }
 
-    /// The changes behind `after` were made again.
-    pub fn made_again(&mut self, after: JournalPosition, count: usize, order: Issue) {
-        let Some(at) = self.kept.iter().position(|kept| kept.end > after.0) else { return };
+    /// The changes behind `after` were made again, and stand at `at` for this authority. If it crashes, too, they go
+    /// among all changes where they were first.
+    pub fn made_again(&mut self, after: JournalPosition, count: usize, at: Issue) {
+        let Some(index) = self.kept.iter().position(|kept| kept.end > after.0) else { return };
         let end = after.0 + count as u64;
-        if self.kept[at].end > end {
-            self.kept.insert(at, Kept { end, order });
+        let kept = &mut self.kept[index];
+        if kept.end > end {
+            let order = kept.order;
+            self.kept.insert(index, Kept { end, order, at });
         } else {
-            self.kept[at].order = order;
+            kept.at = at;
         }
     }
 

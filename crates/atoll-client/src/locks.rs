@@ -154,10 +154,10 @@ impl<D> Locks<D> {
         if is_ours && self.may_decide(inode, &request.operation) {
             self.decide(inode, request, &mut moves);
         } else {
-            if waits(&request.operation) {
-                let waiting = self.waiting.values().filter(|waiter| waits(&waiter.operation));
-                let inodes: FxHashSet<InodeId> = waiting.filter_map(|waiter| waiter.operation.locked_inode()).collect();
-                inodes.into_iter().for_each(|inode| self.leave(inode, journal));
+            if let Operation::SetLock { wait: true, .. } = &request.operation {
+                // Cycles of waits are found where all waits are, and who holds something may overtake others who wait:
+                // the authority has to know everything.
+                self.leave_all(journal);
             }
             self.leave(inode, journal);
             self.ask(inode, request, &mut moves);

@@ -25,12 +25,15 @@ pub(crate) struct Change {
     pub operations: Vec<Operation>,
 }
 
-/// In the order in which they were executed; the second number keeps those apart of which only a bound is known.
+/// In the order in which they were executed first; the second number keeps those apart of which only a bound is known.
 type Key = (Issue, u64);
 
 #[derive(Default)]
 pub(crate) struct Retained {
-    changes: BTreeMap<Key, Change>,
+    /// With where they stand for the authority that has executed them last.
+    changes: BTreeMap<Key, (Change, Issue)>,
+    /// By where they stand.
+    standing: BTreeSet<(Issue, Key)>,
     sequences: BTreeSet<u64>,
     bytes: usize,
 }
@@ -80,7 +83,9 @@ impl Retained {
     pub fn keep(&mut self, order: Issue, change: Change) {
         self.bytes += change.bytes();
         self.sequences.insert(change.sequence.0);
-        self.changes.insert((order, change.sequence.0), change);
+        let key = (order, change.sequence.0);
+        self.changes.insert(key, (change, order));
+        self.standing.insert((order, key));
     }
 
     /// So much is kept that it should become durable before there is more.
@@ -95,16 +100,17 @@ impl Retained {
 
     /// Everything that the authority since `since` had executed by then is durable.
     pub fn durable(&mut self, since: Issue, order: Issue) {
-        while let Some((&key, _)) = self.changes.first_key_value()
-            && key.0 > since
-            && key.0 <= order
+        let behind = (Issue(since.0 + 1), Key::default());
+        while let Some(&(at, key)) = self.standing.range(behind..).next()
+            && at <= order
         {
             self.let_go(key);
         }
     }
 
     fn let_go(&mut self, key: Key) -> Option<Change> {
-        let change = self.changes.remove(&key)?;
+        let (change, at) = self.changes.remove(&key)?;
+        self.standing.remove(&(at, key));
         self.bytes -= change.bytes();
         self.sequences.remove(&change.sequence.0);
         Some(change)
@@ -112,13 +118,17 @@ impl Retained {
 
     /// What an authority before `since` executed first.
     pub fn next_again(&self, since: Issue) -> Option<(Key, &Change)> {
-        self.changes.iter().next().filter(|((order, _), _)| *order <= since).map(|(key, change)| (*key, change))
+        let (key, (change, _)) = self.changes.iter().find(|(_, (_, at))| *at <= since)?;
+        Some((*key, change))
     }
 
-    /// A change was made again, and stands at `order` now.
-    pub fn made_again(&mut self, key: Key, order: Issue) {
-        if let Some(change) = self.let_go(key) {
-            self.keep(order, change);
+    /// A change was made again, and stands at `at` for this authority. If it crashes, too, the change goes among all
+    /// changes where it was first.
+    pub fn made_again(&mut self, key: Key, at: Issue) {
+        if let Some((_, stands)) = self.changes.get_mut(&key) {
+            let before = std::mem::replace(stands, at);
+            self.standing.remove(&(before, key));
+            self.standing.insert((at, key));
         }
     }
 
@@ -129,7 +139,7 @@ impl Retained {
 
     /// Everything is lost with the session.
     pub fn discard(&mut self) -> BTreeSet<InodeId> {
-        let lost = self.changes.values().flat_map(Change::inodes).collect();
+        let lost = self.changes.values().flat_map(|(change, _)| change.inodes()).collect();
         *self = Retained::default();
         lost
     }
@@ -220,7 +230,15 @@ mod tests {
             retained.made_again(key, Issue(101));
         }
         assert_eq!(again, [3, 4]);
-        retained.durable(Issue(100), Issue(101));
+        // The next crash finds them where they were first, before what the second authority has executed.
+        retained.keep(Issue(102), change(6));
+        let (key, _) = retained.next_again(Issue(200)).unwrap();
+        assert_eq!(key, (Issue(11), 3));
+        retained.made_again(key, Issue(201));
+        assert_eq!(retained.next_again(Issue(200)).unwrap().0, (Issue(12), 4));
+        retained.durable(Issue(100), Issue(102));
+        assert_eq!(retained.first_sequence(), Some(3));
+        retained.durable(Issue(200), Issue(201));
         assert_eq!((retained.changes.len(), retained.bytes, retained.first_sequence()), (0, 0, None));
     }
 

@@ -771,6 +771,7 @@ impl Session {
                 self.answer(id, Reply::default());
             }
             Response::Ended => self.ended.notify_one(),
+            Response::Confirm => self.state.lock().say_heard(),
             _ => {}
         }
     }
@@ -835,9 +836,10 @@ impl State {
     /// Send a request that has its number, now or when the session has returned.
     fn post(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
         let lane = lane(&execute);
-        let acknowledged = self.unanswered.first().copied().unwrap_or(self.next_sequence);
-        execute.acknowledged = OperationSeq(acknowledged);
-        execute.released = OperationSeq(self.retained.first_sequence().unwrap_or(acknowledged).min(acknowledged));
+        let acknowledged = self.acknowledged();
+        execute.acknowledged = acknowledged;
+        let released = self.retained.first_sequence().map_or(acknowledged, OperationSeq);
+        execute.released = released.min(acknowledged);
         let is_due = !self.returning || execute.again.is_some();
         let request = Request::Execute(execute);
         let bytes = encode(id, &request);
@@ -902,6 +904,17 @@ impl State {
     fn wait_for_at_most(&mut self, position: JournalPosition) {
         for pending in self.pending.values_mut() {
             pending.execute.after = pending.execute.after.min(position);
+        }
+    }
+
+    /// Every change below this number has its answer.
+    fn acknowledged(&self) -> OperationSeq {
+        OperationSeq(self.unanswered.first().copied().unwrap_or(self.next_sequence))
+    }
+
+    fn say_heard(&self) {
+        if let Some(bytes) = encode(0, &Request::Heard(self.acknowledged())) {
+            self.deliver(Lane::Control, bytes);
         }
     }
 

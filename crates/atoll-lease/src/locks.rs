@@ -125,7 +125,10 @@ impl LockTable {
         if self.held.get(&inode).is_some_and(Vec::is_empty) {
             self.held.remove(&inode);
         }
-        Some(self.admit(vec![inode]))
+        let awaited = locks.iter().flat_map(|lock| self.awaited_by(&Held { session, lock: *lock }));
+        let mut inodes: Vec<InodeId> = awaited.collect();
+        inodes.push(inode);
+        Some(self.admit(inodes))
     }
 
     /// Hold a lock that somebody else has decided about.

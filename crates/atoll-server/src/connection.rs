@@ -235,6 +235,12 @@ async fn welcome(
             sessions.recall(notice);
         }
     });
+    let sessions = Arc::downgrade(&context.sessions);
+    volume.on_unheard(move |session| {
+        if let Some(sessions) = sessions.upgrade() {
+            sessions.confirm(session);
+        }
+    });
     let (session, generation) = match known {
         Some((session, generation)) => {
             // What the client asked for before, it asks for again: a lock that is given back must not be taken by a
@@ -342,6 +348,11 @@ impl Connection {
                     Err(message) => Response::Refused { message },
                 };
                 send(&self.answers, id, &response).await;
+            }
+            Request::Heard(below) => {
+                if let Some(session) = &self.session {
+                    session.heard(below);
+                }
             }
             Request::Goodbye => {
                 if let Some(session) = &self.session {
@@ -573,6 +584,7 @@ async fn in_turn(context: Arc<Context>, session: Arc<Session>, execute: Execute)
     if let Err(errno) = check(&session, &execute) {
         return Some(all(errno));
     }
+    session.heard(execute.acknowledged);
     let its_turn = tokio::select! {
         biased;
         its_turn = session.until_executed(execute.after) => its_turn,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Notice, Recall};
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     pub restored: bool,
     /// Held while a change is made again.
     pub again: Arc<tokio::sync::Mutex<()>>,
+    /// The client has the answers of all its changes below this number.
+    heard: AtomicU64,
     state: Mutex<State>,
     /// Everything in its client's journal up to here was executed.
     executed: watch::Sender<JournalPosition>,
@@ -106,6 +109,7 @@ impl Session {
             leases: info.leases,
             restored: returning.is_some(),
             again: Arc::default(),
+            heard: AtomicU64::new(0),
             state: Mutex::new(State { begun: journal, returning, idle_since, ..State::default() }),
             executed: watch::Sender::new(journal),
             over: watch::Sender::new(false),
@@ -234,9 +238,21 @@ impl Session {
     /// Without a connection, the recalls are sent when there is one.
     fn recall(&self, recalls: Vec<Recall>) {
         tracing::debug!(session = %self.id, ?recalls, "recall");
+        self.say(&Response::Recall(recalls));
+    }
+
+    /// The client has the answers of all its changes below this number.
+    pub fn heard(&self, below: OperationSeq) {
+        if self.heard.fetch_max(below.0, Ordering::AcqRel) < below.0 {
+            self.volume.heard(self.id, below);
+        }
+    }
+
+    /// Send what nobody has asked for.
+    fn say(&self, response: &Response) {
         let mut bytes = BytesMut::new();
-        if let Err(error) = atoll_wire::encode(0, &Response::Recall(recalls), &mut bytes) {
-            tracing::error!(%error, "a recall does not fit a frame");
+        if let Err(error) = atoll_wire::encode(0, response, &mut bytes) {
+            tracing::error!(%error, "a message does not fit a frame");
             return;
         }
         if let Some(sender) = &self.state.lock().recalls {
@@ -353,6 +369,14 @@ impl Sessions {
         let session = self.table.lock().get(&notice.session).cloned();
         if let Some(session) = session {
             session.recall(vec![notice.recall]);
+        }
+    }
+
+    /// Somebody waits until the client of a session has the answers that it was sent.
+    pub fn confirm(&self, session: SessionId) {
+        let session = self.table.lock().get(&session).cloned();
+        if let Some(session) = session {
+            session.say(&Response::Confirm);
         }
     }
 

@@ -131,6 +131,7 @@ impl Committer {
         self.make_durable(seq).await?;
         self.last_commit = Instant::now();
         if let Some(cut) = cut {
+            self.shared.core.lock().unheard.durable(cut.ordered);
             self.progress.send_modify(|p| {
                 p.durable = cut.ordered;
                 p.order = order;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
 use atoll_types::limits::INODES_RESERVED;
-use atoll_types::{Errno, InodeId, Operation, Outcome, SessionId, Timestamp};
+use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome, SessionId, Timestamp};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
-use crate::core::{Asked, Core, Step, Stop};
+use crate::core::{Asked, Core, Step, Stop, Unheard};
 use crate::grace::Grace;
 use crate::sessions::Mark;
 use crate::volume::{Asking, Volume};
@@ -22,11 +22,22 @@ pub(crate) struct Leases {
     pub grace: Grace,
     waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     tell: OnceLock<Tell>,
+    /// Asks a session which answers it has.
+    ask: OnceLock<Box<dyn Fn(SessionId) + Send + Sync>>,
+    /// Some session has heard of more of its changes.
+    pub heard: Notify,
 }
 
 impl Default for Leases {
     fn default() -> Self {
-        Leases { started: Instant::now(), grace: Grace::default(), waiting: Mutex::default(), tell: OnceLock::new() }
+        Leases {
+            started: Instant::now(),
+            grace: Grace::default(),
+            waiting: Mutex::default(),
+            tell: OnceLock::new(),
+            ask: OnceLock::new(),
+            heard: Notify::new(),
+        }
     }
 }
 
@@ -66,6 +77,8 @@ pub(crate) struct Leasing<'a> {
     is_noted: bool,
     waiter: Option<WaiterId>,
     claims: Vec<Claim>,
+    /// What the answer shows, and whose clients may not have heard of it.
+    unheard: Option<Unheard>,
     earned: Earned,
 }
 
@@ -94,6 +107,7 @@ impl<'a> Leasing<'a> {
             is_noted: asking.mark == Mark::None,
             waiter: None,
             claims: Vec::new(),
+            unheard: None,
             earned: Earned::default(),
         }
     }
@@ -106,8 +120,21 @@ impl<'a> Leasing<'a> {
         self.operation
     }
 
-    pub fn into_earned(mut self) -> Earned {
-        std::mem::take(&mut self.earned)
+    /// What was earned, and what holds the answer back.
+    pub fn end(mut self) -> (Earned, Option<Unheard>) {
+        (std::mem::take(&mut self.earned), self.unheard.take())
+    }
+
+    /// The answer will show these inodes.
+    fn shows(&mut self, core: &Core, inodes: impl Iterator<Item = InodeId>) {
+        // What was made before it was asked for was made under rights that nobody else had.
+        if self.asking.made.is_none()
+            && let Some(more) = core.unheard.before(self.session(), inodes)
+        {
+            let unheard = self.unheard.get_or_insert(Unheard { ordered: 0, of: Vec::new() });
+            unheard.ordered = unheard.ordered.max(more.ordered);
+            unheard.of.extend(more.of);
+        }
     }
 
     /// `None` when nobody holds what the operation excludes; it may be executed while the lock is held.
@@ -126,6 +153,8 @@ impl<'a> Leasing<'a> {
             let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
             core.lingers = self.asking.again || self.waiter.is_some() || claims.iter().any(contended);
             core.set_made(self.asking.made, self.asking.again);
+            self.unheard = None;
+            self.shows(core, claims.iter().map(|claim| claim.inode));
             self.claims = claims;
             return Ok(None);
         }
@@ -164,6 +193,17 @@ impl<'a> Leasing<'a> {
         self.earned = Earned { grants, order: core.leases.stamp(), at: core.last_change() };
         core.note(self.session(), self.asking.mark, result);
         self.is_noted = true;
+        if let Ok(Outcome::Listing { entries, .. }) = result {
+            let listed = entries.iter().filter(|entry| entry.attributes.is_some());
+            self.shows(core, listed.map(|entry| entry.inode));
+        }
+        if let (Mark::Numbered { sequence, .. }, true) = (self.asking.mark, result.is_ok() && self.operation.mutates())
+        {
+            let ordered = core.ordered();
+            for claim in &self.claims {
+                core.unheard.changed(claim.inode, self.session(), sequence, ordered);
+            }
+        }
     }
 
     /// The answer may be old already: nothing of it is kept.
@@ -193,6 +233,43 @@ impl Volume {
     /// Where recalls go. Set once, before any session enrolls.
     pub fn on_recall(&self, tell: impl Fn(Notice) + Send + Sync + 'static) {
         let _ = self.inner.leases.tell.set(Box::new(tell));
+    }
+
+    /// Who asks a session for [`Volume::heard`]. Set once, before any session asks for anything.
+    pub fn on_unheard(&self, ask: impl Fn(SessionId) + Send + Sync + 'static) {
+        let _ = self.inner.leases.ask.set(Box::new(ask));
+    }
+
+    /// The client of a session knows the answers of all its changes below this number.
+    pub fn heard(&self, session: SessionId, below: OperationSeq) {
+        if self.inner.shared.core.lock().unheard.heard(session, below) {
+            self.inner.leases.heard.notify_waiters();
+        }
+    }
+
+    /// Hold an answer back until what it shows is durable, or cannot be taken by a crash unnoticed. Not for long: what is
+    /// waited for becomes durable at once.
+    pub(crate) async fn until_heard(&self, unheard: Unheard) {
+        let leases = &self.inner.leases;
+        if let Some(ask) = leases.ask.get() {
+            unheard.of.iter().for_each(|(session, _)| ask(*session));
+        }
+        let all_heard = async {
+            loop {
+                let mut heard = std::pin::pin!(leases.heard.notified());
+                heard.as_mut().enable();
+                if self.inner.shared.core.lock().unheard.are_heard(&unheard.of) {
+                    return;
+                }
+                heard.await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = all_heard => {}
+            // A disk that is full keeps nobody from reading.
+            _ = self.until_durable(unheard.ordered) => {}
+        }
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at

@@ -387,7 +387,11 @@ impl Volume {
         if !matches!(operation, Operation::Release { .. }) {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
-        (result, leasing.into_earned())
+        let (earned, unheard) = leasing.end();
+        if let Some(unheard) = unheard {
+            self.until_heard(unheard).await;
+        }
+        (result, earned)
     }
 
     /// A new session. With leases, it is known to the next authority when this returns.
@@ -577,6 +581,7 @@ impl Volume {
             core.forget_session(session);
             (core.locks.end_session(session), core.leases.end_session(session), core.end_session(session))
         };
+        self.inner.leases.heard.notify_waiters();
         self.inner.shared.work.notify_one();
         self.grant(granted);
         self.inner.leases.wake(free);

@@ -162,6 +162,8 @@ pub enum Request {
     /// The session ends now, not when its time is over; answered by [`Response::Ended`].
     Goodbye,
     Admin(AdminRequest),
+    /// The client has the answers of all its changes below this number: what [`Response::Confirm`] asks for. Not answered.
+    Heard(OperationSeq),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,6 +216,8 @@ pub enum Response {
     },
     Returned,
     Ended,
+    /// Unasked: somebody waits until the client has the answers that it was sent; to be answered with [`Request::Heard`].
+    Confirm,
     /// Unasked: rights to give up, to be answered with [`Request::GiveUp`].
     Recall(Vec<Recall>),
     Admin(AdminReply),

@@ -15,6 +15,7 @@ mod listing;
 mod made;
 mod namespace;
 mod sessions;
+mod unheard;
 mod xattr;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -35,6 +36,7 @@ use crate::sessions::SessionRecord;
 pub(crate) use claims::Asked;
 pub(crate) use data::ReadPlan;
 pub(crate) use listing::{Listing, entry};
+pub(crate) use unheard::{Unheard, UnheardChanges};
 
 /// Why an operation did not finish.
 #[derive(Debug)]
@@ -148,6 +150,7 @@ pub(crate) struct Core {
     making: Option<made::Making>,
     sessions: FxHashMap<SessionId, SessionRecord>,
     dirty_sessions: FxHashSet<SessionId>,
+    pub unheard: UnheardChanges,
     lingering: VecDeque<(Instant, InodeId)>,
     durability: &'static str,
 }
@@ -185,6 +188,7 @@ impl Core {
             sessions: FxHashMap::default(),
             dirty_sessions: FxHashSet::default(),
             lingering: VecDeque::new(),
+            unheard: UnheardChanges::default(),
             durability,
         }
     }

@@ -26,6 +26,7 @@ impl Core {
     /// The session is over, for the next authority, too.
     pub fn forget_session(&mut self, session: SessionId) {
         self.dirty_sessions.remove(&session);
+        self.unheard.forget(session);
         if self.sessions.remove(&session).is_some() {
             self.write(format::session_key(session), None);
         }
