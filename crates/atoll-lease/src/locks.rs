@@ -327,9 +327,11 @@ impl LockTable {
                 self.grant(inode, &wish);
                 self.unseen.insert(id, Unseen { inode, granted: wish, before });
                 granted.push(id);
-                inodes.extend(self.awaited_by(&wish));
-                if converts {
-                    // It may have given way to an earlier waiter: start again.
+                let awaited = self.awaited_by(&wish);
+                let is_new = converts || !awaited.is_empty();
+                inodes.extend(awaited);
+                if is_new {
+                    // It may have given way to an earlier waiter, or let one of its own overtake: start again.
                     inodes.push(inode);
                     break;
                 }
