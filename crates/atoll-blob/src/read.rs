@@ -153,17 +153,13 @@ impl Blob {
 
     /// Read pieces from where they lie, not from the cache, and compare them with their checksums.
     pub async fn verify(&self, pieces: Vec<Location>) -> Vec<Result<()>> {
-        let sane = |location: &Location| check(location, 0, 0);
-        let (good, answers): (Vec<Location>, Vec<Result<()>>) = {
-            let answers: Vec<_> = pieces.iter().map(sane).collect();
-            (pieces.into_iter().filter(|location| sane(location).is_ok()).collect(), answers)
+        let sane = pieces.iter().filter(|location| check(location, 0, 0).is_ok()).copied().collect();
+        let mut read = self.inner.pieces(sane).await.into_iter();
+        let verified = |location: &Location| {
+            check(location, 0, 0)?;
+            read.next().unwrap_or(Err(BlobError::Closed)).map(drop)
         };
-        let mut read = self.inner.pieces(good).await.into_iter();
-        let verified = |answer: Result<()>| match answer {
-            Ok(()) => read.next().unwrap_or(Err(BlobError::Closed)).map(|_| ()),
-            insane => insane,
-        };
-        answers.into_iter().map(verified).collect()
+        pieces.iter().map(verified).collect()
     }
 
     /// A hint: these pieces will be wanted soon. Returns at once; dropped when too much is under way.

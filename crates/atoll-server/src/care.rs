@@ -39,7 +39,7 @@ impl Registry {
         let (store, objects) = self.parts(name).await?;
         let view = store.snapshot().map_err(|error| error.to_string())?;
         let epoch = store.epoch();
-        let subject = Subject { view: &*view, newest: &*view, objects, epoch, bytes: None };
+        let subject = Subject { view: &*view, newest: &*view, objects: &objects, epoch, bytes: None };
         let report = fsck::check(subject, watch).await.map_err(text)?;
         Ok(FsckReport { refused: Some(refused), ..described(&report) })
     }

@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_blob::{BlobError, SyncPoint};
+use atoll_blob::SyncPoint;
 use atoll_lease::Issue;
-use atoll_store::{Batch, Scan, StoreError};
-use atoll_types::{CommitSeq, SegmentId};
+use atoll_store::{Batch, Scan};
+use atoll_types::{Errno, SegmentId};
 use tokio::sync::watch;
 
 use crate::error::VolumeError;
@@ -114,7 +114,7 @@ impl Committer {
             (core.has_changes().then(|| core.cut()), core.leases.newest())
         };
         // After the cut: it covers every byte that the batch refers to.
-        let point = self.sync_bytes().await?;
+        let point = self.with_room(|| self.shared.blob.sync(self.shared.config.inline_bytes_max)).await?;
         let nothing = point.opened.is_empty() && point.fragments.is_empty() && point.uploaded.is_empty();
         if cut.is_none() && nothing {
             // What was executed since has changed nothing.
@@ -128,7 +128,7 @@ impl Committer {
         add_segments(&self.shared, &point, &mut batch).await?;
         let seq = self.shared.store.commit(batch).await?;
         self.shared.core.lock().retire();
-        self.make_durable(seq).await?;
+        self.with_room(|| self.shared.store.durable(seq)).await?;
         self.last_commit = Instant::now();
         if let Some(cut) = cut {
             self.shared.core.lock().unheard.durable(cut.ordered);
@@ -143,35 +143,23 @@ impl Committer {
     }
 
     /// A full disk loses nothing: try again until there is room. Who waits meanwhile is told `ENOSPC`.
-    async fn sync_bytes(&self) -> Result<SyncPoint, VolumeError> {
+    async fn with_room<T, E: Into<VolumeError>, F: Future<Output = Result<T, E>>>(
+        &self,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, VolumeError> {
         loop {
-            match self.shared.blob.sync(self.shared.config.inline_bytes_max).await {
-                Err(error @ BlobError::NoSpace(_)) if !self.shared.is_closing() => self.wait_for_room(error).await,
+            match attempt().await.map_err(Into::into) {
+                Err(error) if error.errno() == Errno::ENOSPC && !self.shared.is_closing() => {
+                    tracing::warn!(%error, "commits wait for room");
+                    self.progress.send_modify(|p| p.full = true);
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
                 result => {
                     self.progress.send_if_modified(|p| std::mem::take(&mut p.full));
-                    return Ok(result?);
+                    return result;
                 }
             }
         }
-    }
-
-    /// The same for the log.
-    async fn make_durable(&self, seq: CommitSeq) -> Result<(), VolumeError> {
-        loop {
-            match self.shared.store.durable(seq).await {
-                Err(error @ StoreError::NoSpace(_)) if !self.shared.is_closing() => self.wait_for_room(error).await,
-                result => {
-                    self.progress.send_if_modified(|p| std::mem::take(&mut p.full));
-                    return Ok(result?);
-                }
-            }
-        }
-    }
-
-    async fn wait_for_room(&self, error: impl std::fmt::Display) {
-        tracing::warn!(%error, "commits wait for room");
-        self.progress.send_modify(|p| p.full = true);
-        tokio::time::sleep(ROOM_PAUSE).await;
     }
 
     async fn delete_doomed(&mut self) {

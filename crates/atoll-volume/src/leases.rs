@@ -78,7 +78,7 @@ pub(crate) struct Leasing<'a> {
     waiter: Option<WaiterId>,
     claims: Vec<Claim>,
     /// What the answer shows, and whose clients may not have heard of it.
-    unheard: Option<Unheard>,
+    unheard: Unheard,
     earned: Earned,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Leasing<'a> {
             is_noted: asking.mark == Mark::None,
             waiter: None,
             claims: Vec::new(),
-            unheard: None,
+            unheard: Unheard::default(),
             earned: Earned::default(),
         }
     }
@@ -121,19 +121,15 @@ impl<'a> Leasing<'a> {
     }
 
     /// What was earned, and what holds the answer back.
-    pub fn end(mut self) -> (Earned, Option<Unheard>) {
-        (std::mem::take(&mut self.earned), self.unheard.take())
+    pub fn end(mut self) -> (Earned, Unheard) {
+        (std::mem::take(&mut self.earned), std::mem::take(&mut self.unheard))
     }
 
     /// The answer will show these inodes.
     fn shows(&mut self, core: &Core, inodes: impl Iterator<Item = InodeId>) {
         // What was made before it was asked for was made under rights that nobody else had.
-        if self.asking.made.is_none()
-            && let Some(more) = core.unheard.before(self.session(), inodes)
-        {
-            let unheard = self.unheard.get_or_insert(Unheard { ordered: 0, of: Vec::new() });
-            unheard.ordered = unheard.ordered.max(more.ordered);
-            unheard.of.extend(more.of);
+        if self.asking.made.is_none() {
+            core.unheard.before(self.asking.session, inodes, &mut self.unheard);
         }
     }
 
@@ -153,7 +149,7 @@ impl<'a> Leasing<'a> {
             let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
             core.lingers = self.asking.again || self.waiter.is_some() || claims.iter().any(contended);
             core.set_made(self.asking.made, self.asking.again);
-            self.unheard = None;
+            self.unheard = Unheard::default();
             self.shows(core, claims.iter().map(|claim| claim.inode));
             self.claims = claims;
             return Ok(None);

@@ -290,10 +290,11 @@ impl Volume {
         // Without it a check would be of some moment before. A volume that cannot commit can still be checked.
         let _ = self.until_durable(ordered).await;
         let view = shared.store.snapshot()?;
+        let objects = shared.blob.objects().await?;
         let subject = fsck::Subject {
             view: &*view,
             newest: &*shared.store,
-            objects: shared.blob.objects().await?,
+            objects: &objects,
             epoch: shared.store.epoch(),
             bytes: bytes.then_some(&shared.blob),
         };
@@ -388,7 +389,7 @@ impl Volume {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
         let (earned, unheard) = leasing.end();
-        if let Some(unheard) = unheard {
+        if !unheard.is_nothing() {
             self.until_heard(unheard).await;
         }
         (result, earned)

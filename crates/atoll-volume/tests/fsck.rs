@@ -54,7 +54,8 @@ impl Remains {
         let store = MemoryStore::open(&self.medium);
         let view = store.snapshot().unwrap();
         let objects = self.objects().await;
-        let subject = fsck::Subject { view: &*view, newest: &*view, objects, epoch: store.epoch(), bytes: None };
+        let subject =
+            fsck::Subject { view: &*view, newest: &*view, objects: &objects, epoch: store.epoch(), bytes: None };
         fsck::check(subject, &|_| ()).await.unwrap()
     }
 

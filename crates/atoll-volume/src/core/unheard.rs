@@ -17,7 +17,7 @@ struct Change {
 }
 
 /// Until then an answer is held back: `ordered` is durable, or all sessions have heard of their changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unheard {
     pub ordered: u64,
     pub of: Vec<(SessionId, OperationSeq)>,
@@ -29,6 +29,13 @@ pub(crate) struct UnheardChanges {
     changes: FxHashMap<InodeId, Vec<Change>>,
     /// A session knows of all its changes below.
     heard: FxHashMap<SessionId, OperationSeq>,
+}
+
+impl Unheard {
+    /// Nothing holds it back.
+    pub fn is_nothing(&self) -> bool {
+        self.of.is_empty()
+    }
 }
 
 impl UnheardChanges {
@@ -69,19 +76,17 @@ impl UnheardChanges {
         });
     }
 
-    /// What holds an answer about these inodes back from a session.
-    pub fn before(&self, session: SessionId, inodes: impl Iterator<Item = InodeId>) -> Option<Unheard> {
+    /// Adds what holds an answer about these inodes back from a session.
+    pub fn before(&self, session: SessionId, inodes: impl Iterator<Item = InodeId>, before: &mut Unheard) {
         if self.changes.is_empty() {
-            return None;
+            return;
         }
-        let mut before = Unheard { ordered: 0, of: Vec::new() };
         for change in inodes.filter_map(|inode| self.changes.get(&inode)).flatten() {
             if change.session != session && !self.is_heard(change.session, change.sequence) {
                 before.ordered = before.ordered.max(change.ordered);
                 before.of.push((change.session, change.sequence));
             }
         }
-        (!before.of.is_empty()).then_some(before)
     }
 
     /// Whether nothing holds it back any more.
@@ -102,8 +107,14 @@ mod tests {
     const C: SessionId = SessionId(3);
     const FILE: InodeId = InodeId(7);
 
+    fn held(changes: &UnheardChanges, session: SessionId, inode: InodeId) -> Option<Unheard> {
+        let mut before = Unheard::default();
+        changes.before(session, [inode].into_iter(), &mut before);
+        (!before.is_nothing()).then_some(before)
+    }
+
     fn before(changes: &UnheardChanges, session: SessionId) -> Option<u64> {
-        changes.before(session, [FILE].into_iter()).map(|before| before.ordered)
+        held(changes, session, FILE).map(|before| before.ordered)
     }
 
     #[test]
@@ -113,11 +124,11 @@ mod tests {
         changes.changed(FILE, A, OperationSeq(4), 10);
         assert_eq!(before(&changes, A), None, "it knows what it asked for");
         assert_eq!(before(&changes, B), Some(10));
-        assert_eq!(changes.before(B, [InodeId(8)].into_iter()), None);
+        assert_eq!(held(&changes, B, InodeId(8)), None);
         changes.heard(B, OperationSeq(1));
         changes.changed(FILE, B, OperationSeq(1), 11);
         assert_eq!(before(&changes, B), Some(10), "its own change shows the one before");
-        let held = changes.before(C, [FILE].into_iter()).unwrap();
+        let held = held(&changes, C, FILE).unwrap();
         assert_eq!(held.ordered, 11);
         assert!(!changes.heard(A, OperationSeq(4)));
         assert!(changes.heard(A, OperationSeq(5)));
@@ -134,7 +145,7 @@ mod tests {
         let mut changes = UnheardChanges::default();
         changes.heard(A, OperationSeq(1));
         changes.changed(FILE, A, OperationSeq(1), 10);
-        let held = changes.before(B, [FILE].into_iter()).unwrap();
+        let held = held(&changes, B, FILE).unwrap();
         changes.forget(A);
         assert!(changes.are_heard(&held.of));
         assert_eq!(before(&changes, B), None);

@@ -208,7 +208,7 @@ pub struct Subject<'a> {
     /// The newest version: what it no longer holds may be gone from the objects, too.
     pub newest: &'a dyn Read,
     /// The segments in the object store, listed after `view` was taken, and their bytes.
-    pub objects: Vec<(SegmentId, u64)>,
+    pub objects: &'a [(SegmentId, u64)],
     /// Segments of this epoch may be about to be referred to.
     pub epoch: atoll_types::Epoch,
     /// Read all bytes, too.
@@ -379,7 +379,7 @@ pub async fn repair(store: &dyn Store, objects: &[(SegmentId, u64)], watch: Watc
     for _ in 0..ROUNDS_MAX {
         let view = store.snapshot()?;
         let (newest, epoch): (&dyn Read, _) = (&*view, store.epoch());
-        let subject = Subject { view: newest, newest, objects: objects.to_vec(), epoch, bytes: None };
+        let subject = Subject { view: newest, newest, objects, epoch, bytes: None };
         let report = check(subject, watch).await?;
         let mut batch = Batch::default();
         let mut unnamed = Vec::new();
