@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use crate::harness::*;
 use crate::leases::{OPERATIONS, counted, metric};
@@ -90,7 +92,10 @@ fn make_tree(at: &Path, folders: usize, files: usize) {
         let folder = at.join(format!("folder-{folder}"));
         fs::create_dir(&folder).unwrap();
         for number in 0..files {
-            fs::write(folder.join(name(number)), format!("{number}\n")).unwrap();
+            let mut file = fs::File::create(folder.join(name(number))).unwrap();
+            writeln!(file, "{number}").unwrap();
+            // A file as young as git's index is read by every `git status`.
+            file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
         }
     }
 }
