@@ -604,6 +604,8 @@ impl Session {
             state.coming_back = false;
         }
         state.away_since = Some(Instant::now());
+        // What was granted ends with the connection.
+        state.held.iter_mut().for_each(|(_, _, reply)| reply.grants.clear());
     }
 
     /// Make again, in its order, what the last server had and this one may not have.

@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_client::Answer;
 use atoll_types::locks::{Lock, LockKind, LockSpace};
@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use crate::abi::{self, Body, Fields, Header};
 use crate::remote::{Lifetimes, Remote};
 use crate::session::Reply;
+use crate::uptake::{Asker, Effect, Turn, Uptake};
 
 #[derive(Default)]
 struct Locked {
@@ -52,6 +53,60 @@ pub struct VolumeFs {
     remote: Arc<dyn Remote>,
     locked: Mutex<Locked>,
     next_handle: AtomicU64,
+    /// Where the kernel is told when what it keeps is old.
+    uptake: Option<Arc<Uptake>>,
+}
+
+/// A request whose answer tells the kernel attributes, or changes what it has of them.
+struct Telling {
+    remote: Arc<dyn Remote>,
+    uptake: Arc<Uptake>,
+    from: Header,
+    asker: Asker,
+    operation: Operation,
+    finish: Box<dyn FnOnce(Answer) + Send>,
+}
+
+impl Telling {
+    fn send(self) {
+        let (remote, from, operation) = (self.remote.clone(), self.from, self.operation.clone());
+        remote.submit(from.unique, from.caller(), operation, Box::new(|answer| self.answered(answer)));
+    }
+
+    fn answered(self, mut answer: Answer) {
+        let Some(&attributes) = answer.result.as_ref().ok().and_then(Outcome::attributes) else {
+            return (self.finish)(answer);
+        };
+        let effect = effect(&self.operation, &answer, attributes.kind());
+        match self.uptake.turn(attributes.inode, self.asker, effect, !answer.attributes.is_zero()) {
+            Turn::Free => (self.finish)(answer),
+            Turn::Once => {
+                answer.attributes = Duration::ZERO;
+                (self.finish)(answer);
+            }
+            Turn::Wait => {
+                let uptake = self.uptake.clone();
+                let next: Box<dyn FnOnce() + Send> = match effect {
+                    // Attributes may be newer by then.
+                    Effect::Tells | Effect::TellsOther => Box::new(|| self.send()),
+                    Effect::Sets | Effect::Grows => Box::new(|| self.answered(answer)),
+                };
+                uptake.wait(attributes.inode, next);
+            }
+        }
+    }
+}
+
+/// What the answer does to what the kernel has of the inode that it is about.
+fn effect(operation: &Operation, answer: &Answer, kind: FileKind) -> Effect {
+    use Operation as O;
+    match operation {
+        _ if kind != FileKind::Regular => Effect::TellsOther,
+        O::SetAttributes { .. } | O::Link { .. } | O::Open { .. } => Effect::Sets,
+        O::Create { .. } if !matches!(answer.result, Ok(Outcome::Created { new: true, .. })) => Effect::Sets,
+        O::Write { .. } | O::CloneRange { .. } => Effect::Grows,
+        _ => Effect::Tells,
+    }
 }
 
 fn name(bytes: &[u8]) -> Result<Name, Errno> {
@@ -66,9 +121,46 @@ fn lifetimes(answer: &Answer) -> Lifetimes {
     Lifetimes { entry: answer.entry, attributes: answer.attributes }
 }
 
+/// Answer the kernel with what `body` makes of an outcome.
+fn answering(
+    reply: Reply,
+    body: impl FnOnce(Outcome, Lifetimes) -> Result<Body, Errno> + Send + 'static,
+) -> impl FnOnce(Answer) + Send + 'static {
+    move |answer| {
+        let lifetimes = lifetimes(&answer);
+        match answer.result.and_then(|outcome| body(outcome, lifetimes)) {
+            Ok(body) => reply.ok(body),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
 impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
-        VolumeFs { remote: Arc::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1) }
+        VolumeFs { remote: Arc::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1), uptake: None }
+    }
+
+    /// For a remote that tells the kernel, by [`KernelCaches`], when what it keeps is old.
+    ///
+    /// [`KernelCaches`]: crate::KernelCaches
+    pub fn with_recalls(remote: impl Remote) -> Self {
+        VolumeFs { uptake: Some(Arc::default()), ..Self::new(remote) }
+    }
+
+    pub(crate) fn uptake(&self) -> Option<Arc<Uptake>> {
+        self.uptake.clone()
+    }
+
+    /// Send what tells the kernel attributes, or changes what it has of them.
+    fn tell(&self, from: Header, operation: Operation, finish: impl FnOnce(Answer) + Send + 'static) {
+        match &self.uptake {
+            None => self.remote.submit(from.unique, from.caller(), operation, Box::new(finish)),
+            Some(uptake) => {
+                let asker = Asker { thread: from.pid, at: uptake.is_active().then(Instant::now) };
+                let (remote, uptake, finish) = (self.remote.clone(), uptake.clone(), Box::new(finish));
+                Telling { remote, uptake, from, asker, operation, finish }.send();
+            }
+        }
     }
 
     fn submit(
@@ -78,23 +170,17 @@ impl VolumeFs {
         reply: Reply,
         body: impl FnOnce(Outcome, Lifetimes) -> Result<Body, Errno> + Send + 'static,
     ) {
-        let done = move |answer: Answer| {
-            let lifetimes = lifetimes(&answer);
-            match answer.result.and_then(|outcome| body(outcome, lifetimes)) {
-                Ok(body) => reply.ok(body),
-                Err(errno) => reply.error(errno),
-            }
-        };
-        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
+        self.remote.submit(from.unique, from.caller(), operation, Box::new(answering(reply, body)));
     }
 
     fn entry(&self, from: Header, operation: Operation, reply: Reply) {
         let remote = self.remote.clone();
-        self.submit(from, operation, reply, move |outcome, lifetimes| {
+        let entry = move |outcome, lifetimes| {
             let attributes = attributes(outcome)?;
             remote.looked_up(attributes.inode);
             Ok(Body::default().entry(&attributes, lifetimes))
-        });
+        };
+        self.tell(from, operation, answering(reply, entry));
     }
 
     /// Like an entry, but the kernel may keep that the name is not there.
@@ -111,7 +197,7 @@ impl VolumeFs {
                 Err(errno) => reply.error(errno),
             }
         };
-        self.remote.submit(from.unique, from.caller(), operation, Box::new(done));
+        self.tell(from, operation, done);
     }
 
     fn done(&self, from: Header, operation: Operation, reply: Reply) {
@@ -159,9 +245,15 @@ impl VolumeFs {
             (0..count.min(body.len() / 16)).map(|_| (InodeId(f.u64()), f.u64())).collect()
         };
         self.remote.forget(&forgotten);
+        if let Some(uptake) = &self.uptake {
+            forgotten.iter().for_each(|(inode, _)| uptake.forget(*inode));
+        }
     }
 
     pub(crate) fn dispatch(&self, header: Header, body: &[u8], reply: Reply) {
+        if let Some(uptake) = &self.uptake {
+            uptake.heard_of(header.pid);
+        }
         let mut f = Fields::new(body);
         if let Err((reply, errno)) = self.try_dispatch(header, &mut f, reply) {
             reply.error(errno);
@@ -180,33 +272,45 @@ impl VolumeFs {
         match operation {
             Parsed::Entry(operation) => self.entry(header, operation, reply),
             Parsed::Lookup(operation) => self.lookup(header, operation, reply),
-            Parsed::Attr(operation) => self
-                .submit(header, operation, reply, |o, lifetimes| Ok(Body::default().attr(&attributes(o)?, lifetimes))),
-            Parsed::Statx(operation) => self
-                .submit(header, operation, reply, |o, lifetimes| Ok(Body::default().statx(&attributes(o)?, lifetimes))),
+            Parsed::Attr(operation) => {
+                let body = |outcome, lifetimes| Ok(Body::default().attr(&attributes(outcome)?, lifetimes));
+                self.tell(header, operation, answering(reply, body));
+            }
+            Parsed::Statx(operation) => {
+                let body = |outcome, lifetimes| Ok(Body::default().statx(&attributes(outcome)?, lifetimes));
+                self.tell(header, operation, answering(reply, body));
+            }
             Parsed::Done(operation) => self.done(header, operation, reply),
             Parsed::Data(operation) => self.data(header, operation, reply),
             Parsed::Sized(operation, size) => self.sized(header, operation, size, reply),
             Parsed::Open(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                self.submit(header, operation, reply, move |_, lifetimes| {
-                    Ok(Body::default().open(handle, page_cache(flags, lifetimes)))
-                });
+                let truncates = matches!(&operation, Operation::Open { flags, .. } if flags.truncate);
+                let body = move |_, lifetimes| Ok(Body::default().open(handle, page_cache(flags, lifetimes)));
+                if truncates {
+                    self.tell(header, operation, answering(reply, body));
+                } else {
+                    self.submit(header, operation, reply, body);
+                }
             }
             Parsed::Create(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 let remote = self.remote.clone();
-                self.submit(header, operation, reply, move |outcome, lifetimes| {
+                let body = move |outcome, lifetimes| {
                     let attributes = attributes(outcome)?;
                     remote.looked_up(attributes.inode);
                     let open = page_cache(flags, lifetimes);
                     Ok(Body::default().entry(&attributes, lifetimes).open(handle, open))
-                });
+                };
+                self.tell(header, operation, answering(reply, body));
             }
-            Parsed::Written(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
-                Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
-                _ => Err(Errno::EPROTO),
-            }),
+            Parsed::Written(operation) => {
+                let body = |outcome, _| match outcome {
+                    Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
+                    _ => Err(Errno::EPROTO),
+                };
+                self.tell(header, operation, answering(reply, body));
+            }
             Parsed::Offset(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
                 Outcome::Offset(offset) => Ok(Body::default().u64(offset)),
                 _ => Err(Errno::EPROTO),
@@ -315,7 +419,7 @@ impl VolumeFs {
             with_attributes: plus,
             ahead: false,
         };
-        let remote = self.remote.clone();
+        let (remote, uptake) = (self.remote.clone(), self.uptake.clone());
         let done = move |answer: Answer| {
             let Answer { result, listed, .. } = answer;
             let entries = match result {
@@ -336,7 +440,9 @@ impl VolumeFs {
                 let attributes = listed.get(place).copied().unwrap_or_default();
                 let lifetimes = Lifetimes { entry: Duration::ZERO, attributes };
                 // Without attributes an entry tells the kernel only its name: it looks the rest up.
-                let described = entry.attributes.map(|a| Body::default().entry(&a, lifetimes).0);
+                let hides = |uptake: &Arc<Uptake>| uptake.hides(entry.inode, entry.kind == FileKind::Regular);
+                let hidden = uptake.as_ref().is_some_and(hides);
+                let described = entry.attributes.filter(|_| !hidden).map(|a| Body::default().entry(&a, lifetimes).0);
                 let known = plus && described.is_some();
                 let described = plus.then_some(described);
                 if !push_entry(&mut body, size, described, entry.inode.0, at, entry.kind, name) {

@@ -13,6 +13,7 @@ mod notify;
 mod null;
 mod remote;
 mod session;
+mod uptake;
 
 pub use adapter::VolumeFs;
 pub use mount::{FuseError, MountOptions, abandon, unmount};

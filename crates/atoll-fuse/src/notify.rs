@@ -17,17 +17,19 @@ use atoll_types::{InodeId, Name};
 use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
+use crate::uptake::Uptake;
 
 /// Sends to the kernel of one mount.
 #[derive(Clone)]
 pub struct Notifier {
     device: Arc<File>,
     has_epochs: bool,
+    uptake: Option<Arc<Uptake>>,
 }
 
 impl Notifier {
-    pub(crate) fn new(device: Arc<File>, has_epochs: bool) -> Self {
-        Notifier { device, has_epochs }
+    pub(crate) fn new(device: Arc<File>, has_epochs: bool, uptake: Option<Arc<Uptake>>) -> Self {
+        Notifier { device, has_epochs, uptake }
     }
 
     /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight. False when the kernel
@@ -104,6 +106,18 @@ impl KernelCaches {
         KernelCaches { notifier, jobs, queue: Arc::new(Mutex::new(queue)), load: Arc::default() }
     }
 
+    /// `tell` the kernel that attributes are old, if it may keep some; false when it does not know the inode.
+    fn tell_old(&self, inode: InodeId, tell: impl FnOnce() -> bool) {
+        match &self.notifier.uptake {
+            None => drop(tell()),
+            Some(uptake) if uptake.tells_old(inode) => match tell() {
+                true => uptake.told_old(inode),
+                false => uptake.forget(inode),
+            },
+            Some(_) => {}
+        }
+    }
+
     /// True when the names were dropped in time.
     fn one_by_one(&self, directory: InodeId, names: Vec<Name>, timeout: Duration) -> bool {
         {
@@ -162,26 +176,27 @@ impl Kernel for KernelCaches {
     }
 
     fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>, busy: bool) {
-        // The bytes too, if nothing holds their pages: of two overlapping requests for attributes the kernel drops the
-        // answer to the one that was asked first, and would not find that its pages are old.
-        let dropped = if busy { self.notifier.attributes(inode) } else { self.notifier.inode(inode) };
-        if report(dropped) {
-            return;
-        }
-        // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
-        // its directory's lock, so behind that lock it is made.
-        if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
-            self.one_by_one(directory, vec![any], INODE_TIMEOUT);
-        } else {
-            std::thread::sleep(NAMES_TIMEOUT);
-        }
-        report(self.notifier.attributes(inode));
+        self.tell_old(inode, || {
+            // The bytes too, if nothing holds their pages.
+            let dropped = if busy { self.notifier.attributes(inode) } else { self.notifier.inode(inode) };
+            if report(dropped) {
+                return true;
+            }
+            // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
+            // its directory's lock, so behind that lock it is made.
+            if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
+                self.one_by_one(directory, vec![any], INODE_TIMEOUT);
+            } else {
+                std::thread::sleep(NAMES_TIMEOUT);
+            }
+            report(self.notifier.attributes(inode))
+        });
     }
 
     fn drop_everything(&self, inodes: Vec<InodeId>) {
         self.drop_all_names();
         for inode in inodes {
-            report(self.notifier.attributes(inode));
+            self.tell_old(inode, || report(self.notifier.attributes(inode)));
         }
     }
 }

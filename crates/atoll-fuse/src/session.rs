@@ -100,7 +100,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
             threads.push(std::thread::spawn(move || run(&clone, &filesystem)));
         }
         let device = Arc::new(device);
-        let notifier = Notifier::new(device.clone(), minor >= abi::MINOR_EPOCH);
+        let notifier = Notifier::new(device.clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake());
         threads.push(std::thread::spawn(move || run(&device, &filesystem)));
         Ok(Mounted { threads, notifier })
     };

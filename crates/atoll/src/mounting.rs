@@ -83,7 +83,7 @@ pub async fn mount(
     parse(options, &mut config, &mut mount)?;
     let client = Client::open(config, volume).await.map_err(|error| error.to_string())?;
     mount.read_only |= client.session().is_read_only();
-    let filesystem = Arc::new(VolumeFs::new(client.clone()));
+    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
     match attach(mount, filesystem).await {
         Ok(mounted) => {
             client.attach(Arc::new(KernelCaches::new(mounted.notifier())));

@@ -1,0 +1,378 @@
+//! What the kernel was told of an inode's attributes, and has taken in.
+//!
+//! An answer that is written to the kernel is taken in only when its asker runs again. Until then the kernel reads by
+//! the size that it had, and three things go wrong, none of which it notices:
+//! * An answer is dropped if the inode changed in the kernel since it was asked for: by a word that attributes are
+//!   old, by another answer, by a write. Who asked reads on with a size that may be older than both.
+//! * Who takes a new time in drops the pages afterwards. Another thread finds the new attributes and the old pages.
+//! * The answers to `SETATTR`, `LINK` and an open that truncates are never dropped, however old they are by then.
+//!
+//! So after the kernel was told that attributes are old, they are given to one asker at a time, and not to be kept,
+//! until its next request shows that it has taken them in. The others wait, and are answered anew. Then the
+//! attributes are as good as any, and may be kept. The same holds for answers that may not be kept in the first place,
+//! and for those that are never dropped.
+//!
+//! Invariant: between a word that attributes are old and the first answer that may be kept, at most one answer with
+//! attributes is under way in the kernel, and no further such word is sent before it is taken in.
+//!
+//! What is left is a limit of the kernel: it reads by a size that it takes from answers in the order of its threads. An
+//! answer that came without a right is not recalled, and a write of this mount moves the size to its end; an asker
+//! that is not run for as long as a change elsewhere takes can bring the older size back then, for one read of others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use atoll_types::InodeId;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+
+/// How long an asker is waited for of which nothing can be found out.
+const TAKEN_TIMEOUT: Duration = Duration::from_millis(100);
+/// How often it is looked whether an asker has run, while somebody waits for that.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Goes on with an answer that has waited.
+type Next = Box<dyn FnOnce() + Send>;
+
+/// Who asked, and when that was read from the kernel, if it matters.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker {
+    pub thread: u32,
+    pub at: Option<Instant>,
+}
+
+/// What an answer does to what the kernel has of an inode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Attributes, dropped if they are too old.
+    Tells,
+    /// Attributes of what is no regular file: the kernel has no size or pages of it to read by.
+    TellsOther,
+    /// Attributes, or a size, that are taken in however old they are.
+    Sets,
+    /// A write: the size grows at least to its end.
+    Grows,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// As it is.
+    Free,
+    /// With attributes that may not be kept.
+    Once,
+    /// Not now: see [`Uptake::wait`].
+    Wait,
+}
+
+/// An answer that its asker may not have taken in.
+struct Lead {
+    thread: u32,
+    since: Instant,
+    /// The kernel is up to date when it has.
+    settles: bool,
+    waiting: Vec<Next>,
+    /// Who is to tell the kernel that attributes are old, and waits until it has taken this answer in.
+    teller: Option<Sender<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Inodes of which the kernel may keep no attributes, since when; `None`: it is just being told.
+    behind: FxHashMap<InodeId, Option<Instant>>,
+    leads: FxHashMap<InodeId, Lead>,
+    /// Of which answer a thread is the asker.
+    threads: FxHashMap<u32, InodeId>,
+    is_looking: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Uptake {
+    state: Mutex<State>,
+    /// How many inodes are behind or led: mostly none.
+    active: AtomicUsize,
+}
+
+impl State {
+    fn leads(&mut self, inode: InodeId, thread: u32, settles: bool) {
+        let waiting = self.leads.remove(&inode).map(|lead| lead.waiting).unwrap_or_default();
+        if thread != 0 {
+            self.threads.insert(thread, inode);
+        }
+        self.leads.insert(inode, Lead { thread, since: Instant::now(), settles, waiting, teller: None });
+    }
+
+    /// An answer was taken in. Gives what waited for that.
+    fn taken(&mut self, inode: InodeId) -> Vec<Next> {
+        let Some(Lead { thread, settles, waiting, teller, .. }) = self.leads.remove(&inode) else { return Vec::new() };
+        if let Some(teller) = teller {
+            let _ = teller.send(());
+        }
+        if self.threads.get(&thread) == Some(&inode) {
+            self.threads.remove(&thread);
+        }
+        if settles {
+            self.behind.remove(&inode);
+        }
+        waiting
+    }
+}
+
+impl Uptake {
+    /// Whether it matters who asks for what.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let result = change(&mut state);
+        self.active.store(state.behind.len() + state.leads.len(), Ordering::Relaxed);
+        result
+    }
+
+    /// A thread made a request: it has taken in what it was answered before.
+    pub fn heard_of(&self, thread: u32) {
+        if !self.is_active() {
+            return;
+        }
+        let next = self.with(|state| {
+            let inode = state.threads.remove(&thread);
+            inode.map(|inode| state.taken(inode)).unwrap_or_default()
+        });
+        next.into_iter().for_each(|next| next());
+    }
+
+    /// There is an answer for an asker: what becomes of it. `kept`: the attributes may be kept.
+    pub fn turn(&self, inode: InodeId, asker: Asker, effect: Effect, kept: bool) -> Turn {
+        let matters = effect == Effect::Sets || (effect == Effect::Tells && !kept);
+        if !self.is_active() && !matters {
+            return Turn::Free;
+        }
+        self.with(|state| {
+            if effect == Effect::TellsOther {
+                state.behind.remove(&inode);
+                return Turn::Free;
+            }
+            match state.leads.get(&inode) {
+                Some(lead) if lead.thread != asker.thread || lead.thread == 0 => return Turn::Wait,
+                _ => {}
+            }
+            let behind = state.behind.get(&inode).copied();
+            match effect {
+                Effect::Grows => return Turn::Free,
+                Effect::Tells if kept && behind.is_none() => return Turn::Free,
+                _ => {}
+            }
+            let asked_later = |since: Instant| asker.at.is_some_and(|at| at > since);
+            let settles = effect == Effect::Tells && kept && behind.flatten().is_some_and(asked_later);
+            state.leads(inode, asker.thread, settles);
+            Turn::Once
+        })
+    }
+
+    /// Go on with an answer when the one before it has been taken in; never on this thread, which may hold what `next`
+    /// needs.
+    pub fn wait(self: &Arc<Self>, inode: InodeId, next: Next) {
+        self.with(|state| match state.leads.get_mut(&inode) {
+            None => drop(std::thread::spawn(next)),
+            Some(lead) => {
+                lead.waiting.push(next);
+                self.start_looking(state);
+            }
+        });
+    }
+
+    fn start_looking(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.is_looking, true) {
+            let uptake = self.clone();
+            std::thread::spawn(move || uptake.look());
+        }
+    }
+
+    /// See whether askers have run, as long as somebody waits for that.
+    fn look(&self) {
+        loop {
+            std::thread::sleep(LOOK_INTERVAL);
+            let waited_for: Vec<(InodeId, u32, Instant)> = self.with(|state| {
+                let is_waited_for = |lead: &Lead| !lead.waiting.is_empty() || lead.teller.is_some();
+                let waited_for = state.leads.iter().filter(|(_, lead)| is_waited_for(lead));
+                let waited_for: Vec<_> = waited_for.map(|(inode, lead)| (*inode, lead.thread, lead.since)).collect();
+                state.is_looking = !waited_for.is_empty();
+                waited_for
+            });
+            if waited_for.is_empty() {
+                return;
+            }
+            for (inode, thread, since) in waited_for {
+                if !has_run(thread) && since.elapsed() < TAKEN_TIMEOUT {
+                    continue;
+                }
+                let next = self.with(|state| match state.leads.get(&inode) {
+                    Some(lead) if lead.since == since => state.taken(inode),
+                    _ => Vec::new(),
+                });
+                next.into_iter().for_each(|next| next());
+            }
+        }
+    }
+
+    /// The kernel is to be told that attributes are old. False when it keeps none, and must not be told again. Waits for
+    /// an answer that is under way: the word would make the kernel drop it.
+    pub fn tells_old(self: &Arc<Self>, inode: InodeId) -> bool {
+        let (teller, taken) = mpsc::channel();
+        let is_led = self.with(|state| match state.leads.get_mut(&inode) {
+            None => false,
+            Some(lead) => {
+                lead.teller = Some(teller);
+                self.start_looking(state);
+                true
+            }
+        });
+        if is_led {
+            let _ = taken.recv_timeout(2 * TAKEN_TIMEOUT);
+        }
+        self.with(|state| {
+            if let Some(lead) = state.leads.get_mut(&inode) {
+                lead.settles = false;
+            }
+            state.behind.entry(inode).or_default().is_none()
+        })
+    }
+
+    /// The kernel was told.
+    pub fn told_old(&self, inode: InodeId) {
+        self.with(|state| {
+            if let Some(since) = state.behind.get_mut(&inode) {
+                *since = Some(Instant::now());
+            }
+        });
+    }
+
+    /// Whether a listing must not tell attributes of an inode: the kernel is to ask for them.
+    pub fn hides(&self, inode: InodeId, is_regular: bool) -> bool {
+        self.is_active()
+            && self.with(|state| {
+                if !is_regular {
+                    state.behind.remove(&inode);
+                }
+                state.behind.contains_key(&inode) || state.leads.contains_key(&inode)
+            })
+    }
+
+    /// The kernel knows nothing of an inode any more.
+    pub fn forget(&self, inode: InodeId) {
+        if self.is_active() {
+            let next = self.with(|state| {
+                state.behind.remove(&inode);
+                state.taken(inode)
+            });
+            next.into_iter().for_each(|next| next());
+        }
+    }
+}
+
+/// Whether a thread that was woken has run since: it waits for something again, or is gone.
+fn has_run(thread: u32) -> bool {
+    let Some(id) = i32::try_from(thread).ok().and_then(rustix::process::Pid::from_raw) else { return false };
+    match std::fs::read_to_string(format!("/proc/{thread}/stat")) {
+        // The name before it may hold anything.
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('R')),
+        Err(_) => rustix::process::test_kill_process(id) == Err(rustix::io::Errno::SRCH),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: InodeId = InodeId(7);
+
+    fn asker(thread: u32) -> Asker {
+        Asker { thread, at: Some(Instant::now()) }
+    }
+
+    fn tells(uptake: &Uptake, thread: u32) -> Turn {
+        uptake.turn(FILE, asker(thread), Effect::Tells, true)
+    }
+
+    fn old(uptake: &Arc<Uptake>) -> bool {
+        let tells = uptake.tells_old(FILE);
+        uptake.told_old(FILE);
+        tells
+    }
+
+    #[test]
+    fn attributes_are_free_until_they_are_old_and_again_when_one_asker_has_taken_them_in() {
+        let uptake = Arc::new(Uptake::default());
+        assert_eq!((tells(&uptake, 1), tells(&uptake, 2)), (Turn::Free, Turn::Free));
+        assert!(old(&uptake));
+        assert_eq!((tells(&uptake, 1), tells(&uptake, 2)), (Turn::Once, Turn::Wait));
+        uptake.heard_of(2);
+        assert_eq!(tells(&uptake, 2), Turn::Wait);
+        uptake.heard_of(1);
+        assert_eq!((tells(&uptake, 1), tells(&uptake, 2)), (Turn::Free, Turn::Free));
+        assert!(!uptake.is_active());
+    }
+
+    #[test]
+    fn the_kernel_is_told_once_until_it_has_taken_an_answer_in() {
+        let uptake = Arc::new(Uptake::default());
+        assert!(old(&uptake) && !old(&uptake));
+        // An asker of whom nothing is known is waited for.
+        let start = Instant::now();
+        assert_eq!(tells(&uptake, 0), Turn::Once);
+        assert!(old(&uptake) && start.elapsed() >= TAKEN_TIMEOUT);
+        assert!(!old(&uptake));
+    }
+
+    #[test]
+    fn what_was_asked_for_before_the_kernel_was_told_settles_nothing() {
+        let uptake = Arc::new(Uptake::default());
+        let early = asker(1);
+        assert!(old(&uptake));
+        assert_eq!(uptake.turn(FILE, early, Effect::Tells, true), Turn::Once);
+        uptake.heard_of(1);
+        assert_eq!((tells(&uptake, 2), tells(&uptake, 3)), (Turn::Once, Turn::Wait));
+    }
+
+    #[test]
+    fn what_may_not_be_kept_and_what_is_never_dropped_goes_alone() {
+        let uptake = Arc::new(Uptake::default());
+        for (effect, kept) in [(Effect::Tells, false), (Effect::Sets, true), (Effect::Sets, false)] {
+            assert_eq!(uptake.turn(FILE, asker(1), effect, kept), Turn::Once);
+            assert_eq!(tells(&uptake, 2), Turn::Wait);
+            assert_eq!(uptake.turn(FILE, asker(2), Effect::Grows, true), Turn::Wait);
+            uptake.heard_of(1);
+            assert!(!uptake.is_active());
+        }
+        assert_eq!(uptake.turn(FILE, asker(1), Effect::Grows, true), Turn::Free);
+    }
+
+    #[test]
+    fn a_directory_has_no_bytes_to_wait_for() {
+        let uptake = Arc::new(Uptake::default());
+        assert!(old(&uptake) && uptake.hides(FILE, true));
+        assert_eq!(uptake.turn(FILE, asker(1), Effect::TellsOther, true), Turn::Free);
+        assert!(old(&uptake), "the kernel may keep it again");
+    }
+
+    /// A thread that only computes is waited for no longer than this; one that sleeps or is gone not at all.
+    #[test]
+    fn who_waits_goes_on_when_the_asker_makes_no_request_any_more() {
+        let uptake = Arc::new(Uptake::default());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let gone = std::thread::spawn(|| rustix::thread::gettid().as_raw_nonzero().get() as u32).join().unwrap();
+        for thread in [gone, 0] {
+            assert!(old(&uptake));
+            assert_eq!(tells(&uptake, thread), Turn::Once);
+            assert_eq!(tells(&uptake, u32::MAX), Turn::Wait);
+            let sender = sender.clone();
+            uptake.wait(FILE, Box::new(move || sender.send(()).unwrap()));
+            receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+            assert!(!uptake.is_active());
+        }
+    }
+}
