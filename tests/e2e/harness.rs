@@ -170,7 +170,10 @@ impl Site {
         let text = self.atoll(["--json", "status"]).must_succeed();
         let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let mounts = status["mounts"].as_array().expect("mounts");
-        let of = mounts.iter().find(|m| m["dir"].as_str() == mount.to_str()).expect("the mount is listed");
+        let of = mounts
+            .iter()
+            .find(|m| m["dir"].as_str() == mount.to_str())
+            .unwrap_or_else(|| panic!("{} is not listed: {text}", mount.display()));
         rustix::process::Pid::from_raw(of["pid"].as_i64().expect("a number") as i32).expect("a process")
     }
 

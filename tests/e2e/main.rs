@@ -9,6 +9,7 @@ mod cold;
 mod crash;
 mod exerciser;
 mod faulty_s3;
+mod handover;
 mod harness;
 mod journal;
 mod leases;

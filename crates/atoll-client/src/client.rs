@@ -11,6 +11,7 @@ use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outc
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -19,7 +20,7 @@ use crate::clock::{Moment, Offset, Term};
 use crate::journal::{Batch, Executed, Journal};
 use crate::locks::{Moves, Owner, Request, Sent};
 use crate::lost_locks::LostLocks;
-use crate::session::{Done, Keeper, Reply, Results};
+use crate::session::{Done, Keeper, Reply, Results, SessionState};
 use crate::{ClientConfig, ClientError, Session};
 
 /// Recalls that are carried out at a time.
@@ -27,6 +28,8 @@ const RECALL_THREADS: usize = 4;
 
 /// How long a change waits for others to be shipped with it.
 const LINGER: Duration = Duration::from_millis(2);
+/// How long changes may take to become durable before a process hands its session over.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most inodes of which lost changes are remembered until somebody hears of it.
 const FAILED_MAX: usize = 65_536;
 
@@ -136,17 +139,36 @@ pub struct Client {
 impl Client {
     /// Connect to a volume. The session reconnects by itself afterwards.
     pub async fn open(config: ClientConfig, volume: &str) -> Result<Client, ClientError> {
+        Self::start(config, volume, None).await
+    }
+
+    /// Go on with what [`Client::suspend`] gave another image of this process.
+    pub async fn take_over(config: ClientConfig, volume: &str, state: ClientState) -> Result<Client, ClientError> {
+        Self::start(config, volume, Some(state)).await
+    }
+
+    async fn start(config: ClientConfig, volume: &str, state: Option<ClientState>) -> Result<Client, ClientError> {
+        let (mut cache, mut before) = (Cache::default(), None);
+        let (mut lost_locks, mut failed) = (LostLocks::default(), FxHashMap::default());
+        if let Some(state) = state {
+            cache = Cache::restore(state.known, state.locks, state.journal);
+            for (inode, owners) in state.lost_locks {
+                lost_locks.lose(inode, owners.into_iter().collect());
+            }
+            failed = state.failed.into_iter().collect();
+            before = Some(state.session);
+        }
         let (work, queue) = mpsc::channel();
         let shared = Arc::new_cyclic(|this| Shared {
             this: this.clone(),
             made: Notify::new(),
             full: Notify::new(),
             executed: watch::Sender::default(),
-            failed: Mutex::default(),
+            failed: Mutex::new(failed),
             clock: Offset::default(),
-            cache: Mutex::default(),
+            cache: Mutex::new(cache),
             leaving: Mutex::default(),
-            lost_locks: Mutex::default(),
+            lost_locks: Mutex::new(lost_locks),
             lock_order: Mutex::default(),
             waiting: Mutex::default(),
             term: Term::default(),
@@ -167,7 +189,7 @@ impl Client {
                 }
             });
         }
-        let session = Session::open_with(config, volume, Some(shared.clone())).await?;
+        let session = Session::open_with(config, volume, Some(shared.clone()), before).await?;
         let _ = shared.session.set(Arc::downgrade(&session));
         tokio::spawn(tend(Arc::downgrade(&shared)));
         Ok(Client { session, shared })
@@ -272,6 +294,54 @@ impl Client {
         self.shared.failed.lock().is_empty()
     }
 
+    /// Make everything durable, have the kernel keep nothing, and end the connection, but not the session: for the next
+    /// image of this process. Nothing may be submitted meanwhile, nor later but after [`Client::resume`].
+    pub async fn suspend(&self) -> Result<ClientState, &'static str> {
+        const AWAY: &str = "the server does not make changes durable: try again when it is there";
+        let opens = self.shared.cache.lock().take_opens();
+        for (inode, count) in opens {
+            (0..count).for_each(|_| self.shared.tell(open(inode)));
+        }
+        self.shared.move_locks(Cache::leave_locks);
+        let saved = async {
+            loop {
+                let end = self.shared.cache.lock().journal.end();
+                self.shared.flush(end).await;
+                let is_saved = self.session.call(Caller::default(), Operation::Sync).await.is_ok();
+                // What nobody waits for, releases say, may have been under way.
+                if is_saved && self.session.is_idle() && self.shared.cache.lock().journal.is_durable() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(SAVE_TIMEOUT, saved).await.is_err() {
+            return Err(AWAY);
+        }
+        let session = self.session.suspend().await;
+        let mut cache = self.shared.cache.lock();
+        match session.filter(|_| cache.journal.is_durable()) {
+            Some(session) => Ok(ClientState {
+                session,
+                journal: cache.journal.end(),
+                known: cache.known(),
+                locks: cache.locks.held(),
+                lost_locks: self.shared.lost_locks.lock().all(),
+                failed: self.shared.failed.lock().iter().map(|(inode, errno)| (*inode, *errno)).collect(),
+            }),
+            None => {
+                drop(cache);
+                self.resume();
+                Err(AWAY)
+            }
+        }
+    }
+
+    /// Go on after [`Client::suspend`].
+    pub fn resume(&self) {
+        self.session.resume();
+    }
+
     /// Write everything back and end the session.
     pub async fn close(&self) {
         // Without a server this takes as long as a call waits for one.
@@ -330,6 +400,18 @@ impl Client {
         // It may have put locks into the journal.
         self.shared.made.notify_one();
     }
+}
+
+/// What the next image of this process needs to go on with a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientState {
+    session: SessionState,
+    journal: JournalPosition,
+    /// Inodes that the kernel knows, and how often it was told of them.
+    known: Vec<(InodeId, u64)>,
+    locks: Vec<(InodeId, Vec<Lock>)>,
+    lost_locks: Vec<(InodeId, Vec<Owner>)>,
+    failed: Vec<(InodeId, Errno)>,
 }
 
 fn open(inode: InodeId) -> Operation {

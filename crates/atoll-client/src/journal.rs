@@ -96,6 +96,17 @@ fn payload(operation: &Operation) -> usize {
 }
 
 impl Journal {
+    /// Go on behind what another image of this process made, all of which is durable.
+    pub fn starting_at(position: JournalPosition) -> Journal {
+        let JournalPosition(at) = position;
+        Journal { durable: at, executed: at, shipped: at, end: at, wanted: at, ..Journal::default() }
+    }
+
+    /// Whether nothing stands in it that the authority could lose.
+    pub fn is_durable(&self) -> bool {
+        self.durable == self.end
+    }
+
     /// Whether a change with so many bytes may be added.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.changes.len() < CHANGES_MAX && self.bytes + bytes <= BYTES_MAX

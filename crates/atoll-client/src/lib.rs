@@ -17,7 +17,7 @@ mod retained;
 mod session;
 
 pub use address::ServerAddress;
-pub use client::{Answer, Client, Kernel};
+pub use client::{Answer, Client, ClientState, Kernel};
 pub use session::{Admin, Session};
 
 use std::path::PathBuf;

@@ -418,6 +418,14 @@ impl<D> Locks<D> {
         held
     }
 
+    /// Go on from what [`Locks::held`] gave another image of this process.
+    pub fn restore(&mut self, held: Vec<(InodeId, Vec<Lock>)>) {
+        for (inode, locks) in held {
+            locks.iter().for_each(|lock| self.table.take(inode, SELF, lock));
+            self.files.entry(inode).or_default().told = true;
+        }
+    }
+
     /// The authority does not let this mount hold what it held of a file. Answers whose locks are lost.
     pub fn lose(&mut self, inode: InodeId) -> (FxHashSet<Owner>, Moves<D>) {
         let mut moves = Moves::default();

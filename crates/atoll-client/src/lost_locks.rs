@@ -13,6 +13,10 @@ use crate::locks::Owner;
 pub(crate) struct LostLocks(FxHashMap<InodeId, FxHashSet<Owner>>);
 
 impl LostLocks {
+    pub fn all(&self) -> Vec<(InodeId, Vec<Owner>)> {
+        self.0.iter().map(|(inode, owners)| (*inode, owners.iter().copied().collect())).collect()
+    }
+
     /// Whether the operation may be tried.
     pub fn admit(&self, operation: &Operation) -> Result<(), Errno> {
         use Operation as O;

@@ -12,6 +12,7 @@ use atoll_types::{Caller, Errno, InodeId, JournalPosition, Operation, OperationS
 use atoll_wire::{AdminReply, AdminRequest, Execute, Hello, Lane, RECALLS_MAX, Request, Response, Resume};
 use bytes::BytesMut;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -25,6 +26,8 @@ use crate::{ClientConfig, ClientError};
 const BULK_BYTES_MIN: usize = 64 * 1024;
 /// Most locks in one request, beside those of its first file.
 const LOCKS_AT_A_TIME: usize = 8192;
+/// How long a session that is to be suspended may take to end its connection.
+const SUSPEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between attempts to reconnect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -136,7 +139,19 @@ struct State {
     confirming: Option<(u64, oneshot::Sender<Reply>)>,
     /// Positions of this server are behind it.
     since: Issue,
+    /// Not to be connected for now.
+    suspended: bool,
     closed: bool,
+}
+
+/// What the next image of this process needs to go on with a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SessionState {
+    resume: Option<Resume>,
+    instance: Option<u64>,
+    next_sequence: u64,
+    since: Issue,
+    opens: Vec<(InodeId, u32)>,
 }
 
 /// A session with one volume. All methods may be called from any thread.
@@ -151,6 +166,8 @@ pub struct Session {
     ending: Notify,
     /// The server said that the session is over.
     ended: Notify,
+    /// There is no connection, and none is made.
+    stopped: Notify,
 }
 
 /// How long a closing session waits for the server to hear of it.
@@ -180,7 +197,7 @@ fn lane(execute: &Execute) -> Lane {
 impl Session {
     /// Connect to a volume. The session reconnects by itself afterwards.
     pub async fn open(config: ClientConfig, volume: &str) -> Result<Arc<Session>, ClientError> {
-        Self::open_with(config, volume, None).await
+        Self::open_with(config, volume, None, None).await
     }
 
     /// With leases, if there is somebody who keeps answers under them.
@@ -188,16 +205,23 @@ impl Session {
         config: ClientConfig,
         volume: &str,
         keeper: Option<Arc<dyn Keeper>>,
+        before: Option<SessionState>,
     ) -> Result<Arc<Session>, ClientError> {
+        let mut state = State::new();
+        if let Some(SessionState { resume, instance, next_sequence, since, opens }) = before {
+            let opens = opens.into_iter().collect();
+            state = State { resume, instance, next_sequence, since, opens, ..state };
+        }
         let session = Arc::new(Session {
             config,
             volume: volume.to_owned(),
-            state: Mutex::new(State::new()),
+            state: Mutex::new(state),
             next_id: AtomicU64::new(3),
             keeper,
             read_only: AtomicBool::new(false),
             ending: Notify::new(),
             ended: Notify::new(),
+            stopped: Notify::new(),
         });
         let first = session.connect(Lane::Control).await?;
         tokio::spawn(session.clone().keep(first));
@@ -340,6 +364,33 @@ impl Session {
         self.ending.notify_one();
     }
 
+    /// Whether nothing but waits for locks is under way, and nothing can be lost with the server.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.lock().is_idle()
+    }
+
+    /// End the connection, but not the session, and make none until [`Session::resume`]. `None` when something is not
+    /// finished or not durable.
+    pub(crate) async fn suspend(&self) -> Option<SessionState> {
+        self.state.lock().suspended = true;
+        self.ending.notify_one();
+        let stopped = tokio::time::timeout(SUSPEND_TIMEOUT, self.stopped.notified()).await.is_ok();
+        let state = self.state.lock();
+        (stopped && state.is_idle()).then(|| SessionState {
+            resume: state.resume.clone(),
+            instance: state.instance,
+            next_sequence: state.next_sequence,
+            since: state.since,
+            opens: state.opens.iter().map(|(inode, count)| (*inode, *count)).collect(),
+        })
+    }
+
+    /// Connect again after [`Session::suspend`].
+    pub(crate) fn resume(&self) {
+        self.state.lock().suspended = false;
+        self.ending.notify_one();
+    }
+
     /// Whether requests fail because there was no server for too long.
     pub(crate) fn is_away_too_long(&self) -> bool {
         self.fails(&self.state.lock())
@@ -473,6 +524,11 @@ impl Session {
             if self.state.lock().closed {
                 self.fail_all();
                 return;
+            }
+            if self.state.lock().suspended {
+                self.stopped.notify_one();
+                self.ending.notified().await;
+                continue;
             }
             match self.connect(Lane::Control).await {
                 Ok(connection) => {
@@ -820,6 +876,7 @@ impl State {
             coming_back: false,
             confirming: None,
             since: Issue::default(),
+            suspended: false,
             closed: false,
         }
     }
@@ -859,6 +916,13 @@ impl State {
                 Err(done)
             }
         }
+    }
+
+    /// Whether nothing but waits for locks is under way, and nothing can be lost with the server.
+    fn is_idle(&self) -> bool {
+        let waits = |pending: &Pending| pending.execute.operations.iter().all(Operation::waits_for_lock);
+        let is_all_durable = self.held.is_empty() && self.retained.first_sequence().is_none();
+        !self.returning && is_all_durable && self.pending.values().all(waits)
     }
 
     /// Everything up to this position is durable. Answers what waited for that.

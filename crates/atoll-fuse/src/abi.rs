@@ -52,9 +52,12 @@ pub const READDIRPLUS: u32 = 44;
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 pub const NOTIFY_DELETE: i32 = 6;
+pub const NOTIFY_RESEND: i32 = 7;
 pub const NOTIFY_INC_EPOCH: i32 = 8;
 /// Minor version of the protocol that brought [`NOTIFY_INC_EPOCH`] (Linux 6.16).
 pub const MINOR_EPOCH: u32 = 44;
+/// The one that brought [`NOTIFY_RESEND`] (Linux 6.9).
+pub const MINOR_RESEND: u32 = 40;
 
 /// What this mount wants of the kernel: asynchronous reads and direct I/O, POSIX locks and flock,
 /// big writes, the umask left to us, revalidation of data, parallel directory
@@ -75,8 +78,11 @@ pub const FLAGS: u64 = 1
     | 1 << 28
     | 1 << 29
     | 1 << 30
-    | DIRECT_IO_ALLOW_MMAP;
+    | DIRECT_IO_ALLOW_MMAP
+    | HAS_RESEND;
 pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+/// Requests that were read and not answered can be asked for again.
+pub const HAS_RESEND: u64 = 1 << 39;
 /// Listings with attributes, where the kernel expects to use them.
 pub const LIST_ATTRIBUTES: u64 = 1 << 13 | 1 << 14;
 

@@ -23,6 +23,7 @@ use atoll_types::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Body, Fields, Header};
 use crate::remote::{Lifetimes, Remote};
@@ -46,6 +47,14 @@ impl Locked {
         let elsewhere = |owner| self.handles.values().any(|owners| owners.contains(&(inode, owner)));
         left.into_iter().map(|(_, owner)| owner).filter(|owner| !elsewhere(*owner)).collect()
     }
+}
+
+/// What a mount's adapter knows, for the next process image.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct FsState {
+    next_handle: u64,
+    inodes: Vec<InodeId>,
+    handles: Vec<(u64, Vec<(InodeId, LockOwner)>)>,
 }
 
 /// A mounted volume.
@@ -145,6 +154,26 @@ impl VolumeFs {
     /// [`KernelCaches`]: crate::KernelCaches
     pub fn with_recalls(remote: impl Remote) -> Self {
         VolumeFs { uptake: Some(Arc::default()), ..Self::new(remote) }
+    }
+
+    /// When no request is being carried out.
+    pub fn state(&self) -> FsState {
+        let locked = self.locked.lock();
+        let owners = |(handle, owners): (&u64, &HashSet<_>)| (*handle, owners.iter().copied().collect());
+        FsState {
+            next_handle: self.next_handle.load(Ordering::Relaxed),
+            inodes: locked.inodes.iter().copied().collect(),
+            handles: locked.handles.iter().map(owners).collect(),
+        }
+    }
+
+    /// Go on from what another image knew.
+    pub fn restore(&self, state: FsState) {
+        self.next_handle.store(state.next_handle, Ordering::Relaxed);
+        let mut locked = self.locked.lock();
+        locked.inodes = state.inodes.into_iter().collect();
+        let owners = |(handle, owners): (u64, Vec<_>)| (handle, owners.into_iter().collect());
+        locked.handles = state.handles.into_iter().map(owners).collect();
     }
 
     pub(crate) fn uptake(&self) -> Option<Arc<Uptake>> {
@@ -404,8 +433,11 @@ impl VolumeFs {
                     locked.inodes.insert(inode);
                     locked.handles.entry(handle).or_default().insert((inode, lock.owner));
                 }
-                let operation = Operation::SetLock { inode, lock, wait };
-                self.done(header, operation, reply)
+                let mut reply = reply;
+                if wait {
+                    reply.may_wait();
+                }
+                self.done(header, Operation::SetLock { inode, lock, wait }, reply)
             }
         }
         Ok(())

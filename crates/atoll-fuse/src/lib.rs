@@ -4,7 +4,8 @@
 //! Invariant: every request of the kernel is answered exactly once; a reply that
 //! is dropped answers `EIO`. No file-system rule lives here. Read `session` for
 //! the loop and `adapter` for the meaning of each request. This is the only
-//! crate with `unsafe`: one system call that has no safe wrapper.
+//! crate with `unsafe`: one system call that has no safe wrapper, and descriptors
+//! that an image of the process inherits.
 
 mod abi;
 mod adapter;
@@ -15,9 +16,9 @@ mod remote;
 mod session;
 mod uptake;
 
-pub use adapter::VolumeFs;
+pub use adapter::{FsState, VolumeFs};
 pub use mount::{FuseError, MountOptions, abandon, unmount};
 pub use notify::{KernelCaches, Notifier};
 pub use null::NullRemote;
 pub use remote::{Lifetimes, Remote, WithoutLeases};
-pub use session::{Mounted, mount};
+pub use session::{Connection, Inherited, Mounted, inherited, mount, take_over};

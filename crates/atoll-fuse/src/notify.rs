@@ -62,6 +62,11 @@ impl Notifier {
         self.send(abi::NOTIFY_INC_EPOCH, Body::default(), &[])
     }
 
+    /// Have the kernel send again what was read and not answered.
+    pub(crate) fn resend(&self) {
+        report(self.send(abi::NOTIFY_RESEND, Body::default(), &[]));
+    }
+
     /// False when the kernel keeps nothing of it.
     fn send(&self, code: i32, body: Body, name: &[u8]) -> std::io::Result<bool> {
         let end: &[u8] = if name.is_empty() { &[] } else { &[0] };

@@ -1,11 +1,19 @@
-//! The session loop and replies.
+//! The session loop, replies, and the way from one process image to the next.
+//!
+//! A mount is handed over without the kernel's taking notice: the connection's descriptors outlive an `exec`. Before it,
+//! the gate is closed: a request that is read then stays in its thread's hand, and what was read before is answered.
+//! What is not (waits for locks) the kernel sends again when the next image asks for it.
 
 use std::fs::File;
 use std::io::{IoSlice, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use atoll_types::Errno;
+use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Body, Fields, Header};
 use crate::adapter::VolumeFs;
@@ -23,11 +31,89 @@ const MINOR_MIN: u32 = 31;
 pub struct Mounted {
     threads: Vec<std::thread::JoinHandle<()>>,
     notifier: Notifier,
+    connection: Arc<Connection>,
+}
+
+/// What the next process image needs to serve a mount: the numbers of its open descriptors, and the kernel's minor
+/// version of the protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inherited {
+    devices: Vec<i32>,
+    minor: u32,
+}
+
+/// The connection to the kernel, and whether requests may be taken up.
+pub struct Connection {
+    devices: Vec<Arc<File>>,
+    minor: u32,
+    is_closed: AtomicBool,
+    closed: Mutex<()>,
+    opened: Condvar,
+    /// Requests that were taken up and have no answer, but for waits of any length.
+    unanswered: AtomicUsize,
+}
+
+impl Connection {
+    /// Take up no more requests, and wait until those that were have their answers. False when some have none in time;
+    /// then the gate is open again.
+    pub fn close(&self, timeout: Duration) -> bool {
+        self.is_closed.store(true, Ordering::SeqCst);
+        let end = Instant::now() + timeout;
+        while self.unanswered.load(Ordering::SeqCst) > 0 {
+            if Instant::now() >= end {
+                self.open();
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    pub fn open(&self) {
+        let _closed = self.closed.lock();
+        self.is_closed.store(false, Ordering::SeqCst);
+        self.opened.notify_all();
+    }
+
+    /// Whether the kernel sends requests again that were not answered.
+    pub fn can_be_handed_over(&self) -> bool {
+        self.minor >= abi::MINOR_RESEND
+    }
+
+    /// Let the descriptors outlive an `exec`.
+    pub fn inherit(&self) -> std::io::Result<Inherited> {
+        for device in &self.devices {
+            rustix::io::fcntl_setfd(&**device, rustix::io::FdFlags::empty())?;
+        }
+        Ok(Inherited { devices: self.devices.iter().map(|device| device.as_raw_fd()).collect(), minor: self.minor })
+    }
+
+    /// A request was read: it may be taken up. Waits while the gate is closed.
+    fn take_up(&self) {
+        loop {
+            // Counted first: who closes the gate looks at the count afterwards.
+            self.unanswered.fetch_add(1, Ordering::SeqCst);
+            if !self.is_closed.load(Ordering::SeqCst) {
+                return;
+            }
+            self.answered();
+            let mut closed = self.closed.lock();
+            self.opened.wait_while(&mut closed, |()| self.is_closed.load(Ordering::SeqCst));
+        }
+    }
+
+    fn answered(&self) {
+        self.unanswered.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Mounted {
     pub fn notifier(&self) -> Notifier {
         self.notifier.clone()
+    }
+
+    pub fn connection(&self) -> Arc<Connection> {
+        self.connection.clone()
     }
 
     /// Wait until it is unmounted.
@@ -41,11 +127,20 @@ impl Mounted {
 /// The answer to one request. Dropped without one, it answers `EIO`.
 pub(crate) struct Reply {
     device: Arc<File>,
+    connection: Arc<Connection>,
     unique: u64,
     answered: bool,
+    counts: bool,
 }
 
 impl Reply {
+    /// The request may wait for any time: the mount can be handed over before it is answered.
+    pub fn may_wait(&mut self) {
+        if std::mem::take(&mut self.counts) {
+            self.connection.answered();
+        }
+    }
+
     fn write(&mut self, error: i32, parts: &[&[u8]]) {
         self.answered = true;
         let length = 16 + parts.iter().map(|p| p.len()).sum::<usize>();
@@ -84,27 +179,58 @@ impl Drop for Reply {
         if !self.answered {
             self.write(-i32::from(Errno::EIO.0), &[]);
         }
+        self.may_wait();
     }
 }
 
 /// Mount and serve in threads of its own.
 pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounted, FuseError> {
     let device = mount::attach(options)?;
-    let serve = || -> Result<Mounted, FuseError> {
+    let open = || -> Result<Mounted, FuseError> {
         let mut device = device;
         let minor = initialise(&mut device, filesystem.lists_attributes())?;
-        let mut threads = Vec::new();
+        let mut devices = Vec::new();
         for _ in 1..options.threads.max(1) {
-            let clone = Arc::new(clone_device(&device)?);
-            let filesystem = filesystem.clone();
-            threads.push(std::thread::spawn(move || run(&clone, &filesystem)));
+            devices.push(clone_device(&device)?);
         }
-        let device = Arc::new(device);
-        let notifier = Notifier::new(device.clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake());
-        threads.push(std::thread::spawn(move || run(&device, &filesystem)));
-        Ok(Mounted { threads, notifier })
+        devices.push(device);
+        Ok(serve(devices, minor, filesystem))
     };
-    serve().inspect_err(|_| mount::abandon(&options.directory))
+    open().inspect_err(|_| mount::abandon(&options.directory))
+}
+
+/// A descriptor that the image of this process before left open, by the number that it told. Once for each number.
+pub fn inherited(number: i32) -> File {
+    // SAFETY: the image before left it open for this call alone; nothing else in this process knows the number.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    let _ = rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC);
+    descriptor.into()
+}
+
+/// Serve a mount that the image of this process before has served. Once for each such image.
+pub fn take_over(connection: &Inherited, filesystem: Arc<VolumeFs>) -> Mounted {
+    let devices = connection.devices.iter().map(|number| inherited(*number)).collect();
+    let mounted = serve(devices, connection.minor, filesystem);
+    mounted.notifier.resend();
+    mounted
+}
+
+fn serve(devices: Vec<File>, minor: u32, filesystem: Arc<VolumeFs>) -> Mounted {
+    let devices: Vec<Arc<File>> = devices.into_iter().map(Arc::new).collect();
+    let notifier = Notifier::new(devices[0].clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake());
+    let connection = Arc::new(Connection {
+        devices,
+        minor,
+        is_closed: AtomicBool::new(false),
+        closed: Mutex::default(),
+        opened: Condvar::new(),
+        unanswered: AtomicUsize::new(0),
+    });
+    let threads = connection.devices.iter().map(|device| {
+        let (device, connection, filesystem) = (device.clone(), connection.clone(), filesystem.clone());
+        std::thread::spawn(move || run(&device, &connection, &filesystem))
+    });
+    Mounted { threads: threads.collect(), notifier, connection }
 }
 
 /// A further descriptor of the same connection, with a queue of its own.
@@ -159,7 +285,7 @@ fn initialise(device: &mut File, list_attributes: bool) -> Result<u32, FuseError
 }
 
 /// Read requests until the mount is gone.
-fn run(device: &Arc<File>, filesystem: &VolumeFs) {
+fn run(device: &Arc<File>, connection: &Arc<Connection>, filesystem: &VolumeFs) {
     let mut buffer = vec![0; REQUEST_BYTES_MAX];
     loop {
         let length = match rustix::io::read(&**device, &mut buffer) {
@@ -176,7 +302,13 @@ fn run(device: &Arc<File>, filesystem: &VolumeFs) {
             continue;
         };
         let Header { opcode, unique, .. } = header;
-        let reply = Reply { device: device.clone(), unique, answered: false };
+        if !matches!(opcode, abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT) {
+            connection.take_up();
+        } else {
+            connection.unanswered.fetch_add(1, Ordering::SeqCst);
+        }
+        let (device, connection) = (device.clone(), connection.clone());
+        let reply = Reply { device, connection, unique, answered: false, counts: true };
         match opcode {
             abi::FORGET | abi::BATCH_FORGET => {
                 filesystem.forget(header, body);

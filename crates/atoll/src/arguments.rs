@@ -65,11 +65,18 @@ pub enum Command {
         /// Stay in the foreground.
         #[arg(long)]
         foreground: bool,
+        /// If the volume is mounted there already, have the process that serves it become this program: after an upgrade,
+        /// without anybody who uses the mount noticing. It keeps the options that it was started with.
+        #[arg(long)]
+        replace: bool,
         /// As in fstab: ro, noatime, nosuid, nodev, noexec, allow_other, noallow_other, reply_timeout=SECONDS,
         /// server=ADDRESS, token_file=PATH, ca=PATH.
         #[arg(short, long = "options", value_delimiter = ',')]
         options: Vec<String>,
     },
+    /// What a program that takes a mount over must understand.
+    #[command(hide = true)]
+    HandoverVersion,
     /// Unmount, and wait until the mount's process has gone.
     Umount { directory: PathBuf },
     /// What the server does, and what is mounted here.

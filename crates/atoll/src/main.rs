@@ -6,6 +6,7 @@ mod bench;
 mod checking;
 mod copying;
 mod files;
+mod handover;
 mod leases;
 mod mounting;
 mod serving;
@@ -36,7 +37,13 @@ fn main() -> ExitCode {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    if let Command::Mount { volume, directory, foreground: false, options } = &arguments.command {
+    if let Command::Mount { volume, directory, replace: true, .. } = &arguments.command {
+        match mounting::replace(volume, directory) {
+            Ok(false) => {}
+            result => return finish(result.map(drop)),
+        }
+    }
+    if let Command::Mount { volume, directory, foreground: false, options, .. } = &arguments.command {
         return finish(mounting::in_background(&arguments, volume, directory, options));
     }
     die_whole();
@@ -81,6 +88,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Up { directory, data, store } => return serving::up(directory, data.clone(), store.clone()).await,
         Command::Serve(serve) => return serving::serve(serve).await,
         Command::Umount { directory } => return mounting::unmount(directory),
+        Command::HandoverVersion => {
+            println!("{}", handover::VERSION);
+            return Ok(());
+        }
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Arguments::command(), "atoll", &mut std::io::stdout());
             return Ok(());
@@ -179,6 +190,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Up { .. }
         | Command::Serve(_)
         | Command::Umount { .. }
+        | Command::HandoverVersion
         | Command::Bench(..)
         | Command::Fsck(..)
         | Command::Completions { .. }

@@ -13,6 +13,7 @@ use atoll_fuse::{KernelCaches, Lifetimes, MountOptions, Mounted, NullRemote, Vol
 
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
+use crate::handover::{self, Handover, Served};
 
 /// How long `umount` waits for the mount's process.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,34 +66,61 @@ fn parse(options: &[String], config: &mut ClientConfig, mount: &mut MountOptions
     Ok(())
 }
 
+/// A mount, and what serves it.
+pub struct Serving {
+    pub client: Client,
+    pub mounted: Mounted,
+    filesystem: Arc<VolumeFs>,
+}
+
 /// Connect to a volume and mount it.
-pub async fn mount(
-    mut config: ClientConfig,
-    volume: &str,
-    directory: &Path,
-    options: &[String],
-) -> Result<(Client, Mounted)> {
+pub async fn mount(mut config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<Serving> {
     check_directory(directory)?;
-    let mut mount = MountOptions {
-        directory: directory.to_owned(),
-        source: volume.to_owned(),
-        allow_other: rustix::process::geteuid().is_root(),
-        threads: THREADS,
-        ..MountOptions::default()
-    };
+    let mut mount = mount_options(volume, directory);
     parse(options, &mut config, &mut mount)?;
     let client = Client::open(config, volume).await.map_err(|error| error.to_string())?;
     mount.read_only |= client.session().is_read_only();
     let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
-    match attach(mount, filesystem).await {
+    match attach(mount, filesystem.clone()).await {
         Ok(mounted) => {
             client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
-            Ok((client, mounted))
+            Ok(Serving { client, mounted, filesystem })
         }
         Err(error) => {
             client.close().await;
             Err(error)
         }
+    }
+}
+
+/// Go on with a mount that the program before has served.
+async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], handover: Handover) -> Result<Serving> {
+    let Handover { directory, client, filesystem: state, connection } = handover;
+    parse(options, &mut config, &mut mount_options(volume, &directory))?;
+    let end = Instant::now() + config.reply_timeout;
+    let client = loop {
+        match Client::take_over(config.clone(), volume, client.clone()).await {
+            Ok(client) => break client,
+            Err(ClientError::Unreachable { .. }) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    };
+    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
+    filesystem.restore(state);
+    let mounted = atoll_fuse::take_over(&connection, filesystem.clone());
+    client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
+    Ok(Serving { client, mounted, filesystem })
+}
+
+fn mount_options(volume: &str, directory: &Path) -> MountOptions {
+    MountOptions {
+        directory: directory.to_owned(),
+        source: volume.to_owned(),
+        allow_other: rustix::process::geteuid().is_root(),
+        threads: THREADS,
+        ..MountOptions::default()
     }
 }
 
@@ -168,17 +196,53 @@ fn recorded() -> Vec<(String, String, u32)> {
 }
 
 pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
-    let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
-    let (client, mounted) = mount(config, volume, &directory, options).await?;
+    let handover = handover::received()?;
+    let is_first = handover.is_none();
+    // Nobody serves a directory that is being taken over: it must not be looked at.
+    let (directory, serving) = match handover {
+        Some(handover) => (handover.directory.clone(), take_over(config, volume, options, handover).await?),
+        None => {
+            let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
+            let serving = mount(config, volume, &directory, options).await?;
+            (directory, serving)
+        }
+    };
+    let Serving { client, mounted, filesystem } = serving;
     let folder = state_folder();
-    let state = folder.join(std::process::id().to_string());
+    let (state, socket) = (folder.join(std::process::id().to_string()), socket_of(std::process::id()));
     let _ = std::fs::create_dir_all(&folder);
     let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
-    println!("ready");
+    let served = Served { directory, client: client.clone(), filesystem, connection: mounted.connection() };
+    let listening = handover::listen(socket.clone(), served);
+    tokio::spawn(async move {
+        let Err(error) = listening.await;
+        eprintln!("atoll: the process of this mount cannot be replaced: {error}");
+    });
+    if is_first {
+        println!("ready");
+    }
     let joined = tokio::task::spawn_blocking(move || mounted.join()).await;
     client.close().await;
     let _ = std::fs::remove_file(state);
+    let _ = std::fs::remove_file(socket);
     joined.map_err(|error| error.to_string())
+}
+
+/// Where the process of a mount listens.
+fn socket_of(process: u32) -> PathBuf {
+    state_folder().join(format!("{process}.socket"))
+}
+
+/// Have the process that serves a volume on a directory become this program. False when there is none.
+pub fn replace(volume: &str, directory: &Path) -> Result<bool> {
+    let shown = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()).display().to_string();
+    let Some((_, mounted, process)) = mounts().into_iter().find(|(at, ..)| *at == shown) else { return Ok(false) };
+    if mounted != volume {
+        return Err(format!("`{mounted}` is mounted on {shown}, not `{volume}`"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(handover::replace(&socket_of(process)))?;
+    Ok(true)
 }
 
 /// Run the mount in a process of its own and return once it is usable.

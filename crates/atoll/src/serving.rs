@@ -7,8 +7,9 @@ use atoll_server::{Server, ServerConfig};
 use atoll_wire::{AdminReply, AdminRequest};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::Result;
 use crate::arguments::Serve;
-use crate::{Result, mounting};
+use crate::mounting::{self, Serving};
 
 const CACHE_MIB: u32 = 256;
 
@@ -71,7 +72,7 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
         admin.call(create).await.map_err(|error| error.to_string())?;
     }
     drop(admin);
-    let (volume, mounted) = mounting::mount(client, "default", directory, &[]).await?;
+    let Serving { client: volume, mounted, .. } = mounting::mount(client, "default", directory, &[]).await?;
     println!("volume `default` is mounted on {}; its data lies in {}", directory.display(), data.display());
     println!("try: cp -a /usr/include {0}/ && ls {0}", directory.display());
     println!("more: ATOLL_SERVER={address} atoll status; Ctrl-C unmounts and stops");

@@ -247,7 +247,7 @@ impl Cache {
     pub fn answer(&mut self, operation: &Operation) -> Option<(Result<Outcome, Errno>, Kept)> {
         match operation {
             Operation::Lookup { parent, name } => {
-                let named = self.known(*parent, name)?;
+                let named = self.stands_for(*parent, name)?;
                 let answer = match named {
                     Named::Unknown => return None,
                     Named::Absent => (Err(Errno::ENOENT), Kept { entry: true, ..Kept::default() }),
@@ -300,7 +300,7 @@ impl Cache {
     }
 
     /// What a name stands for, while its directory's names are held.
-    fn known(&self, parent: InodeId, name: &Name) -> Option<Named> {
+    fn stands_for(&self, parent: InodeId, name: &Name) -> Option<Named> {
         let directory = self.nodes.get(&parent)?;
         directory.names.as_ref().filter(|_| directory.holding.rights().contains(Rights::NAMES))?.get(name)
     }
@@ -670,6 +670,12 @@ impl Cache {
         self.locks.request(request, is_ours, &mut hands_over(&mut self.journal, self.last_made))
     }
 
+    /// Hand all locks over that were decided here.
+    pub fn leave_locks(&mut self) -> Moves<Asker> {
+        self.locks.leave_all(&mut hands_over(&mut self.journal, self.last_made));
+        Moves::default()
+    }
+
     /// Opens that the authority must know of before it executes an operation that may take a file's last name.
     fn opens_before(&mut self, operation: &Operation) -> Vec<(InodeId, u32)> {
         use Operation as O;
@@ -789,6 +795,19 @@ impl Cache {
             }
         }
         result
+    }
+
+    /// How often the kernel was told of which inodes.
+    pub fn known(&self) -> Vec<(InodeId, u64)> {
+        self.lookups.iter().map(|(inode, count)| (*inode, *count)).collect()
+    }
+
+    /// Go on from what another image of this process knew: nothing is held, and the kernel keeps nothing.
+    pub fn restore(known: Vec<(InodeId, u64)>, locks: Vec<(InodeId, Vec<Lock>)>, journal: JournalPosition) -> Cache {
+        let mut cache = Cache { lookups: known.into_iter().collect(), ..Cache::default() };
+        cache.journal = Journal::starting_at(journal);
+        cache.locks.restore(locks);
+        cache
     }
 
     /// The kernel was told of an inode once more.

@@ -1,0 +1,192 @@
+//! `atoll mount --replace`: the process of a mount becomes another program, and nobody who uses the mount notices.
+//!
+//! The process takes up no more requests, makes what it has durable, and executes the new program with the connection
+//! to the kernel left open and what it knows in a memory file. The new program resumes the session at the server and
+//! has the kernel send again what was not answered. Until the very `exec` a failure leaves the old one serving.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_client::{Client, ClientState};
+use atoll_fuse::{Connection, FsState, Inherited, VolumeFs};
+use rustix::fs::MemfdFlags;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::Result;
+
+/// Of what one program hands to the next; a program takes over from its own version only.
+pub const VERSION: u32 = 1;
+/// Tells the new program where the memory file is.
+const VARIABLE: &str = "ATOLL_HANDOVER";
+/// How long requests may stay unanswered before a replacement is given up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the new program may take to say its version, or to serve.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest path of a program.
+const LINE_BYTES_MAX: u64 = 8192;
+
+/// What one program hands to the next.
+#[derive(Serialize, Deserialize)]
+pub struct Handover {
+    pub directory: PathBuf,
+    pub client: ClientState,
+    pub filesystem: FsState,
+    pub connection: Inherited,
+}
+
+/// What this program was handed, if it was.
+pub fn received() -> Result<Option<Handover>> {
+    let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let read = || -> std::io::Result<Handover> {
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        let mut file = atoll_fuse::inherited(number.ok_or(std::io::ErrorKind::InvalidInput)?);
+        let mut text = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    read().map(Some).map_err(|error| format!("cannot take a mount over: {error}"))
+}
+
+/// A mount that is served.
+pub struct Served {
+    pub directory: PathBuf,
+    pub client: Client,
+    pub filesystem: Arc<VolumeFs>,
+    pub connection: Arc<Connection>,
+}
+
+impl Served {
+    /// Become another program. Returns only when that fails; then this one serves on.
+    async fn become_program(&self, program: &Path) -> Result<Infallible> {
+        if !self.connection.can_be_handed_over() {
+            return Err("a mount's process can be replaced from Linux 6.9 on: unmount, and mount anew".into());
+        }
+        check_version(program).await?;
+        let connection = self.connection.clone();
+        let closed = tokio::task::spawn_blocking(move || connection.close(CLOSE_TIMEOUT)).await;
+        if !closed.map_err(|error| error.to_string())? {
+            return Err("requests have no answer: try again when the server is there".into());
+        }
+        let result = match self.client.suspend().await {
+            Ok(client) => {
+                let error = self.execute(program, client);
+                self.client.resume();
+                Err(format!("{}: {error}", program.display()))
+            }
+            Err(error) => Err(error.to_owned()),
+        };
+        self.connection.open();
+        result
+    }
+
+    fn execute(&self, program: &Path, client: ClientState) -> std::io::Error {
+        let run = || -> std::io::Result<std::io::Error> {
+            let connection = self.connection.inherit()?;
+            let filesystem = self.filesystem.state();
+            let handover = Handover { directory: self.directory.clone(), client, filesystem, connection };
+            // It outlives the `exec`.
+            let mut file = std::fs::File::from(rustix::fs::memfd_create("atoll-handover", MemfdFlags::empty())?);
+            file.write_all(&serde_json::to_vec(&handover)?)?;
+            let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+            let mut command = std::process::Command::new(program);
+            Ok(command.args(arguments).env(VARIABLE, file.as_raw_fd().to_string()).exec())
+        };
+        run().unwrap_or_else(|error| error)
+    }
+}
+
+/// Whether a program can take over from this one.
+async fn check_version(program: &Path) -> Result<()> {
+    let shown = program.display();
+    let mut command = std::process::Command::new(program);
+    command.arg("handover-version").stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = tokio::time::timeout(START_TIMEOUT, output).await.map_err(|_| format!("{shown} does not end"))?;
+    let output = output.map_err(|error| error.to_string())?.map_err(|error| format!("{shown}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    match said.trim().parse::<u32>() {
+        Ok(VERSION) => Ok(()),
+        Ok(other) => {
+            Err(format!("{shown} takes over from version {other} only, this is {VERSION}: unmount, and mount anew"))
+        }
+        Err(_) => Err(format!("{shown} is no program that can take over a mount")),
+    }
+}
+
+/// Listen for who wants this process replaced, as long as it lives.
+pub async fn listen(socket: PathBuf, served: Served) -> std::io::Result<Infallible> {
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket)?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let (reader, mut writer) = stream.into_split();
+        let mut line = String::new();
+        // One at a time; who says nothing is not waited for.
+        let read = BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await_for(START_TIMEOUT).await;
+        if read {
+            let answer = match line.trim() {
+                "" => format!("{VERSION}\n"),
+                program => match served.become_program(Path::new(program)).await {
+                    Err(error) => format!("{error}\n"),
+                    Ok(never) => match never {},
+                },
+            };
+            let _ = writer.write_all(answer.as_bytes()).await;
+        }
+    }
+}
+
+trait AwaitFor {
+    /// Whether it is done well in time.
+    async fn await_for(self, timeout: Duration) -> bool;
+}
+
+impl<F: Future<Output = std::io::Result<usize>>> AwaitFor for F {
+    async fn await_for(self, timeout: Duration) -> bool {
+        matches!(tokio::time::timeout(timeout, self).await, Ok(Ok(_)))
+    }
+}
+
+/// Say something to the process of a mount; empty when it ended without an answer.
+async fn say(socket: &Path, line: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(format!("{line}\n").as_bytes()).await?;
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer).await {
+        Ok(_) => Ok(answer.trim().to_owned()),
+        // It was executing the new program.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Have the process behind a socket become this program, and wait until that serves.
+pub async fn replace(socket: &Path) -> Result<()> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let unreachable = |error: std::io::Error| format!("cannot talk to the process of the mount: {error}");
+    let answer = say(socket, &program.display().to_string()).await.map_err(unreachable)?;
+    if !answer.is_empty() {
+        return Err(answer);
+    }
+    let end = Instant::now() + START_TIMEOUT;
+    // Without an answer it was the old one, just about to close its socket.
+    while !say(socket, "").await.is_ok_and(|answer| !answer.is_empty()) {
+        if Instant::now() >= end {
+            return Err("the new program does not serve the mount: see its log".into());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
