@@ -68,7 +68,7 @@ fn listing(c: &mut Criterion) {
     let grant = |entry: &DirectoryEntry| Grant { inode: entry.inode, rights: Rights::INODE, issue: Issue(1 << 30) };
     let grants = entries.iter().map(grant).collect();
     let results = vec![Ok(Outcome::Listing { entries, end: false })];
-    let reply = Response::Results { results, grants, order: Issue(1 << 30), at: AT, durable: Issue(1) };
+    let reply = Response::Results { results, grants, order: Issue(1 << 30), at: AT, durable: Issue(1), watched: false };
     message(c, "a reply with 512 names, attributes and grants", &reply);
 }
 

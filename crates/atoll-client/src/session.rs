@@ -48,6 +48,8 @@ pub(crate) struct Reply {
     pub at: Timestamp,
     /// Everything up to this position is durable.
     pub durable: Issue,
+    /// Others wait for this client to have heard of it.
+    pub watched: bool,
 }
 
 impl Reply {
@@ -446,6 +448,9 @@ impl Session {
                 let _ = sender.send(reply);
             } else if let Some(Pending { execute, done, .. }) = state.pending.remove(&id) {
                 state.unanswered.remove(&execute.sequence.0);
+                if reply.watched {
+                    state.say_heard();
+                }
                 if execute.again.is_none() {
                     state.track(&execute.operations, &reply.results);
                 }
@@ -802,8 +807,8 @@ impl Session {
 
     fn take(&self, id: u64, response: Response) {
         match response {
-            Response::Results { results, grants, order, at, durable } => {
-                self.answer(id, Reply { results, grants, order, at, durable });
+            Response::Results { results, grants, order, at, durable, watched } => {
+                self.answer(id, Reply { results, grants, order, at, durable, watched });
             }
             Response::Refused { message } => {
                 tracing::warn!(%message, "request refused");

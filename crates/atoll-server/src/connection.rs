@@ -555,7 +555,8 @@ fn only(results: Results) -> Reply {
 }
 
 fn results((results, earned): Reply, durable: Issue) -> Response {
-    Response::Results { results, grants: earned.grants, order: earned.order, at: earned.at, durable }
+    let Earned { grants, order, at, watched } = earned;
+    Response::Results { results, grants, order, at, durable, watched }
 }
 
 /// An answer without any position among others.
@@ -737,6 +738,7 @@ async fn compound(context: &Context, session: &Session, execute: Execute, mut re
             earned.grants.extend(also.grants);
             earned.order = earned.order.max(also.order);
             earned.at = earned.at.max(also.at);
+            earned.watched |= also.watched;
             result
         };
         if let Some(attributes) = attributes(&result) {

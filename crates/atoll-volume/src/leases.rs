@@ -15,6 +15,9 @@ use crate::grace::Grace;
 use crate::sessions::Mark;
 use crate::volume::{Asking, Volume};
 
+/// How long a client may take to say what it has heard of before changes are made durable instead.
+const HEARD_TIMEOUT: Duration = Duration::from_millis(2);
+
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
 pub(crate) struct Leases {
@@ -89,6 +92,9 @@ pub struct Earned {
     pub order: Issue,
     /// When the newest change was made, by then.
     pub at: Timestamp,
+    /// Others use what was changed, and their answers wait until the session's client has heard of the change: it should
+    /// say so unasked.
+    pub watched: bool,
 }
 
 /// An operation that others hold up.
@@ -186,7 +192,7 @@ impl<'a> Leasing<'a> {
             number: self.asking.made.and_then(|made| made.inode),
         };
         let grants = if self.keeps { core.grants(&asked, result, now_ms) } else { Vec::new() };
-        self.earned = Earned { grants, order: core.leases.stamp(), at: core.last_change() };
+        self.earned = Earned { grants, order: core.leases.stamp(), at: core.last_change(), watched: false };
         core.note(self.session(), self.asking.mark, result);
         self.is_noted = true;
         if let Ok(Outcome::Listing { entries, .. }) = result {
@@ -199,12 +205,13 @@ impl<'a> Leasing<'a> {
             for claim in &self.claims {
                 core.unheard.changed(claim.inode, self.session(), sequence, ordered);
             }
+            self.earned.watched = core.lingers;
         }
     }
 
     /// The answer may be old already: nothing of it is kept.
     pub fn earn_nothing(&mut self, core: &mut Core) {
-        self.earned = Earned { grants: Vec::new(), order: core.leases.stamp(), at: core.last_change() };
+        self.earned = Earned { order: core.leases.stamp(), at: core.last_change(), ..Earned::default() };
     }
 
     /// An operation that had no effect to be told with was executed.
@@ -260,6 +267,11 @@ impl Volume {
                 heard.await;
             }
         };
+        let mut all_heard = std::pin::pin!(all_heard);
+        // What they say is mostly on its way, and costs less than a commit.
+        if tokio::time::timeout(HEARD_TIMEOUT, &mut all_heard).await.is_ok() {
+            return;
+        }
         tokio::select! {
             biased;
             () = all_heard => {}

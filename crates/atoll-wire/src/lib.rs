@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -200,6 +200,8 @@ pub enum Response {
         at: Timestamp,
         /// Everything up to this position is durable.
         durable: Issue,
+        /// Others wait for the client to have heard of this: it says so at once ([`Request::Heard`]).
+        watched: bool,
     },
     Pong {
         /// The session may use what it holds for another [`TERM_MS`].
