@@ -129,13 +129,21 @@ pub struct Server {
     _lock: File,
 }
 
-fn lock_data(folder: &Path) -> Result<File, ServerError> {
+/// How long a server that is just ending, or was killed a moment ago, is waited for.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+async fn lock_data(folder: &Path) -> Result<File, ServerError> {
     let refuse =
         |error: std::io::Error| ServerError::Data { folder: folder.display().to_string(), reason: error.to_string() };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refuse)?;
     let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(refuse)?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| ServerError::Locked(folder.display().to_string()))?;
+    let end = Instant::now() + LOCK_TIMEOUT;
+    while rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= end {
+            return Err(ServerError::Locked(folder.display().to_string()));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     Ok(lock)
 }
 
@@ -170,7 +178,7 @@ impl Server {
         {
             return Err(ServerError::Insecure(address));
         }
-        let lock = lock_data(&config.data)?;
+        let lock = lock_data(&config.data).await?;
         let data = config.data.canonicalize().map_err(|error| ServerError::Data {
             folder: config.data.display().to_string(),
             reason: error.to_string(),
