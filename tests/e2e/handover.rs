@@ -49,6 +49,16 @@ fn churn(folder: &Path, is_over: &AtomicBool) -> u64 {
     rounds
 }
 
+/// Ends the work also when the test fails: who works is waited for.
+struct Over<'a>(&'a AtomicBool, &'a File);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = flock(self.1, FlockOperation::Unlock);
+    }
+}
+
 /// What a process that works in the mount writes, line by line, as long as it is fed.
 fn shell(folder: &Path) -> std::process::Child {
     let script = "while read line; do echo \"$line\" >> shell.log && cat shell.log > copy && mv copy last; done";
@@ -82,6 +92,7 @@ fn a_mount_is_replaced_under_load_and_nobody_notices() {
             let file = File::open(folder.join("locked")).unwrap();
             flock(&file, FlockOperation::LockExclusive).unwrap();
         });
+        let over = Over(&is_over, &locked);
         for number in 0..REPLACEMENTS {
             writeln!(feed, "line {number}").unwrap();
             let before = rounds.load(Ordering::Relaxed);
@@ -96,9 +107,8 @@ fn a_mount_is_replaced_under_load_and_nobody_notices() {
             assert_eq!(fs::read(b.join("folder/record")).unwrap().len(), 8);
         }
         assert!(!waiter.is_finished());
-        flock(&locked, FlockOperation::Unlock).unwrap();
+        drop(over);
         waiter.join().unwrap();
-        is_over.store(true, Ordering::Relaxed);
         (writer.join().unwrap(), churner.join().unwrap())
     });
     println!("{rounds:?} synced writes, the longest in {longest:?}; {made} rounds of names");
