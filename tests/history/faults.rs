@@ -28,10 +28,12 @@ pub enum Kind {
     Cut,
     /// SIGKILL of the server, and a new one after a while.
     Crash,
+    /// The mount's process becomes another image of its program.
+    Replace,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Freeze, Kind::Kill, Kind::Cut, Kind::Crash];
+    pub const ALL: [Kind; 5] = [Kind::Freeze, Kind::Kill, Kind::Cut, Kind::Crash, Kind::Replace];
 }
 
 /// What may go wrong in a round.
@@ -125,6 +127,13 @@ pub fn inject(
                 site.start();
             }
             wait_for(progress, 1 + random.below(60));
+        }
+        Kind::Replace => {
+            drop(stalled);
+            for _ in 0..1 + random.below(3) {
+                mount.replace(site);
+                wait_for(progress, 1 + random.below(60));
+            }
         }
     }
     let mount = (kind != Kind::Crash).then_some(number);

@@ -33,7 +33,7 @@ impl Loss {
         let is_end = match kind {
             Kind::Kill => true,
             Kind::Freeze => end_ns - start_ns >= FENCED_AFTER_NS,
-            Kind::Cut | Kind::Crash => false,
+            Kind::Cut | Kind::Crash | Kind::Replace => false,
         };
         is_end.then_some(Loss { mount: mount?, start_ns, end_ns })
     }

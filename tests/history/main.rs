@@ -85,6 +85,7 @@ fn plans() -> Vec<Plan> {
         Plan { faults: vec![Kind::Kill], may_lose_unflushed: true, ..plan("three mounts, kills", 4, 3, 15_000, 12) },
         Plan { faults: vec![Kind::Cut], ..plan("four mounts, cut connections", 5, 4, 15_000, 10) },
         Plan { faults: vec![Kind::Crash], ..plan("three mounts, crashes of the server", 8, 3, 15_000, 12) },
+        Plan { faults: vec![Kind::Replace], ..plan("three mounts, replaced", 9, 3, 15_000, 10) },
         Plan {
             faults: Kind::ALL.into(),
             may_lose_unflushed: true,
@@ -100,6 +101,11 @@ fn plans() -> Vec<Plan> {
             work: Work::Alone,
             faults: vec![Kind::Crash],
             ..plan("three mounts alone, crashes of the server", fresh_seed(), 3, 200_000, 10)
+        },
+        Plan {
+            work: Work::Alone,
+            faults: vec![Kind::Replace],
+            ..plan("three mounts alone, replaced", fresh_seed(), 3, 200_000, 8)
         },
         Plan {
             work: Work::Alone,

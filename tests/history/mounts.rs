@@ -157,6 +157,12 @@ impl Mount {
         harness::signal(self.child.as_ref().expect("a mount's process"), signal);
     }
 
+    /// Have the process become another image of its program.
+    pub fn replace(&self, site: &Site) {
+        let directory = self.place.lock().directory.clone();
+        site.atoll(["mount", "--replace", "vol", directory.to_str().expect("UTF-8")]).must_succeed();
+    }
+
     /// SIGKILL. What is under way fails, and everything after it, until [`Mount::revive`].
     pub fn kill(&mut self) {
         self.place.lock().is_dead = true;
