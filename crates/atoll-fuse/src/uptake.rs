@@ -32,6 +32,8 @@ use rustc_hash::FxHashMap;
 const TAKEN_TIMEOUT: Duration = Duration::from_millis(100);
 /// How often it is looked whether an asker has run, while somebody waits for that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// Who has run for so long since it was looked first has taken its answer in.
+const RUN_NANOS: u64 = 1_000_000;
 
 /// Goes on with an answer that has waited.
 type Next = Box<dyn FnOnce() + Send>;
@@ -194,6 +196,8 @@ impl Uptake {
 
     /// See whether askers have run, as long as somebody waits for that.
     fn look(&self) {
+        // For how long askers had run when it was looked first.
+        let mut seen: FxHashMap<(u32, Instant), u64> = FxHashMap::default();
         loop {
             std::thread::sleep(LOOK_INTERVAL);
             let waited_for: Vec<(InodeId, u32, Instant)> = self.with(|state| {
@@ -207,7 +211,11 @@ impl Uptake {
                 return;
             }
             for (inode, thread, since) in waited_for {
-                if !has_run(thread) && since.elapsed() < TAKEN_TIMEOUT {
+                let has_run = is_idle(thread)
+                    || run_nanos(thread).is_some_and(|nanos| {
+                        nanos.saturating_sub(*seen.entry((thread, since)).or_insert(nanos)) >= RUN_NANOS
+                    });
+                if !has_run && since.elapsed() < TAKEN_TIMEOUT {
                     continue;
                 }
                 let next = self.with(|state| match state.leads.get(&inode) {
@@ -274,8 +282,13 @@ impl Uptake {
     }
 }
 
-/// Whether a thread that was woken has run since: it waits for something again, or is gone.
-fn has_run(thread: u32) -> bool {
+/// For how long a thread has run in all.
+fn run_nanos(thread: u32) -> Option<u64> {
+    std::fs::read_to_string(format!("/proc/{thread}/schedstat")).ok()?.split(' ').next()?.parse().ok()
+}
+
+/// Whether a thread that was woken waits for something again, or is gone: it has run since.
+fn is_idle(thread: u32) -> bool {
     let Some(id) = i32::try_from(thread).ok().and_then(rustix::process::Pid::from_raw) else { return false };
     match std::fs::read_to_string(format!("/proc/{thread}/stat")) {
         // The name before it may hold anything.
@@ -359,13 +372,16 @@ mod tests {
         assert!(old(&uptake), "the kernel may keep it again");
     }
 
-    /// A thread that only computes is waited for no longer than this; one that sleeps or is gone not at all.
     #[test]
     fn who_waits_goes_on_when_the_asker_makes_no_request_any_more() {
         let uptake = Arc::new(Uptake::default());
         let (sender, receiver) = std::sync::mpsc::channel();
-        let gone = std::thread::spawn(|| rustix::thread::gettid().as_raw_nonzero().get() as u32).join().unwrap();
-        for thread in [gone, 0] {
+        let own_id = || rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        let gone = std::thread::spawn(own_id).join().unwrap();
+        // One that computes, as long as it is heard.
+        let (computes, computing) = std::sync::mpsc::channel();
+        std::thread::spawn(move || while computes.send(own_id()).is_ok() {});
+        for thread in [gone, 0, computing.recv().unwrap()] {
             assert!(old(&uptake));
             assert_eq!(tells(&uptake, thread), Turn::Once);
             assert_eq!(tells(&uptake, u32::MAX), Turn::Wait);
