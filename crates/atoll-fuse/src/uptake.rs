@@ -28,12 +28,17 @@ use atoll_types::InodeId;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
-/// How long an asker is waited for of which nothing can be found out.
+/// How long an asker is waited for that is not seen to run.
 const TAKEN_TIMEOUT: Duration = Duration::from_millis(100);
+/// The same of one that cannot be seen: it lives in a process namespace that this process does not see into.
+const UNSEEN_TIMEOUT: Duration = Duration::from_millis(1);
 /// How often it is looked whether an asker has run, while somebody waits for that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Who has run for so long since it was looked first has taken its answer in.
 const RUN_NANOS: u64 = 1_000_000;
+
+/// What the kernel calls every thread that this process cannot see.
+const UNSEEN: u32 = 0;
 
 /// Goes on with an answer that has waited.
 type Next = Box<dyn FnOnce() + Send>;
@@ -100,7 +105,7 @@ pub(crate) struct Uptake {
 impl State {
     fn leads(&mut self, inode: InodeId, thread: u32, settles: bool) {
         let waiting = self.leads.remove(&inode).map(|lead| lead.waiting).unwrap_or_default();
-        if thread != 0 {
+        if thread != UNSEEN {
             self.threads.insert(thread, inode);
         }
         self.leads.insert(inode, Lead { thread, since: Instant::now(), settles, waiting, teller: None });
@@ -159,7 +164,7 @@ impl Uptake {
                 return Turn::Free;
             }
             match state.leads.get(&inode) {
-                Some(lead) if lead.thread != asker.thread || lead.thread == 0 => return Turn::Wait,
+                Some(lead) if lead.thread != asker.thread || lead.thread == UNSEEN => return Turn::Wait,
                 _ => {}
             }
             let behind = state.behind.get(&inode).copied();
@@ -215,7 +220,8 @@ impl Uptake {
                     || run_nanos(thread).is_some_and(|nanos| {
                         nanos.saturating_sub(*seen.entry((thread, since)).or_insert(nanos)) >= RUN_NANOS
                     });
-                if !has_run && since.elapsed() < TAKEN_TIMEOUT {
+                let timeout = if thread == UNSEEN { UNSEEN_TIMEOUT } else { TAKEN_TIMEOUT };
+                if !has_run && since.elapsed() < timeout {
                     continue;
                 }
                 let next = self.with(|state| match state.leads.get(&inode) {
@@ -336,8 +342,8 @@ mod tests {
         assert!(old(&uptake) && !old(&uptake));
         // An asker of whom nothing is known is waited for.
         let start = Instant::now();
-        assert_eq!(tells(&uptake, 0), Turn::Once);
-        assert!(old(&uptake) && start.elapsed() >= TAKEN_TIMEOUT);
+        assert_eq!(tells(&uptake, UNSEEN), Turn::Once);
+        assert!(old(&uptake) && start.elapsed() >= UNSEEN_TIMEOUT);
         assert!(!old(&uptake));
     }
 
@@ -381,7 +387,7 @@ mod tests {
         // One that computes, as long as it is heard.
         let (computes, computing) = std::sync::mpsc::channel();
         std::thread::spawn(move || while computes.send(own_id()).is_ok() {});
-        for thread in [gone, 0, computing.recv().unwrap()] {
+        for thread in [gone, UNSEEN, computing.recv().unwrap()] {
             assert!(old(&uptake));
             assert_eq!(tells(&uptake, thread), Turn::Once);
             assert_eq!(tells(&uptake, u32::MAX), Turn::Wait);
