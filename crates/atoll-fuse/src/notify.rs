@@ -17,6 +17,7 @@ use atoll_types::{InodeId, Name};
 use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
+use crate::session::Gate;
 use crate::uptake::Uptake;
 
 /// Sends to the kernel of one mount.
@@ -25,11 +26,12 @@ pub struct Notifier {
     device: Arc<File>,
     has_epochs: bool,
     uptake: Option<Arc<Uptake>>,
+    gate: Arc<Gate>,
 }
 
 impl Notifier {
-    pub(crate) fn new(device: Arc<File>, has_epochs: bool, uptake: Option<Arc<Uptake>>) -> Self {
-        Notifier { device, has_epochs, uptake }
+    pub(crate) fn new(device: Arc<File>, has_epochs: bool, uptake: Option<Arc<Uptake>>, gate: Arc<Gate>) -> Self {
+        Notifier { device, has_epochs, uptake, gate }
     }
 
     /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight. False when the kernel
@@ -73,7 +75,10 @@ impl Notifier {
         let length = 16 + body.0.len() + name.len() + end.len();
         let header = Body::default().u32(length as u32).u32(code as u32).u64(0);
         let parts = [&header.0[..], &body.0, name, end].map(IoSlice::new);
-        match rustix::io::writev(&*self.device, &parts) {
+        self.gate.enter();
+        let written = rustix::io::writev(&*self.device, &parts);
+        self.gate.leave();
+        match written {
             Ok(_) => Ok(true),
             Err(rustix::io::Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),

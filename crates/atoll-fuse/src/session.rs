@@ -42,26 +42,45 @@ pub struct Inherited {
     minor: u32,
 }
 
-/// The connection to the kernel, and whether requests may be taken up.
-pub struct Connection {
-    devices: Vec<Arc<File>>,
-    minor: u32,
+/// Lets threads through, or makes them wait; and says when none is inside.
+#[derive(Default)]
+pub(crate) struct Gate {
     is_closed: AtomicBool,
     closed: Mutex<()>,
     opened: Condvar,
-    /// Requests that were taken up and have no answer, but for waits of any length.
-    unanswered: AtomicUsize,
+    inside: AtomicUsize,
 }
 
-impl Connection {
-    /// Take up no more requests, and wait until those that were have their answers. False when some have none in time;
-    /// then the gate is open again.
-    pub fn close(&self, timeout: Duration) -> bool {
+impl Gate {
+    /// Go in, when it is open. [`Gate::leave`] follows.
+    pub fn enter(&self) {
+        loop {
+            // Counted first: who closes the gate looks at the count afterwards.
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            if !self.is_closed.load(Ordering::SeqCst) {
+                return;
+            }
+            self.leave();
+            let mut closed = self.closed.lock();
+            self.opened.wait_while(&mut closed, |()| self.is_closed.load(Ordering::SeqCst));
+        }
+    }
+
+    /// Go in, even if it is closed.
+    fn force(&self) {
+        self.inside.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn leave(&self) {
+        self.inside.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Let nobody in, and wait until nobody is inside. False when somebody stays too long.
+    fn close(&self, timeout: Duration) -> bool {
         self.is_closed.store(true, Ordering::SeqCst);
         let end = Instant::now() + timeout;
-        while self.unanswered.load(Ordering::SeqCst) > 0 {
+        while self.inside.load(Ordering::SeqCst) > 0 {
             if Instant::now() >= end {
-                self.open();
                 return false;
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -69,10 +88,39 @@ impl Connection {
         true
     }
 
-    pub fn open(&self) {
+    fn open(&self) {
         let _closed = self.closed.lock();
         self.is_closed.store(false, Ordering::SeqCst);
         self.opened.notify_all();
+    }
+}
+
+/// The connection to the kernel, and what goes over it.
+pub struct Connection {
+    devices: Vec<Arc<File>>,
+    minor: u32,
+    /// Inside are those that were taken up and have no answer, but for waits of any length.
+    requests: Gate,
+    /// Words to the kernel about what it keeps. Such a word may wait for a lock that a request holds.
+    notices: Arc<Gate>,
+}
+
+impl Connection {
+    /// Take up no more requests, and wait until those that were have their answers. False when some have none in time.
+    pub fn close(&self, timeout: Duration) -> bool {
+        self.requests.close(timeout)
+    }
+
+    /// Tell the kernel nothing more. False when something that it is told takes too long: it may be waiting for a request
+    /// that was not taken up.
+    pub fn silence(&self, timeout: Duration) -> bool {
+        self.notices.close(timeout)
+    }
+
+    /// Go on after [`Connection::close`] and [`Connection::silence`].
+    pub fn open(&self) {
+        self.notices.open();
+        self.requests.open();
     }
 
     /// Whether the kernel sends requests again that were not answered.
@@ -86,24 +134,6 @@ impl Connection {
             rustix::io::fcntl_setfd(&**device, rustix::io::FdFlags::empty())?;
         }
         Ok(Inherited { devices: self.devices.iter().map(|device| device.as_raw_fd()).collect(), minor: self.minor })
-    }
-
-    /// A request was read: it may be taken up. Waits while the gate is closed.
-    fn take_up(&self) {
-        loop {
-            // Counted first: who closes the gate looks at the count afterwards.
-            self.unanswered.fetch_add(1, Ordering::SeqCst);
-            if !self.is_closed.load(Ordering::SeqCst) {
-                return;
-            }
-            self.answered();
-            let mut closed = self.closed.lock();
-            self.opened.wait_while(&mut closed, |()| self.is_closed.load(Ordering::SeqCst));
-        }
-    }
-
-    fn answered(&self) {
-        self.unanswered.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -137,7 +167,7 @@ impl Reply {
     /// The request may wait for any time: the mount can be handed over before it is answered.
     pub fn may_wait(&mut self) {
         if std::mem::take(&mut self.counts) {
-            self.connection.answered();
+            self.connection.requests.leave();
         }
     }
 
@@ -217,15 +247,9 @@ pub fn take_over(connection: &Inherited, filesystem: Arc<VolumeFs>) -> Mounted {
 
 fn serve(devices: Vec<File>, minor: u32, filesystem: Arc<VolumeFs>) -> Mounted {
     let devices: Vec<Arc<File>> = devices.into_iter().map(Arc::new).collect();
-    let notifier = Notifier::new(devices[0].clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake());
-    let connection = Arc::new(Connection {
-        devices,
-        minor,
-        is_closed: AtomicBool::new(false),
-        closed: Mutex::default(),
-        opened: Condvar::new(),
-        unanswered: AtomicUsize::new(0),
-    });
+    let notices = Arc::<Gate>::default();
+    let notifier = Notifier::new(devices[0].clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake(), notices.clone());
+    let connection = Arc::new(Connection { devices, minor, requests: Gate::default(), notices });
     let threads = connection.devices.iter().map(|device| {
         let (device, connection, filesystem) = (device.clone(), connection.clone(), filesystem.clone());
         std::thread::spawn(move || run(&device, &connection, &filesystem))
@@ -303,9 +327,9 @@ fn run(device: &Arc<File>, connection: &Arc<Connection>, filesystem: &VolumeFs) 
         };
         let Header { opcode, unique, .. } = header;
         if !matches!(opcode, abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT) {
-            connection.take_up();
+            connection.requests.enter();
         } else {
-            connection.unanswered.fetch_add(1, Ordering::SeqCst);
+            connection.requests.force();
         }
         let (device, connection) = (device.clone(), connection.clone());
         let reply = Reply { device, connection, unique, answered: false, counts: true };

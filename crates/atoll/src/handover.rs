@@ -28,6 +28,9 @@ use crate::Result;
 pub const VERSION: u32 = 1;
 /// Tells the new program where the memory file is.
 const VARIABLE: &str = "ATOLL_HANDOVER";
+/// How long the kernel may take over what it was told last. It may never do: then requests are taken up for a moment.
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(20);
+const ATTEMPTS_MAX: usize = 100;
 /// How long requests may stay unanswered before a replacement is given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the new program may take to say its version, or to serve.
@@ -73,21 +76,33 @@ impl Served {
             return Err("a mount's process can be replaced from Linux 6.9 on: unmount, and mount anew".into());
         }
         check_version(program).await?;
+        for _ in 0..ATTEMPTS_MAX {
+            let tried = self.try_to_become(program).await;
+            self.connection.open();
+            match tried {
+                Ok(()) => tokio::time::sleep(SILENCE_TIMEOUT).await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err("the kernel is busy with the mount: try again".into())
+    }
+
+    /// Returns `Ok` when the kernel is still busy with what it was told: threads that wait for it would keep this
+    /// process from ending, and may themselves wait for a request.
+    async fn try_to_become(&self, program: &Path) -> Result<()> {
         let connection = self.connection.clone();
-        let closed = tokio::task::spawn_blocking(move || connection.close(CLOSE_TIMEOUT)).await;
-        if !closed.map_err(|error| error.to_string())? {
+        if !blocking(move || connection.close(CLOSE_TIMEOUT)).await? {
             return Err("requests have no answer: try again when the server is there".into());
         }
-        let result = match self.client.suspend().await {
-            Ok(client) => {
-                let error = self.execute(program, client);
-                self.client.resume();
-                Err(format!("{}: {error}", program.display()))
-            }
-            Err(error) => Err(error.to_owned()),
-        };
-        self.connection.open();
-        result
+        let client = self.client.suspend().await?;
+        let connection = self.connection.clone();
+        let is_silent = blocking(move || connection.silence(SILENCE_TIMEOUT)).await?;
+        let error = is_silent.then(|| self.execute(program, client));
+        self.client.resume();
+        match error {
+            None => Ok(()),
+            Some(error) => Err(format!("{}: {error}", program.display())),
+        }
     }
 
     fn execute(&self, program: &Path, client: ClientState) -> std::io::Error {
@@ -104,6 +119,10 @@ impl Served {
         };
         run().unwrap_or_else(|error| error)
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }
 
 /// Whether a program can take over from this one.
