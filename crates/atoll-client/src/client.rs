@@ -298,10 +298,7 @@ impl Client {
     /// image of this process. Nothing may be submitted meanwhile, nor later but after [`Client::resume`].
     pub async fn suspend(&self) -> Result<ClientState, &'static str> {
         const AWAY: &str = "the server does not make changes durable: try again when it is there";
-        let opens = self.shared.cache.lock().take_opens();
-        for (inode, count) in opens {
-            (0..count).for_each(|_| self.shared.tell(open(inode)));
-        }
+        self.shared.tell_opens();
         self.shared.move_locks(Cache::leave_locks);
         let saved = async {
             loop {
@@ -646,6 +643,14 @@ impl Shared {
         }
     }
 
+    /// Tell the authority of opens that it does not know of.
+    fn tell_opens(&self) {
+        let opens = self.cache.lock().take_opens();
+        for (inode, count) in opens {
+            (0..count).for_each(|_| self.tell(open(inode)));
+        }
+    }
+
     /// A batch of the journal was answered.
     fn shipped(&self, voyage: u32, after: JournalPosition, count: usize, reply: Reply) {
         let given_up = self.executed(|journal| Some(journal.answered(voyage, after, count, reply)));
@@ -906,12 +911,7 @@ impl Keeper for Shared {
 
     fn returned(&self) {
         self.locks_told();
-        let opens = self.cache.lock().take_opens();
-        for (inode, count) in opens {
-            for _ in 0..count {
-                self.tell(open(inode));
-            }
-        }
+        self.tell_opens();
         if let Some(session) = self.session() {
             session.ship(true);
         }

@@ -374,6 +374,8 @@ impl Session {
     /// End the connection, but not the session, and make none until [`Session::resume`]. `None` when something is not
     /// finished or not durable.
     pub(crate) async fn suspend(&self) -> Option<SessionState> {
+        // An earlier attempt may have been given up before it was heard.
+        std::pin::pin!(self.stopped.notified()).as_mut().enable();
         self.state.lock().suspended = true;
         self.ending.notify_one();
         let stopped = tokio::time::timeout(SUSPEND_TIMEOUT, self.stopped.notified()).await.is_ok();

@@ -180,8 +180,8 @@ impl VolumeFs {
         self.uptake.clone()
     }
 
-    /// Send what tells the kernel attributes, or changes what it has of them.
-    fn tell(&self, from: Header, operation: Operation, finish: impl FnOnce(Answer) + Send + 'static) {
+    /// Submit what tells the kernel attributes, or changes what it has of them.
+    fn submit_telling(&self, from: Header, operation: Operation, finish: impl FnOnce(Answer) + Send + 'static) {
         match &self.uptake {
             None => self.remote.submit(from.unique, from.caller(), operation, Box::new(finish)),
             Some(uptake) => {
@@ -209,7 +209,7 @@ impl VolumeFs {
             remote.looked_up(attributes.inode);
             Ok(Body::default().entry(&attributes, lifetimes))
         };
-        self.tell(from, operation, answering(reply, entry));
+        self.submit_telling(from, operation, answering(reply, entry));
     }
 
     /// Like an entry, but the kernel may keep that the name is not there.
@@ -226,7 +226,7 @@ impl VolumeFs {
                 Err(errno) => reply.error(errno),
             }
         };
-        self.tell(from, operation, done);
+        self.submit_telling(from, operation, done);
     }
 
     fn done(&self, from: Header, operation: Operation, reply: Reply) {
@@ -303,11 +303,11 @@ impl VolumeFs {
             Parsed::Lookup(operation) => self.lookup(header, operation, reply),
             Parsed::Attr(operation) => {
                 let body = |outcome, lifetimes| Ok(Body::default().attr(&attributes(outcome)?, lifetimes));
-                self.tell(header, operation, answering(reply, body));
+                self.submit_telling(header, operation, answering(reply, body));
             }
             Parsed::Statx(operation) => {
                 let body = |outcome, lifetimes| Ok(Body::default().statx(&attributes(outcome)?, lifetimes));
-                self.tell(header, operation, answering(reply, body));
+                self.submit_telling(header, operation, answering(reply, body));
             }
             Parsed::Done(operation) => self.done(header, operation, reply),
             Parsed::Data(operation) => self.data(header, operation, reply),
@@ -317,7 +317,7 @@ impl VolumeFs {
                 let truncates = matches!(&operation, Operation::Open { flags, .. } if flags.truncate);
                 let body = move |_, lifetimes| Ok(Body::default().open(handle, page_cache(flags, lifetimes)));
                 if truncates {
-                    self.tell(header, operation, answering(reply, body));
+                    self.submit_telling(header, operation, answering(reply, body));
                 } else {
                     self.submit(header, operation, reply, body);
                 }
@@ -331,14 +331,14 @@ impl VolumeFs {
                     let open = page_cache(flags, lifetimes);
                     Ok(Body::default().entry(&attributes, lifetimes).open(handle, open))
                 };
-                self.tell(header, operation, answering(reply, body));
+                self.submit_telling(header, operation, answering(reply, body));
             }
             Parsed::Written(operation) => {
                 let body = |outcome, _| match outcome {
                     Outcome::Written { length, .. } => Ok(Body::default().u32(length as u32).u32(0)),
                     _ => Err(Errno::EPROTO),
                 };
-                self.tell(header, operation, answering(reply, body));
+                self.submit_telling(header, operation, answering(reply, body));
             }
             Parsed::Offset(operation) => self.submit(header, operation, reply, |outcome, _| match outcome {
                 Outcome::Offset(offset) => Ok(Body::default().u64(offset)),

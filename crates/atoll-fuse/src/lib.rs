@@ -9,6 +9,7 @@
 
 mod abi;
 mod adapter;
+mod gate;
 mod mount;
 mod notify;
 mod null;

@@ -17,7 +17,7 @@ use atoll_types::{InodeId, Name};
 use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
-use crate::session::Gate;
+use crate::gate::Gate;
 use crate::uptake::Uptake;
 
 /// Sends to the kernel of one mount.

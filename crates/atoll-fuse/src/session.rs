@@ -8,15 +8,14 @@ use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_types::Errno;
-use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Body, Fields, Header};
 use crate::adapter::VolumeFs;
+use crate::gate::Gate;
 use crate::mount::{self, FuseError, MountOptions};
 use crate::notify::Notifier;
 
@@ -40,59 +39,6 @@ pub struct Mounted {
 pub struct Inherited {
     devices: Vec<i32>,
     minor: u32,
-}
-
-/// Lets threads through, or makes them wait; and says when none is inside.
-#[derive(Default)]
-pub(crate) struct Gate {
-    is_closed: AtomicBool,
-    closed: Mutex<()>,
-    opened: Condvar,
-    inside: AtomicUsize,
-}
-
-impl Gate {
-    /// Go in, when it is open. [`Gate::leave`] follows.
-    pub fn enter(&self) {
-        loop {
-            // Counted first: who closes the gate looks at the count afterwards.
-            self.inside.fetch_add(1, Ordering::SeqCst);
-            if !self.is_closed.load(Ordering::SeqCst) {
-                return;
-            }
-            self.leave();
-            let mut closed = self.closed.lock();
-            self.opened.wait_while(&mut closed, |()| self.is_closed.load(Ordering::SeqCst));
-        }
-    }
-
-    /// Go in, even if it is closed.
-    fn force(&self) {
-        self.inside.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub fn leave(&self) {
-        self.inside.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Let nobody in, and wait until nobody is inside. False when somebody stays too long.
-    fn close(&self, timeout: Duration) -> bool {
-        self.is_closed.store(true, Ordering::SeqCst);
-        let end = Instant::now() + timeout;
-        while self.inside.load(Ordering::SeqCst) > 0 {
-            if Instant::now() >= end {
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        true
-    }
-
-    fn open(&self) {
-        let _closed = self.closed.lock();
-        self.is_closed.store(false, Ordering::SeqCst);
-        self.opened.notify_all();
-    }
 }
 
 /// The connection to the kernel, and what goes over it.

@@ -1,7 +1,7 @@
 //! The log of a volume with `local` durability: append-only files of commits.
 //!
 //! The file that grows has zeros behind its last record: an `fdatasync` of what overwrites them has no size or blocks
-//! to make durable with it, which takes half the time. Zeros are no record, and end a file as well as its end does.
+//! to make durable with it. Zeros are no record, and end a file as well as its end does.
 //!
 //! A file starts with a header `magic, u32 version, log id, u64 synced, u32 crc32c`
 //! and holds records `u32 length, u32 crc32c, u64 seq, u64 synced, batch`. `synced`

@@ -30,6 +30,7 @@ pub const VERSION: u32 = 1;
 const VARIABLE: &str = "ATOLL_HANDOVER";
 /// How long the kernel may take over what it was told last. It may never do: then requests are taken up for a moment.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(20);
+/// How often that is tried.
 const ATTEMPTS_MAX: usize = 100;
 /// How long requests may stay unanswered before a replacement is given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -151,30 +152,17 @@ pub async fn listen(socket: PathBuf, served: Served) -> std::io::Result<Infallib
     loop {
         let (stream, _) = listener.accept().await?;
         let (reader, mut writer) = stream.into_split();
-        let mut line = String::new();
+        let (mut reader, mut line) = (BufReader::new(reader.take(LINE_BYTES_MAX)), String::new());
         // One at a time; who says nothing is not waited for.
-        let read = BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await_for(START_TIMEOUT).await;
-        if read {
-            let answer = match line.trim() {
-                "" => format!("{VERSION}\n"),
-                program => match served.become_program(Path::new(program)).await {
-                    Err(error) => format!("{error}\n"),
-                    Ok(never) => match never {},
-                },
-            };
-            let _ = writer.write_all(answer.as_bytes()).await;
-        }
-    }
-}
-
-trait AwaitFor {
-    /// Whether it is done well in time.
-    async fn await_for(self, timeout: Duration) -> bool;
-}
-
-impl<F: Future<Output = std::io::Result<usize>>> AwaitFor for F {
-    async fn await_for(self, timeout: Duration) -> bool {
-        matches!(tokio::time::timeout(timeout, self).await, Ok(Ok(_)))
+        let Ok(Ok(_)) = tokio::time::timeout(START_TIMEOUT, reader.read_line(&mut line)).await else { continue };
+        let answer = match line.trim() {
+            "" => format!("{VERSION}\n"),
+            program => match served.become_program(Path::new(program)).await {
+                Err(error) => format!("{error}\n"),
+                Ok(never) => match never {},
+            },
+        };
+        let _ = writer.write_all(answer.as_bytes()).await;
     }
 }
 
