@@ -9,7 +9,7 @@ use atoll_wire::{FsckFinding, FsckReport};
 use object_store::path::Path;
 use tokio::sync::watch;
 
-use crate::registry::Registry;
+use crate::registry::{Registry, parts};
 
 /// Text of findings in one report, in bytes: it has to fit in a frame.
 const FINDINGS_BYTES_MAX: usize = 512 << 10;
@@ -28,8 +28,13 @@ pub(crate) fn progress() -> (impl Fn(Progress) + Send + Sync, Heard) {
 impl Registry {
     /// Check a volume while it goes on. One that cannot be opened is checked without reading bytes.
     pub async fn check(&self, name: &str, read: bool, watch: Watch<'_>) -> Result<FsckReport, String> {
-        self.record(name)?;
         let text = |error: atoll_volume::VolumeError| format!("volume `{name}`: {error}");
+        if let (volume, Some(snapshot)) = parts(name) {
+            self.get(name).await?;
+            let report = self.get(volume).await?.check_snapshot(snapshot, read, watch).await;
+            return Ok(described(&report.map_err(text)?));
+        }
+        self.record(name)?;
         let refused = match self.get(name).await {
             Ok(volume) => return Ok(described(&volume.check(read, watch).await.map_err(text)?)),
             Err(error) => error,
@@ -46,16 +51,13 @@ impl Registry {
 
     /// Mend a volume that nobody uses.
     pub async fn repair(&self, name: &str, watch: Watch<'_>) -> Result<FsckReport, String> {
+        if let (_, Some(_)) = parts(name) {
+            return Err("a snapshot never changes: clone it, and repair that".into());
+        }
         self.record(name)?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
-        let sessions = self.sessions.count(Some(name));
-        if sessions > 0 {
-            return Err(format!("volume `{name}` is in use by {sessions} sessions: unmount it before it is repaired"));
-        }
-        if let Some(volume) = open.take() {
-            volume.close().await.map_err(|error| format!("volume `{name}`: {error}"))?;
-        }
+        self.close_unused(name, &mut open, "it is repaired").await?;
         let (store, objects) = self.parts(name).await?;
         let repair = fsck::repair(&*store, &objects, watch).await;
         let closed = store.close().await;

@@ -11,7 +11,7 @@ use atoll_lease::Issue;
 use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome};
 use atoll_wire::{
     AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
-    Welcome,
+    SnapshotInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -20,11 +20,12 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::care;
+use crate::registry::parts;
 use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
 use atoll_volume::fsck::Progress;
-use atoll_volume::{Asking, Earned, Mark};
+use atoll_volume::{Asking, Earned, Mark, Snapshot};
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -201,7 +202,7 @@ async fn welcome(
     hello: Hello,
     trusted: bool,
 ) -> Result<(Rights, Option<Arc<Session>>, u64, Welcome), String> {
-    let rights = match &hello.token {
+    let mut rights = match &hello.token {
         Some(secret) => context.tokens.check(secret).ok_or("the token is unknown, revoked or has expired")?,
         None if trusted => Rights::everything(),
         None => {
@@ -210,6 +211,9 @@ async fn welcome(
             );
         }
     };
+    // A snapshot never changes.
+    let volume = hello.volume.as_deref().map(parts);
+    rights.read_only |= matches!(volume, Some((_, Some(_))));
     let mut welcome = Welcome {
         features: 0,
         resume: None,
@@ -220,7 +224,7 @@ async fn welcome(
         read_only: rights.read_only,
     };
     let Some(name) = &hello.volume else { return Ok((rights, None, 0, welcome)) };
-    if rights.volume.as_ref().is_some_and(|only| only != name) {
+    if rights.volume.as_ref().is_some_and(|only| *only != parts(name).0) {
         return Err(format!("the token is not for volume `{name}`"));
     }
     // Opens it, and finds the sessions that it had with the last server.
@@ -470,10 +474,6 @@ impl Connection {
                 AdminReply::Volumes(vec![info])
             }
             AdminRequest::VolumeDelete { name } => {
-                let sessions = context.sessions.count(Some(&name));
-                if sessions > 0 {
-                    return Err(format!("volume `{name}` is in use by {sessions} sessions: unmount it first"));
-                }
                 context.registry.delete(&name).await?;
                 AdminReply::Done
             }
@@ -519,6 +519,22 @@ impl Connection {
                 let found = context.registry.get(&volume).await?.collect_garbage(dry_run).await;
                 let (objects, bytes) = found.map_err(|error| format!("volume `{volume}`: {error}"))?;
                 AdminReply::Garbage { objects, bytes }
+            }
+            AdminRequest::SnapshotCreate { volume, name } => {
+                context.registry.create_snapshot(&volume, &name).await?;
+                AdminReply::Done
+            }
+            AdminRequest::SnapshotList { volume } => {
+                let info = |found: Snapshot| SnapshotInfo { name: found.name, created: found.created };
+                AdminReply::Snapshots(context.registry.snapshots(&volume).await?.into_iter().map(info).collect())
+            }
+            AdminRequest::SnapshotDelete { volume, name } => {
+                context.registry.delete_snapshot(&volume, &name).await?;
+                AdminReply::Done
+            }
+            AdminRequest::SnapshotRestore { volume, name } => {
+                context.registry.restore_snapshot(&volume, &name).await?;
+                AdminReply::Done
             }
             AdminRequest::Status => AdminReply::Status(context.status().await?),
         })

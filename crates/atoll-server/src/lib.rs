@@ -10,6 +10,7 @@ mod metrics;
 mod registry;
 mod server;
 mod sessions;
+mod snapshots;
 mod tokens;
 
 pub use server::{Addresses, Server, ServerConfig, ServerError};

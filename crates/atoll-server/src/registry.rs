@@ -83,13 +83,22 @@ impl Record {
 }
 
 fn check_name(name: &str) -> Result<()> {
+    check_name_of("volume", name)
+}
+
+pub(crate) fn check_name_of(what: &str, name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || !name.chars().all(good) || name.starts_with('.') {
         return Err(format!(
-            "`{name}` is no name for a volume: use 1 to {VOLUME_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`"
+            "`{name}` is no name for a {what}: use 1 to {VOLUME_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`"
         ));
     }
     Ok(())
+}
+
+/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
+pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }
 
 impl Registry {
@@ -107,6 +116,15 @@ impl Registry {
             Err(error) => return Err(fail(error)),
         };
         Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), sessions })
+    }
+
+    /// Snapshots of the volume that are open.
+    pub(crate) async fn let_go_of_snapshots(&self, name: &str) {
+        let of = |open: &String| parts(open).0 == name && parts(open).1.is_some();
+        let slots: Vec<Slot> = self.open.lock().extract_if(|open, _| of(open)).map(|(_, slot)| slot).collect();
+        for slot in slots {
+            slot.lock().await.take();
+        }
     }
 
     pub(crate) fn slot(&self, name: &str) -> Slot {
@@ -259,8 +277,15 @@ impl Registry {
         volume.map_err(|error| format!("volume `{name}`: {error}"))
     }
 
-    /// The open volume, opened now if need be.
+    /// The open volume, or the snapshot of one, opened now if need be.
     pub async fn get(&self, name: &str) -> Result<Volume> {
+        match parts(name) {
+            (name, None) => self.get_volume(name).await,
+            (volume, Some(snapshot)) => self.get_snapshot(volume, snapshot).await,
+        }
+    }
+
+    pub(crate) async fn get_volume(&self, name: &str) -> Result<Volume> {
         let record = self.record(name)?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
@@ -285,12 +310,12 @@ impl Registry {
     }
 
     pub async fn info(&self, name: &str, sessions: u64) -> Result<atoll_wire::VolumeInfo> {
-        let record = self.record(name)?;
+        let record = self.record(parts(name).0)?;
         let report = self.peek(name).map(|volume| volume.report());
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
-            store: self.remote(name).url,
+            store: self.remote(parts(name).0).url,
             open: report.is_some(),
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),
@@ -300,7 +325,8 @@ impl Registry {
 
     /// Figures of every open volume, by name.
     pub async fn reports(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
-        let names: Vec<String> = self.open.lock().keys().cloned().collect();
+        // Snapshots have no figures of their own.
+        let names = self.open.lock().keys().filter(|name| parts(name).1.is_none()).cloned().collect::<Vec<_>>();
         let report = |name: String| {
             let volume = self.peek(&name)?;
             let (v, b) = (volume.report(), volume.blob().statistics());
@@ -348,9 +374,7 @@ impl Registry {
         self.record(name)?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
-        if let Some(volume) = open.take() {
-            volume.close().await.map_err(|error| error.to_string())?;
-        }
+        self.close_unused(name, &mut open, "it is deleted").await?;
         // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);
         remove_objects(&remote, |at| *at != ObjectPath::from("volume.json")).await?;

@@ -14,6 +14,8 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use crate::registry::parts;
+
 /// How long a session without a connection is kept.
 pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
 /// Most answers kept for one session.
@@ -346,9 +348,11 @@ impl Sessions {
         Some((session, generation))
     }
 
+    /// Sessions of all volumes, or of one and its snapshots.
     pub fn count(&self, volume_name: Option<&str>) -> u64 {
+        let of = |session: &Session, name| session.volume_name == name || parts(&session.volume_name).0 == name;
         let table = self.table.lock();
-        table.values().filter(|s| volume_name.is_none_or(|name| s.volume_name == name)).count() as u64
+        table.values().filter(|session| volume_name.is_none_or(|name| of(session, name))).count() as u64
     }
 
     /// End a session: what it has open and locked is given back, later requests of it fail.

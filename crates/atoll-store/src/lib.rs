@@ -5,11 +5,14 @@
 //! its durability is waited for, and nothing of it is ever visible to others. Read [`Store`] first.
 
 mod bind;
+mod checkpoints;
+mod frozen;
 mod garbage;
 mod log;
 mod memory;
 mod slate;
 
+pub use frozen::Frozen;
 pub use memory::{MemoryMedium, MemoryStore};
 pub use slate::{SlateConfig, SlateStore};
 
@@ -46,6 +49,13 @@ pub enum StoreError {
     /// Nobody can wait for a commit that was never made.
     #[error("no commit {0:?} was ordered")]
     Unordered(CommitSeq),
+    #[error("a checkpoint `{0}` is there already")]
+    CheckpointExists(String),
+    #[error("there is no checkpoint `{0}`")]
+    CheckpointMissing(String),
+    /// It shows a checkpoint, which never changes.
+    #[error("read-only")]
+    ReadOnly,
     #[error("the store is closed")]
     Closed,
     /// The disk has no room. Nothing is lost, the same call succeeds when there is some.
@@ -90,6 +100,14 @@ pub struct Page {
     pub entries: Vec<(Bytes, Bytes)>,
     /// Scan on from here; `None` at the end of the range.
     pub next: Option<Bytes>,
+}
+
+/// A version of the store that stays readable, over later commits and openings, until it is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub name: String,
+    /// In seconds since 1970.
+    pub created: u64,
 }
 
 /// Half-open range of keys with a bound on the answer.
@@ -165,6 +183,14 @@ pub trait Store: Read {
     async fn durable(&self, seq: CommitSeq) -> Result<()>;
     /// The newest commit known to be durable.
     fn durable_seq(&self) -> CommitSeq;
+    /// Keep the store as it is now, with every commit that returned before, under a name that is not taken. It is
+    /// durable when this returns; when this fails, it may be there or not.
+    async fn checkpoint(&self, name: &str) -> Result<()>;
+    /// All checkpoints, oldest first.
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>>;
+    /// What the store held at a checkpoint. To be let go of before that is deleted.
+    async fn at(&self, name: &str) -> Result<Arc<dyn Read>>;
+    async fn delete_checkpoint(&self, name: &str) -> Result<()>;
     /// Make everything durable and release the medium. Later calls answer `Closed`, but closing
     /// again is fine. A store that is dropped instead keeps a prefix of its commits, with all
     /// that were durable.

@@ -10,7 +10,7 @@ use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::{Batch, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
+use crate::{Batch, Checkpoint, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -19,6 +19,7 @@ struct Medium {
     map: Map,
     epoch: u64,
     seq: u64,
+    checkpoints: Vec<(Checkpoint, Map)>,
 }
 
 /// What survives a [`MemoryStore`].
@@ -139,6 +140,36 @@ impl Store for MemoryStore {
 
     fn durable_seq(&self) -> CommitSeq {
         CommitSeq(self.medium.0.lock().seq)
+    }
+
+    async fn checkpoint(&self, name: &str) -> Result<()> {
+        self.check()?;
+        let mut medium = self.medium.0.lock();
+        if medium.checkpoints.iter().any(|(known, _)| known.name == name) {
+            return Err(StoreError::CheckpointExists(name.to_owned()));
+        }
+        let created = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let map = medium.map.clone();
+        medium.checkpoints.push((Checkpoint { name: name.to_owned(), created }, map));
+        Ok(())
+    }
+
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
+        Ok(self.medium.0.lock().checkpoints.iter().map(|(known, _)| known.clone()).collect())
+    }
+
+    async fn at(&self, name: &str) -> Result<Arc<dyn Read>> {
+        let medium = self.medium.0.lock();
+        let found = medium.checkpoints.iter().find(|(known, _)| known.name == name);
+        let (_, map) = found.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))?;
+        Ok(Arc::new(map.clone()))
+    }
+
+    async fn delete_checkpoint(&self, name: &str) -> Result<()> {
+        let mut medium = self.medium.0.lock();
+        let at = medium.checkpoints.iter().position(|(known, _)| known.name == name);
+        medium.checkpoints.remove(at.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))?);
+        Ok(())
     }
 
     async fn close(&self) -> Result<()> {

@@ -19,9 +19,10 @@ use slatedb::{Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
 use crate::bind;
+use crate::checkpoints::Checkpoints;
 use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
-use crate::{Batch, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
+use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
 
 /// Where SlateDB lies below the root.
 const DATABASE: &str = "meta";
@@ -30,7 +31,7 @@ const APPLIED: &[u8] = b"\0applied";
 const EPOCH: &[u8] = b"\0epoch";
 /// Attempts of one request to the object store, beyond those of its client; about two hours. SlateDB is of no use
 /// after a request of its background work has failed.
-const STORE_RETRIES_MAX: u32 = 600;
+pub(crate) const STORE_RETRIES_MAX: u32 = 600;
 /// The growing log file is finished at this size, in bytes.
 const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -47,6 +48,7 @@ pub struct SlateConfig {
 
 pub struct SlateStore {
     garbage: Collector,
+    checkpoints: Checkpoints,
     shared: Arc<Shared>,
     view: View<Db>,
     epoch: u64,
@@ -70,7 +72,7 @@ struct Shared {
     failed: Mutex<Option<StoreError>>,
 }
 
-fn db_error(error: slatedb::Error) -> StoreError {
+pub(crate) fn db_error(error: slatedb::Error) -> StoreError {
     match error.kind() {
         ErrorKind::Closed(slatedb::CloseReason::Fenced) => StoreError::Fenced,
         ErrorKind::Closed(slatedb::CloseReason::Clean) => StoreError::Closed,
@@ -138,8 +140,9 @@ impl SlateStore {
             failed: Mutex::new(None),
         };
         let garbage = Collector::start(&config.root, DATABASE, shared.logged, config.garbage_interval);
+        let checkpoints = Checkpoints::new(&config.root, DATABASE);
         let view = View { reader: db, _hold: None };
-        let store = SlateStore { garbage, shared: Arc::new(shared), view, epoch };
+        let store = SlateStore { garbage, checkpoints, shared: Arc::new(shared), view, epoch };
         let mut claim = Batch::default();
         claim.put(EPOCH, epoch.to_be_bytes().to_vec());
         let seq = store.order(claim).await?;
@@ -378,6 +381,26 @@ impl Store for SlateStore {
 
     fn durable_seq(&self) -> CommitSeq {
         CommitSeq(*self.shared.durable.borrow())
+    }
+
+    async fn checkpoint(&self, name: &str) -> Result<()> {
+        self.shared.check()?;
+        // What a log alone holds must not be behind what a checkpoint shows.
+        let newest = self.shared.next.load(Ordering::Acquire) - 1;
+        self.durable(CommitSeq(newest)).await?;
+        self.checkpoints.create(&self.shared.db, name).await
+    }
+
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
+        self.checkpoints.list().await
+    }
+
+    async fn at(&self, name: &str) -> Result<Arc<dyn Read>> {
+        Ok(Arc::new(View { reader: Arc::new(self.checkpoints.read(name).await?), _hold: None }))
+    }
+
+    async fn delete_checkpoint(&self, name: &str) -> Result<()> {
+        self.checkpoints.delete(name).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -206,6 +206,45 @@ async fn a_snapshot_does_not_see_later_commits(kind: Kind) {
     assert_eq!(store.get(&key(1)).await.unwrap(), None);
 }
 
+async fn a_checkpoint_stays_as_it_was_until_it_is_deleted(kind: Kind) {
+    let place = Place::new(kind);
+    let store = place.open().await;
+    assert_eq!(store.checkpoints().await.unwrap(), []);
+    // Also what nobody has waited for.
+    fill(&*store, 0..20).await;
+    store.checkpoint("first").await.unwrap();
+    assert!(matches!(store.checkpoint("first").await, Err(StoreError::CheckpointExists(name)) if name == "first"));
+    let mut changes = Batch::default();
+    (0..10).for_each(|number| changes.delete(key(number)));
+    changes.put(key(10), "changed");
+    commit(&*store, changes).await;
+    fill(&*store, 20..40).await;
+    store.checkpoint("second").await.unwrap();
+    let now = content(&*store).await;
+    let names = |store: Arc<dyn Store>| async move {
+        store.checkpoints().await.unwrap().into_iter().map(|found| found.name).collect::<Vec<_>>()
+    };
+    let first = store.at("first").await.unwrap();
+    assert_eq!(content(&*first).await, filled(0..20));
+    assert_eq!(first.get(&key(25)).await.unwrap(), None);
+    assert_eq!(content(&*store.at("second").await.unwrap()).await, now);
+    drop(first);
+    store.close().await.unwrap();
+    drop(store);
+
+    let store = place.open().await;
+    commit(&*store, put("later", "value")).await;
+    assert_eq!(names(store.clone()).await, ["first", "second"]);
+    assert_eq!(content(&*store.at("first").await.unwrap()).await, filled(0..20));
+    store.delete_checkpoint("first").await.unwrap();
+    assert!(matches!(store.at("first").await.map(drop), Err(StoreError::CheckpointMissing(_))));
+    assert!(matches!(store.delete_checkpoint("first").await, Err(StoreError::CheckpointMissing(_))));
+    assert_eq!(names(store.clone()).await, ["second"]);
+    assert_eq!(content(&*store.at("second").await.unwrap()).await, now);
+    store.checkpoint("first").await.unwrap();
+    assert_eq!(content(&*store.at("first").await.unwrap()).await, content(&*store).await);
+}
+
 async fn pages_of_a_scan_make_up_the_range(kind: Kind) {
     let place = Place::new(kind);
     let store = place.open().await;
@@ -561,6 +600,7 @@ every_store!(
     one_failing_precondition_applies_nothing,
     only_one_of_many_wins_a_precondition,
     a_snapshot_does_not_see_later_commits,
+    a_checkpoint_stays_as_it_was_until_it_is_deleted,
     pages_of_a_scan_make_up_the_range,
     a_new_store_is_empty,
     waiters_share_flushes_and_what_they_waited_for_survives,
@@ -799,6 +839,9 @@ async fn old_objects_go_and_what_is_read_stays() {
         place.memtable_bytes = 4096;
         place.garbage_interval = Duration::from_millis(100);
         let store = place.open().await;
+        rewrite(&*store, &place, 2).await;
+        store.checkpoint("kept").await.unwrap();
+        let kept = content(&*store).await;
         rewrite(&*store, &place, 40).await;
         let view = store.snapshot().unwrap();
         let seen = content(&*view).await;
@@ -816,8 +859,11 @@ async fn old_objects_go_and_what_is_read_stays() {
             tokio::time::sleep(place.garbage_interval).await;
         }
         let last = content(&*store).await;
+        assert_eq!(content(&*store.at("kept").await.unwrap()).await, kept, "{kind:?}");
         store.close().await.unwrap();
         drop(store);
-        assert_eq!(content(&*place.open().await).await, last, "{kind:?}");
+        let store = place.open().await;
+        assert_eq!(content(&*store).await, last, "{kind:?}");
+        assert_eq!(content(&*store.at("kept").await.unwrap()).await, kept, "{kind:?}");
     }
 }

@@ -13,14 +13,12 @@ use atoll_blob::SyncPoint;
 use atoll_lease::Issue;
 use atoll_store::{Batch, Scan};
 use atoll_types::{Errno, SegmentId};
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 
 use crate::error::VolumeError;
 use crate::format::{self, SegmentState};
+use crate::snapshots::Kept;
 use crate::volume::Shared;
-
-/// How long a segment without live bytes is kept for reads that were planned before.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Pause between attempts on a full disk.
 const ROOM_PAUSE: Duration = Duration::from_secs(1);
@@ -36,6 +34,13 @@ pub(crate) struct Progress {
     pub failed: Option<VolumeError>,
     /// Commits wait for room on the disk.
     pub full: bool,
+}
+
+impl Progress {
+    /// Of a volume in which nothing changes.
+    pub fn settled() -> Self {
+        Progress { durable: u64::MAX, order: Issue(u64::MAX), ..Progress::default() }
+    }
 }
 
 pub(crate) struct Committer {
@@ -73,7 +78,7 @@ impl Committer {
                 return;
             }
             let tidy = self.suspects.front().map_or(Duration::from_secs(3600), |(since, _)| {
-                (*since + GRACE).saturating_duration_since(Instant::now())
+                (*since + self.shared.config.empty_segments_kept).saturating_duration_since(Instant::now())
             });
             tokio::select! {
                 _ = self.shared.work.notified() => {}
@@ -99,18 +104,43 @@ impl Committer {
         }
     }
 
-    async fn commit(&mut self) -> Result<(), VolumeError> {
+    /// Suspects that may go now. No snapshot is made until the guard is dropped.
+    async fn unneeded<'a>(&mut self, shared: &'a Shared) -> (Vec<SegmentId>, Option<MutexGuard<'a, Kept>>) {
         let now = Instant::now();
-        let (cut, order) = {
-            let mut core = self.shared.core.lock();
-            self.suspects.extend(core.take_emptied().into_iter().map(|id| (now, id)));
-            while self.suspects.front().is_some_and(|(since, _)| now.duration_since(*since) >= GRACE) {
-                if let Some((_, id)) = self.suspects.pop_front()
-                    && core.doom(id)
-                {
-                    self.doomed.push(id);
+        self.suspects.extend(shared.core.lock().take_emptied().into_iter().map(|id| (now, id)));
+        let due =
+            self.suspects.partition_point(|(since, _)| now.duration_since(*since) >= shared.config.empty_segments_kept);
+        if due == 0 {
+            return (Vec::new(), None);
+        }
+        let due: Vec<SegmentId> = self.suspects.drain(..due).map(|(_, id)| id).collect();
+        let mut later = |id| self.suspects.push_back((now, id));
+        let Ok(mut kept) = shared.snapshots.try_lock() else {
+            // One is being made.
+            due.into_iter().for_each(later);
+            return (Vec::new(), None);
+        };
+        let mut unneeded = Vec::with_capacity(due.len());
+        for id in due {
+            match kept.refers_to(&*shared.store, id).await {
+                Ok(false) => unneeded.push(id),
+                // It is looked at again when a snapshot is deleted.
+                Ok(true) => {}
+                Err(error) => {
+                    tracing::warn!(%error, segment = %id, "cannot tell whether a snapshot needs it: it stays for now");
+                    later(id);
                 }
             }
+        }
+        (unneeded, Some(kept))
+    }
+
+    async fn commit(&mut self) -> Result<(), VolumeError> {
+        let shared = self.shared.clone();
+        let (unneeded, _no_snapshot_meanwhile) = self.unneeded(&shared).await;
+        let (cut, order) = {
+            let mut core = self.shared.core.lock();
+            self.doomed.extend(unneeded.into_iter().filter(|id| core.doom(*id)));
             (core.has_changes().then(|| core.cut()), core.leases.newest())
         };
         // After the cut: it covers every byte that the batch refers to.

@@ -15,6 +15,14 @@ pub enum VolumeError {
     FutureFormat(u32),
     #[error("corrupt volume: {0}")]
     Corrupt(String),
+    #[error("changes cannot be made durable: {0}")]
+    Undurable(Errno),
+    #[error("{0} snapshots are there already, and more are not kept: delete some first")]
+    TooManySnapshots(usize),
+    #[error(
+        "more than {0} records of metadata have changed since, too many to put back at once: clone the snapshot instead"
+    )]
+    TooFarBack(usize),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -27,6 +35,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(StoreError::Fenced) => Errno::ESTALE,
             VolumeError::Blob(BlobError::NoSpace(_)) | VolumeError::Store(StoreError::NoSpace(_)) => Errno::ENOSPC,
+            VolumeError::Undurable(errno) => *errno,
             _ => Errno::EIO,
         }
     }

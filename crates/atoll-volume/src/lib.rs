@@ -10,11 +10,12 @@
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `format` what lies in the store,
-//! `fsck` what checks and mends it.
+//! `snapshots` what stays of earlier versions, `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
 mod core;
+mod cursor;
 mod error;
 pub mod extents;
 pub mod format;
@@ -22,10 +23,12 @@ pub mod fsck;
 mod grace;
 mod leases;
 mod sessions;
+mod snapshots;
 mod volume;
 
 pub use error::VolumeError;
 pub use format::{Durability, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
+pub use snapshots::{Snapshot, restore};
 pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format};

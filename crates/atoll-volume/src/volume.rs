@@ -12,7 +12,7 @@ use atoll_blob::readahead::Readahead;
 use atoll_blob::{Blob, BlobError, Recovered};
 use atoll_lease::Issue;
 use atoll_lease::locks::{SetOutcome, WaiterId};
-use atoll_store::{Batch, Precondition, Scan, Store, StoreError};
+use atoll_store::{Batch, Precondition, Read, Scan, Store, StoreError};
 use atoll_types::locks::Lock;
 use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
@@ -32,6 +32,7 @@ use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState,
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
+use crate::snapshots::Kept;
 
 /// Bounds and pace of an open volume.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,10 @@ pub struct VolumeConfig {
     pub backlog_max: usize,
     /// Size that `statfs` shows, in bytes.
     pub capacity_bytes: u64,
+    /// For how long a segment without bytes in use is kept for reads that were planned before.
+    pub empty_segments_kept: Duration,
+    /// Nothing is changed, and nothing committed.
+    pub read_only: bool,
 }
 
 impl Default for VolumeConfig {
@@ -56,6 +61,8 @@ impl Default for VolumeConfig {
             inline_bytes_max: 64 * 1024,
             backlog_max: 200_000,
             capacity_bytes: 1 << 50,
+            empty_segments_kept: Duration::from_secs(10),
+            read_only: false,
         }
     }
 }
@@ -78,6 +85,8 @@ pub(crate) struct Shared {
     pub store: Arc<dyn Store>,
     pub blob: Blob,
     pub config: VolumeConfig,
+    /// Held while one is made or deleted.
+    pub snapshots: tokio::sync::Mutex<Kept>,
     /// Wakes the committer.
     pub work: Notify,
     /// The newest change that somebody waits to be durable.
@@ -211,18 +220,24 @@ impl Volume {
         let doomed = segments.iter().filter(|(_, s, _)| *s == SegmentState::Doomed).map(|s| s.0).collect();
         let mut core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
         core.leases.start_behind(since(&*store));
+        core.frozen = config.read_only;
         let mut restored = Vec::new();
-        for (key, value) in scan_all(&*store, format::all_sessions()).await? {
+        // Those of a version that cannot change are of no use in it.
+        let sessions = if config.read_only { Vec::new() } else { scan_all(&*store, format::all_sessions()).await? };
+        for (key, value) in sessions {
             let (session, record) = (SessionId(format::key_number(&key)?), SessionRecord::decode(&value)?);
             restored.push((session, record.info));
             core.install_session(session, record);
         }
         let mut orphans = Vec::new();
-        for (key, _) in scan_all(&*store, format::all_orphans()).await? {
+        let unnamed = if config.read_only { Vec::new() } else { scan_all(&*store, format::all_orphans()).await? };
+        for (key, _) in unnamed {
             orphans.push(InodeId(format::key_number(&key)?));
         }
+        let snapshots = tokio::sync::Mutex::new(Kept::of(&*store).await?);
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
+            snapshots,
             store,
             blob,
             config,
@@ -230,14 +245,18 @@ impl Volume {
             wanted: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         });
-        let (sender, progress) = watch::channel(Progress::default());
-        let committer = tokio::spawn(Committer::new(shared.clone(), sender, suspects, doomed).run());
+        let (committer, progress) = if config.read_only {
+            (None, watch::channel(Progress::settled()).1)
+        } else {
+            let (sender, progress) = watch::channel(Progress::default());
+            (Some(tokio::spawn(Committer::new(shared.clone(), sender, suspects, doomed).run())), progress)
+        };
         let volume = Volume {
             inner: Arc::new(Inner {
                 shared,
                 settings,
                 progress,
-                committer: Mutex::new(Some(committer)),
+                committer: Mutex::new(committer),
                 restored,
                 orphans: Mutex::new(orphans),
                 waiters: Mutex::new(HashMap::new()),
@@ -285,14 +304,22 @@ impl Volume {
 
     /// Check the volume as it is now, while it goes on; with `bytes`, read all of them.
     pub async fn check(&self, bytes: bool, watch: fsck::Watch<'_>) -> Result<fsck::Report, VolumeError> {
-        let shared = &self.inner.shared;
-        let ordered = shared.core.lock().ordered();
+        let ordered = self.inner.shared.core.lock().ordered();
         // Without it a check would be of some moment before. A volume that cannot commit can still be checked.
         let _ = self.until_durable(ordered).await;
-        let view = shared.store.snapshot()?;
+        self.check_view(&*self.inner.shared.store.snapshot()?, bytes, watch).await
+    }
+
+    pub(crate) async fn check_view(
+        &self,
+        view: &dyn Read,
+        bytes: bool,
+        watch: fsck::Watch<'_>,
+    ) -> Result<fsck::Report, VolumeError> {
+        let shared = &self.inner.shared;
         let objects = shared.blob.objects().await?;
         let subject = fsck::Subject {
-            view: &*view,
+            view,
             newest: &*shared.store,
             objects: &objects,
             epoch: shared.store.epoch(),
@@ -607,6 +634,9 @@ impl Volume {
     /// Make everything durable and whole in the object store. Operations must have ended.
     pub async fn close(&self) -> Result<(), VolumeError> {
         let shared = &self.inner.shared;
+        if shared.config.read_only {
+            return Ok(());
+        }
         shared.closing.store(true, Ordering::Release);
         shared.work.notify_one();
         let committer = self.inner.committer.lock().take();
@@ -713,6 +743,9 @@ impl Volume {
 
     /// Fail when commits failed, wait while too much is uncommitted.
     async fn admit(&self) -> Result<(), Errno> {
+        if self.inner.shared.config.read_only {
+            return Err(Errno::EROFS);
+        }
         let mut progress = self.inner.progress.clone();
         loop {
             let durable = {
@@ -1064,7 +1097,7 @@ fn blob_errno(error: BlobError) -> Errno {
     VolumeError::from(error).errno()
 }
 
-async fn scan_all(store: &dyn Store, range: KeyRange) -> Result<Vec<(Bytes, Bytes)>, VolumeError> {
+pub(crate) async fn scan_all<R: Read + ?Sized>(store: &R, range: KeyRange) -> Result<Vec<(Bytes, Bytes)>, VolumeError> {
     let mut entries = Vec::new();
     let mut next = Some(range.0);
     while let Some(start) = next {

@@ -5,6 +5,8 @@
 //! and compares. `ATOLL_SEED=n cargo test -p atoll-volume --test model` repeats
 //! one run; `ATOLL_STEPS` makes it longer.
 
+mod support;
+
 mod model {
     pub mod acl;
     pub mod content;

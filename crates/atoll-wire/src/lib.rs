@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -273,6 +273,23 @@ pub enum AdminRequest {
         volume: String,
         dry_run: bool,
     },
+    /// Keep a volume as it is now; `VOLUME@NAME` is the name of that from then on.
+    SnapshotCreate {
+        volume: String,
+        name: String,
+    },
+    SnapshotList {
+        volume: String,
+    },
+    SnapshotDelete {
+        volume: String,
+        name: String,
+    },
+    /// Turn a volume that nobody uses back to what it was.
+    SnapshotRestore {
+        volume: String,
+        name: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,10 +338,19 @@ pub enum AdminReply {
         total: u64,
     },
     Fsck(Box<FsckReport>),
+    /// Oldest first.
+    Snapshots(Vec<SnapshotInfo>),
     Garbage {
         objects: u64,
         bytes: u64,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    pub name: String,
+    /// Seconds since 1970.
+    pub created: u64,
 }
 
 /// What a check of a volume found.

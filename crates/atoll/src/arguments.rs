@@ -58,7 +58,11 @@ pub enum Command {
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Mount a volume; returns once it is usable.
+    /// Versions of a volume that stay: made at once, whatever the volume holds, and they cost what changes since.
+    /// VOLUME@SNAPSHOT stands for one wherever a volume is named: mount it, list it, copy from it. It is read-only.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Mount a volume, or VOLUME@SNAPSHOT read-only; returns once it is usable.
     Mount {
         volume: String,
         directory: PathBuf,
@@ -265,6 +269,23 @@ pub enum VolumeCommand {
     Delete {
         name: String,
     },
+}
+
+#[derive(Subcommand)]
+pub enum SnapshotCommand {
+    /// Keep the volume as it is now. Everything that has returned on any mount is in it.
+    Create {
+        volume: String,
+        /// [default: the time, as 2026-01-31T23.59.59Z]
+        name: Option<String>,
+    },
+    /// Oldest first.
+    List { volume: String },
+    /// Delete a snapshot, and what it alone refers to. Nobody may have it mounted.
+    Delete { volume: String, name: String },
+    /// Turn the volume back to what it was. Nobody may have it mounted. All snapshots stay; make one first to keep what is
+    /// there now.
+    Restore { volume: String, name: String },
 }
 
 #[derive(Subcommand)]

@@ -10,6 +10,7 @@ mod handover;
 mod leases;
 mod mounting;
 mod serving;
+mod snapshots;
 
 use std::process::ExitCode;
 
@@ -174,6 +175,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Snapshot(command) => snapshots::run(&config, command, as_json).await,
         Command::Gc { volume, dry_run } => checking::gc(&config, volume, dry_run, as_json).await,
         Command::Ls { path } => {
             Remote::with(config, &path, async |remote| files::list(remote, &path, as_json).await).await

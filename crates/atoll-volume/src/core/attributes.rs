@@ -86,6 +86,9 @@ impl Core {
 
     /// Move the access time as `relatime` does.
     pub fn accessed(&mut self, inode: InodeId) {
+        if self.frozen {
+            return;
+        }
         let Ok(record) = self.record(inode) else { return };
         if Timestamp::access_moves(record.accessed, record.modified, record.changed) {
             // Later than every change, so that the next access finds it fresh even when the clock went back.

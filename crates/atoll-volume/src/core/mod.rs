@@ -153,6 +153,8 @@ pub(crate) struct Core {
     pub unheard: UnheardChanges,
     lingering: VecDeque<(Instant, InodeId)>,
     durability: &'static str,
+    /// Nothing of it is ever written.
+    pub frozen: bool,
 }
 
 impl Core {
@@ -190,6 +192,7 @@ impl Core {
             lingering: VecDeque::new(),
             unheard: UnheardChanges::default(),
             durability,
+            frozen: false,
         }
     }
 
@@ -546,6 +549,12 @@ impl Core {
             }
             _ => false,
         }
+    }
+
+    /// Segments whose bytes nothing refers to are looked at again.
+    pub fn suspect_empty(&mut self) {
+        let empty = |segment: &Segment| segment.state == SegmentState::Uploaded && segment.live <= 0;
+        self.emptied.extend(self.segments.iter().filter(|(_, segment)| empty(segment)).map(|(id, _)| *id));
     }
 
     /// The object of a doomed segment is gone.

@@ -15,6 +15,9 @@ impl Core {
     /// A new session, with the change after whose commit the next authority knows it.
     pub fn begin_session(&mut self, session: SessionId, info: SessionInfo, journal: JournalPosition) -> u64 {
         self.sessions.insert(session, SessionRecord::new(info, journal));
+        if self.frozen {
+            return self.ordered;
+        }
         let key = format::session_key(session);
         // A place in the batch; what is in it is written when the batch is cut.
         self.write(key, None);
@@ -27,7 +30,7 @@ impl Core {
     pub fn forget_session(&mut self, session: SessionId) {
         self.dirty_sessions.remove(&session);
         self.unheard.forget(session);
-        if self.sessions.remove(&session).is_some() {
+        if self.sessions.remove(&session).is_some() && !self.frozen {
             self.write(format::session_key(session), None);
         }
     }

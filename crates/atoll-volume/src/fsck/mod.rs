@@ -8,7 +8,6 @@
 //! Nothing of a user's is thrown away: what lost its name gets one in `/lost+found`, and bytes whose object is gone
 //! stay referred to, so that they are back when the object is.
 
-mod cursor;
 mod inodes;
 mod lost;
 mod names;
@@ -23,9 +22,9 @@ use atoll_store::{Batch, Read, Store};
 use atoll_types::{FileKind, InodeId, Name, SegmentId};
 use bytes::Bytes;
 
+use crate::cursor::Cursor;
 use crate::error::VolumeError;
 use crate::format::{self, Counters, VolumeSettings};
-use cursor::Cursor;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 

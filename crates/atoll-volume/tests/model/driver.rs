@@ -23,11 +23,14 @@ use tokio::runtime::Runtime;
 
 use super::generator::{Generator, Step};
 use super::reference::{Answer, Body, Reference, Time};
+use crate::support::tree;
 
 /// How many steps before a difference are shown.
 const STEPS_SHOWN: usize = 30;
 /// Everything is compared after this many steps.
 const STEPS_BETWEEN_AUDITS: usize = 250;
+/// A snapshot is kept over so many audits.
+const SNAPSHOTS_KEPT: usize = 3;
 
 /// One kind of volume to try.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,8 @@ pub struct Driver {
     model: Reference,
     generator: Generator,
     waiters: Vec<Waiter>,
+    /// Snapshots, and what they must show.
+    snapshots: VecDeque<(String, BTreeMap<String, String>)>,
     /// The newest change that was seen.
     last_change: Timestamp,
     shown: VecDeque<String>,
@@ -110,6 +115,7 @@ impl Remains {
             inode_cache_max: case.inode_cache_max,
             commit_lag: Duration::from_millis(1),
             inline_bytes_max: 16 * 1024,
+            empty_segments_kept: Duration::ZERO,
             ..VolumeConfig::default()
         };
         let opening = |epoch, recovered| -> Pin<Box<dyn Future<Output = _> + Send>> {
@@ -140,6 +146,7 @@ impl Driver {
             last_change: root.changed,
             generator: Generator::new(case.seed, case.locks_percent),
             waiters: Vec::new(),
+            snapshots: VecDeque::new(),
             shown: VecDeque::new(),
             tally: BTreeMap::new(),
             volume: Some(volume),
@@ -157,7 +164,7 @@ impl Driver {
             self.show(number, &step);
             let mut check = self.step(&step);
             if number % STEPS_BETWEEN_AUDITS == 0 || matches!(step, Step::Reopen | Step::Crash) {
-                check = check.and_then(|()| self.audit());
+                check = check.and_then(|()| self.audit()).and_then(|()| self.audit_snapshots(number));
             }
             if let Err(difference) = check {
                 let steps = Vec::from(self.shown).join("\n");
@@ -168,9 +175,72 @@ impl Driver {
             }
         }
         self.waiters.clear();
+        if let Err(difference) = self.audit_snapshots(self.case.steps) {
+            panic!("{:?}, at the end: {difference}\nATOLL_SEED={} repeats it", self.case, self.case.seed);
+        }
+        // Looking moves access times, which the model is not told.
+        let (_, newest) = self.snapshots.back().expect("a snapshot");
+        assert!(self.runtime.block_on(tree(self.volume())) == *newest, "the newest snapshot is not what is there");
         let volume = self.volume.take().expect("an open volume");
         self.runtime.block_on(volume.close()).expect("the volume closes");
+        drop(volume);
+        self.restore();
         self.tally
+    }
+
+    /// Each snapshot can be gone back to, newer and older ones stay, and the volume goes on.
+    fn restore(&mut self) {
+        let names: Vec<usize> = (0..self.snapshots.len()).chain((0..self.snapshots.len()).rev()).collect();
+        for at in names {
+            let (name, then) = self.snapshots[at].clone();
+            let store = MemoryStore::open(&self.remains.medium);
+            self.runtime.block_on(atoll_volume::restore(&store, &name)).expect("the snapshot is restored");
+            self.volume = Some(self.remains.open(&self.case, &self.runtime));
+            assert!(self.runtime.block_on(tree(self.volume())) == then, "{name} was restored to something else");
+            let report = self.check();
+            assert!(report.is_clean(), "{name}: {:?}", report.findings);
+            let data = Bytes::from(vec![at as u8; 200_000]);
+            let write = |inode| Operation::Write {
+                inode,
+                at: atoll_types::operation::WriteAt::Offset(0),
+                data: data.clone(),
+                drop_privileges: false,
+            };
+            let make = Operation::CreateUnnamed { parent: InodeId::ROOT, permissions: 0o600, umask: 0 };
+            let Ok(Outcome::Entry(made)) = self.look(make) else { panic!("nothing can be made") };
+            self.look(write(made.inode)).expect("what was made can be written");
+            let volume = self.volume.take().expect("an open volume");
+            self.runtime.block_on(volume.close()).expect("the volume closes");
+        }
+    }
+
+    /// Snapshots show what was there when they were made; one more is made, and the oldest goes.
+    fn audit_snapshots(&mut self, number: usize) -> Check {
+        for (name, then) in &self.snapshots {
+            let now = self.runtime.block_on(self.snapshot_tree(name));
+            expect(&format!("snapshot {name}"), &now, then)?;
+            let report = self.runtime.block_on(self.volume().check_snapshot(name, true, &|_| ()));
+            let report = report.expect("a snapshot that can be checked");
+            if !report.is_clean() {
+                return Err(format!("snapshot {name} is not sound: {:?}", report.findings));
+            }
+        }
+        if self.snapshots.len() >= SNAPSHOTS_KEPT
+            && let Some((oldest, _)) = self.snapshots.pop_front()
+        {
+            self.runtime.block_on(self.volume().delete_snapshot(&oldest)).expect("the snapshot is deleted");
+        }
+        let name = format!("at-{number}");
+        let then = self.runtime.block_on(async {
+            self.volume().create_snapshot(&name).await.expect("a snapshot is made");
+            self.snapshot_tree(&name).await
+        });
+        self.snapshots.push_back((name, then));
+        Ok(())
+    }
+
+    async fn snapshot_tree(&self, name: &str) -> BTreeMap<String, String> {
+        tree(&self.volume().at_snapshot(name).await.expect("a snapshot that opens")).await
     }
 
     fn show(&mut self, number: usize, step: &Step) {

@@ -10,7 +10,7 @@ use crate::format::{self, KeyRange};
 
 const PAGE: usize = 4096;
 
-pub(super) struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     read: &'a dyn Read,
     page: VecDeque<(Bytes, Bytes)>,
     /// What is not read yet.

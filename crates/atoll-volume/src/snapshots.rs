@@ -1,0 +1,235 @@
+//! Snapshots: versions of the volume that stay readable until they are deleted.
+//!
+//! A snapshot is a checkpoint of the store, no more: made whole or not at all. What it refers to are segments, which
+//! never change. So the committer deletes one that nothing refers to any more only when no snapshot's own record of it
+//! counts bytes in use, and no snapshot is made between the question and the deletion.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use atoll_store::{Batch, Checkpoint, Frozen, Read, Store, StoreError};
+use atoll_types::{Caller, Operation, SegmentId, SessionId, Timestamp};
+use bytes::Bytes;
+
+use crate::cursor::Cursor;
+use crate::error::VolumeError;
+use crate::format::{self, Counters, KeyRange, SegmentState};
+use crate::fsck::{Report, Watch};
+use crate::volume::{Volume, VolumeConfig, scan_all};
+
+/// Most snapshots of one volume: each is asked before a segment goes.
+pub const SNAPSHOTS_MAX: usize = 1000;
+/// Most records that restoring one changes: they go in one batch.
+const RESTORED_MAX: usize = 2_000_000;
+/// Before the names of snapshots among the store's checkpoints.
+const PREFIX: &str = "snapshot:";
+/// Nobody's: it asks for what others hold.
+const NOBODY: SessionId = SessionId(0);
+
+/// A version of a volume that stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub name: String,
+    /// In seconds since 1970.
+    pub created: u64,
+}
+
+impl Snapshot {
+    fn of(checkpoint: Checkpoint) -> Option<Snapshot> {
+        let name = checkpoint.name.strip_prefix(PREFIX)?.to_owned();
+        Some(Snapshot { name, created: checkpoint.created })
+    }
+}
+
+fn checkpoint_name(snapshot: &str) -> String {
+    format!("{PREFIX}{snapshot}")
+}
+
+/// Checkpoints whose segments must stay, each with its content once somebody has asked for it.
+#[derive(Default)]
+pub(crate) struct Kept(BTreeMap<String, Option<Arc<dyn Read>>>);
+
+impl Kept {
+    pub async fn of(store: &dyn Store) -> Result<Kept, VolumeError> {
+        Ok(Kept(store.checkpoints().await?.into_iter().map(|found| (found.name, None)).collect()))
+    }
+
+    /// Whether one of them refers to bytes of the segment.
+    pub async fn refers_to(&mut self, store: &dyn Store, segment: SegmentId) -> Result<bool, VolumeError> {
+        for (name, view) in &mut self.0 {
+            if view.is_none() {
+                match store.at(name).await {
+                    Ok(found) => *view = Some(found),
+                    // Its making failed.
+                    Err(StoreError::CheckpointMissing(_)) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let Some(view) = view else { continue };
+            let record = view.get(&format::segment_key(segment)).await?;
+            if record.map(|record| format::decode_segment(&record)).transpose()?.is_some_and(|(_, live)| live > 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Volume {
+    /// Have every session say what it has changed without asking.
+    async fn gather(&self) {
+        let writers = self.inner.shared.core.lock().leases.writers();
+        let asked = writers.into_iter().map(|(_, inode, rights)| async move {
+            // Who gives a right up says everything that it has changed before.
+            let operation = if rights.overlaps(atoll_lease::Rights::INODE_WRITER) {
+                Operation::GetAttributes { inode }
+            } else {
+                Operation::ReadDirectory { inode, after: 0, entries_max: 1, with_attributes: false, ahead: true }
+            };
+            // It may be gone by then.
+            let _ = self.execute(NOBODY, &Caller::default(), operation).await;
+        });
+        futures_util::future::join_all(asked).await;
+    }
+
+    /// Keep the volume as it is now. What has returned on any mount before is in it; of what happens meanwhile, each
+    /// mount's changes up to some moment are.
+    pub async fn create_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+        self.gather().await;
+        let shared = &self.inner.shared;
+        let ordered = shared.core.lock().ordered();
+        self.until_durable(ordered).await.map_err(VolumeError::Undurable)?;
+        let mut kept = shared.snapshots.lock().await;
+        if kept.0.len() >= SNAPSHOTS_MAX {
+            return Err(VolumeError::TooManySnapshots(SNAPSHOTS_MAX));
+        }
+        let name = checkpoint_name(name);
+        // Before it is made: when that fails, it may be there.
+        kept.0.entry(name.clone()).or_default();
+        Ok(shared.store.checkpoint(&name).await?)
+    }
+
+    /// Oldest first.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
+        Ok(self.inner.shared.store.checkpoints().await?.into_iter().filter_map(Snapshot::of).collect())
+    }
+
+    /// Delete a snapshot, and in the background what it alone refers to. Nobody may be using it.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+        let shared = &self.inner.shared;
+        let mut kept = shared.snapshots.lock().await;
+        let name = checkpoint_name(name);
+        shared.store.delete_checkpoint(&name).await?;
+        kept.0.remove(&name);
+        drop(kept);
+        shared.core.lock().suspect_empty();
+        shared.work.notify_one();
+        Ok(())
+    }
+
+    /// Check a snapshot, as [`Volume::check`] does the volume.
+    pub async fn check_snapshot(&self, name: &str, bytes: bool, watch: Watch<'_>) -> Result<Report, VolumeError> {
+        self.check_view(&*self.snapshot_view(name).await?, bytes, watch).await
+    }
+
+    async fn snapshot_view(&self, name: &str) -> Result<Arc<dyn Read>, VolumeError> {
+        Ok(self.inner.shared.store.at(&checkpoint_name(name)).await?)
+    }
+
+    /// The volume as it was at a snapshot, read-only. It reads bytes through this volume, which must stay open.
+    pub async fn at_snapshot(&self, name: &str) -> Result<Volume, VolumeError> {
+        let shared = &self.inner.shared;
+        let store = Frozen::new(self.snapshot_view(name).await?, shared.store.epoch());
+        let blob = shared.blob.clone();
+        let config = VolumeConfig { read_only: true, ..shared.config };
+        Volume::open(Arc::new(store), |_, _| Box::pin(async { Ok(blob) }), config).await
+    }
+}
+
+/// Turn a volume that is not open back to what it was at a snapshot, in one commit. Its snapshots stay, later ones, too.
+pub async fn restore(store: &dyn Store, name: &str) -> Result<(), VolumeError> {
+    let then = store.at(&checkpoint_name(name)).await?;
+    let now = store.snapshot()?;
+    let mut batch = Batch::default();
+    for range in [
+        format::all_dentries(),
+        format::all_extents(),
+        format::all_inodes(),
+        format::all_cookies(),
+        format::all_orphans(),
+        format::all_xattrs(),
+    ] {
+        put_back(&*now, &*then, range, &mut batch).await?;
+    }
+    restore_segments(&*now, &*then, &mut batch).await?;
+    // Their clients know what is no longer so.
+    for (key, _) in scan_all(&*now, format::all_sessions()).await? {
+        batch.delete(key);
+    }
+    batch.put(format::counters_key(), restored_counters(&*now, &*then).await?.encode());
+    let seq = store.commit(batch).await?;
+    Ok(store.durable(seq).await?)
+}
+
+/// What makes a range as it was then.
+async fn put_back(now: &dyn Read, then: &dyn Read, range: KeyRange, batch: &mut Batch) -> Result<(), VolumeError> {
+    let (mut here, mut there) = (Cursor::new(now, range.clone()), Cursor::new(then, range));
+    let (mut new, mut old) = (here.next().await?, there.next().await?);
+    loop {
+        if batch.writes.len() > RESTORED_MAX {
+            return Err(VolumeError::TooFarBack(RESTORED_MAX));
+        }
+        match (&new, &old) {
+            (None, None) => return Ok(()),
+            (Some((made, _)), kept) if kept.as_ref().is_none_or(|(kept, _)| made < kept) => {
+                batch.delete(made.clone());
+                new = here.next().await?;
+            }
+            (made, Some((kept, value))) => {
+                let is_same_key = made.as_ref().is_some_and(|(made, _)| made == kept);
+                if !is_same_key || made.as_ref().is_some_and(|(_, made)| made != value) {
+                    batch.put(kept.clone(), value.clone());
+                }
+                if is_same_key {
+                    new = here.next().await?;
+                }
+                old = there.next().await?;
+            }
+            (Some(_), None) => {}
+        }
+    }
+}
+
+/// Segments stay as they are: what is in use of them is as it was then.
+async fn restore_segments(now: &dyn Read, then: &dyn Read, batch: &mut Batch) -> Result<(), VolumeError> {
+    let mut used: BTreeMap<Bytes, i64> = BTreeMap::new();
+    for (key, value) in scan_all(then, format::all_segments()).await? {
+        used.insert(key, format::decode_segment(&value)?.1);
+    }
+    for (key, value) in scan_all(now, format::all_segments()).await? {
+        let (state, live) = format::decode_segment(&value)?;
+        let before = used.remove(&key).unwrap_or(0);
+        if state == SegmentState::Doomed && before > 0 {
+            return Err(VolumeError::Corrupt(format!("a segment that the snapshot needs is being deleted: {key:?}")));
+        }
+        if live != before {
+            batch.put(key, format::encode_segment(state, before));
+        }
+    }
+    match used.into_iter().find(|(_, live)| *live > 0) {
+        Some((key, _)) => Err(VolumeError::Corrupt(format!("a segment that the snapshot needs is gone: {key:?}"))),
+        None => Ok(()),
+    }
+}
+
+async fn restored_counters(now: &dyn Read, then: &dyn Read) -> Result<Counters, VolumeError> {
+    let missing = || VolumeError::Corrupt("no counters".into());
+    let of = |found: Option<Bytes>| Counters::decode(&found.ok_or_else(missing)?);
+    let (new, old) = (of(now.get(&format::counters_key()).await?)?, of(then.get(&format::counters_key()).await?)?);
+    // A number that was given to somebody is given to nobody else.
+    Ok(Counters {
+        next_inode: new.next_inode.max(old.next_inode),
+        inodes: old.inodes,
+        last_change: new.last_change.max(Timestamp::now()),
+    })
+}
