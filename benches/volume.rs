@@ -161,7 +161,7 @@ impl World {
 
 async fn open() -> Volume {
     let store = MemoryStore::open(&MemoryMedium::new());
-    let settings = VolumeSettings { durability: Durability::Object, id: 1 };
+    let settings = VolumeSettings::new(Durability::Object, 1);
     atoll_volume::format(&store, &settings, &Caller::default()).await.unwrap();
     let blob = BlobConfig::new(Arc::new(InMemory::new()), Path::default(), Staging::Memory);
     let opening =

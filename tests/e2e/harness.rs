@@ -156,9 +156,13 @@ impl Site {
     }
 
     pub fn mount_with(&mut self, name: &str, flags: &[&str]) -> PathBuf {
+        self.mount_volume("vol", name, flags)
+    }
+
+    pub fn mount_volume(&mut self, volume: &str, name: &str, flags: &[&str]) -> PathBuf {
         let directory = self.path(name);
         std::fs::create_dir_all(&directory).expect("mount point");
-        let mut arguments = vec![OsStr::new("mount"), OsStr::new("vol"), directory.as_os_str()];
+        let mut arguments = vec![OsStr::new("mount"), OsStr::new(volume), directory.as_os_str()];
         arguments.extend(flags.iter().map(OsStr::new));
         self.atoll(arguments).must_succeed();
         self.mounts.push(directory.clone());
@@ -376,7 +380,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn pause() {
+pub fn pause() {
     std::thread::park_timeout(Duration::from_millis(10));
 }
 

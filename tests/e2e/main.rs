@@ -18,4 +18,5 @@ mod locks;
 mod mounting;
 mod programs;
 mod serving;
+mod snapshots;
 mod store_faults;

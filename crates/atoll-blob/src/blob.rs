@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use atoll_types::limits::EXTENT_BYTES_MAX;
 use atoll_types::{Epoch, SegmentId};
 use bytes::Bytes;
-use object_store::ObjectStoreExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -123,8 +123,9 @@ impl Blob {
         };
         let mut state = State::new(kind, config.segment_bytes_max, config.segment_age_max, epoch);
         let staging = config.staging.clone();
+        let inherited = config.ancestors.iter().filter_map(|a| Some((a.newest, a.folder.clone()?))).collect();
         let (state, folder) = blocking(move || {
-            let folder = Folder::open(&staging)?;
+            let folder = Folder::open(&staging, inherited)?;
             recover(&mut state, folder.as_ref(), epoch, recovered)?;
             Ok((state, folder))
         })
@@ -298,15 +299,21 @@ impl Blob {
             state.all()
         };
         inner.room.notify_waiters();
-        match inner.stage(Some(&target)).await {
-            // What does not fit on the staging disk is uploaded from memory.
-            Err(BlobError::NoSpace(_)) if inner.kind == Kind::Folder => {}
-            result => result?,
-        }
-        inner.state.lock().want(&target);
-        inner.kick.notify_one();
-        inner.wait_in_store(&target).await;
+        inner.send(&target).await?;
         Ok(inner.state.lock().report(Vec::new()))
+    }
+
+    /// Waits until everything that was appended before this call is in the object store, as long as that fails.
+    ///
+    /// # Errors
+    /// `NoSpace` or `Io` from the staging disk; can be repeated.
+    pub async fn upload(&self) -> Result<()> {
+        let target = {
+            let mut state = self.inner.state.lock();
+            state.seal();
+            state.all()
+        };
+        self.inner.send(&target).await
     }
 
     /// The commit that recorded these segments as uploaded is durable: their staged files go.
@@ -368,7 +375,18 @@ impl Inner {
         self.config.prefix.clone().join(object_name(segment))
     }
 
+    /// Where a segment's object is, the volume's own or an ancestor's.
+    pub(crate) fn place(&self, segment: SegmentId) -> (&dyn ObjectStore, object_store::path::Path) {
+        match self.config.ancestor(segment) {
+            Some(ancestor) => (&*ancestor.objects, ancestor.prefix.clone().join(object_name(segment))),
+            None => (&*self.config.objects, self.object_path(segment)),
+        }
+    }
+
     pub(crate) async fn delete_object(&self, segment: SegmentId) -> Result<()> {
+        if self.config.ancestor(segment).is_some() {
+            return Ok(());
+        }
         match self.config.objects.delete(&self.object_path(segment)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(BlobError::Io(error.to_string())),
@@ -423,6 +441,19 @@ impl Inner {
                 self.remove_file(job.segment)?;
             }
         }
+        Ok(())
+    }
+
+    /// Sealed segments are in the store when this returns.
+    async fn send(self: &Arc<Self>, target: &Target) -> Result<()> {
+        match self.stage(Some(target)).await {
+            // What does not fit on the staging disk is uploaded from memory.
+            Err(BlobError::NoSpace(_)) if self.kind == Kind::Folder => {}
+            result => result?,
+        }
+        self.state.lock().want(target);
+        self.kick.notify_one();
+        self.wait_in_store(target).await;
         Ok(())
     }
 

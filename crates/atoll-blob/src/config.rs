@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_types::SegmentId;
+use atoll_types::{Epoch, SegmentId};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::path::Path;
@@ -22,6 +22,17 @@ pub enum Staging {
     Objects(PathBuf),
 }
 
+/// Where the segments lie that a volume has from another one, of which it began as a copy.
+#[derive(Clone, Debug)]
+pub struct Ancestor {
+    /// Segments of epochs up to this one, and above that of the ancestor before, are there.
+    pub newest: Epoch,
+    pub objects: Arc<dyn ObjectStore>,
+    pub prefix: Path,
+    /// The same place in the file system, for a `file://` store.
+    pub folder: Option<PathBuf>,
+}
+
 /// Limits and places. `BlobConfig::new` holds the defaults.
 #[derive(Clone, Debug)]
 pub struct BlobConfig {
@@ -29,6 +40,8 @@ pub struct BlobConfig {
     /// Objects are named `prefix/<16 hex digits>`.
     pub prefix: Path,
     pub staging: Staging,
+    /// Oldest first. What is theirs is read, and never deleted.
+    pub ancestors: Vec<Ancestor>,
     /// A segment is sealed when the next piece would pass this size. At most 1 GiB.
     pub segment_bytes_max: u32,
     /// An open segment older than this is sealed in the background.
@@ -52,6 +65,7 @@ impl BlobConfig {
             objects,
             prefix,
             staging,
+            ancestors: Vec::new(),
             segment_bytes_max: 64 << 20,
             segment_age_max: Duration::from_secs(5),
             dirty_bytes_max: 256 << 20,
@@ -60,6 +74,13 @@ impl BlobConfig {
             compress: true,
             upload_concurrency: 4,
         }
+    }
+}
+
+impl BlobConfig {
+    /// Whose the segment is; `None`: the volume's own.
+    pub(crate) fn ancestor(&self, segment: SegmentId) -> Option<&Ancestor> {
+        self.ancestors.iter().find(|ancestor| segment.0 >> 32 <= ancestor.newest.0)
     }
 }
 

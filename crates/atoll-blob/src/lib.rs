@@ -20,7 +20,7 @@ mod state;
 mod upload;
 
 pub use blob::Blob;
-pub use config::{BlobConfig, BlobStatistics, Recovered, Staging};
+pub use config::{Ancestor, BlobConfig, BlobStatistics, Recovered, Staging};
 pub use objects::list;
 pub use readahead::Readahead;
 

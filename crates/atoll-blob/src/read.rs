@@ -386,7 +386,8 @@ impl Inner {
 
     async fn get(&self, segment: SegmentId, range: Range<u64>) -> Result<Bytes> {
         count(&self.counters.get_requests, 1);
-        match self.config.objects.get_range(&self.object_path(segment), range).await {
+        let (objects, path) = self.place(segment);
+        match objects.get_range(&path, range).await {
             Ok(bytes) => {
                 count(&self.counters.get_bytes, bytes.len() as u64);
                 Ok(bytes)

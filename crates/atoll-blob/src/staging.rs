@@ -31,6 +31,8 @@ pub(crate) struct StageJob {
 /// The folder, and the files of it that are open for reading.
 pub(crate) struct Folder {
     root: PathBuf,
+    /// Up to which epoch segments are in another folder, oldest first.
+    inherited: Vec<(Epoch, PathBuf)>,
     suffix: &'static str,
     open: Cache<SegmentId, Arc<File>>,
 }
@@ -54,12 +56,14 @@ pub(crate) fn failure(error: &io::Error) -> BlobError {
 
 impl Folder {
     /// `None` when nothing is kept on a disk.
-    pub(crate) fn open(staging: &Staging) -> Result<Option<Self>> {
+    pub(crate) fn open(staging: &Staging, inherited: Vec<(Epoch, PathBuf)>) -> Result<Option<Self>> {
         let (root, suffix) = match staging {
             Staging::Memory => return Ok(None),
             Staging::Folder(root) => (root, STAGED_SUFFIX),
             Staging::Objects(root) => (root, ""),
         };
+        // What waits for its upload is never another volume's.
+        let inherited = if suffix.is_empty() { inherited } else { Vec::new() };
         std::fs::create_dir_all(root).map_err(|error| failure(&error))?;
         let mut folder = root.as_path();
         // The folder itself must survive a crash, not only what is in it.
@@ -69,11 +73,18 @@ impl Folder {
             }
             folder = parent;
         }
-        Ok(Some(Folder { root: root.clone(), suffix, open: Cache::new(OPEN_FILES_MAX) }))
+        Ok(Some(Folder { root: root.clone(), inherited, suffix, open: Cache::new(OPEN_FILES_MAX) }))
     }
 
     pub(crate) fn path(&self, segment: SegmentId) -> PathBuf {
-        self.root.join(object_name(segment) + self.suffix)
+        let root = self.ancestor(segment).unwrap_or(&self.root);
+        root.join(object_name(segment) + self.suffix)
+    }
+
+    /// The folder of the other volume that has the segment.
+    fn ancestor(&self, segment: SegmentId) -> Option<&PathBuf> {
+        let found = self.inherited.iter().find(|(newest, _)| segment.0 >> 32 <= newest.0);
+        found.map(|(_, folder)| folder)
     }
 
     pub(crate) fn length(&self, segment: SegmentId) -> io::Result<Option<u64>> {
@@ -140,8 +151,12 @@ impl Folder {
         }
     }
 
-    /// Removes the file; fine when there is none.
+    /// Removes the file, unless it is another volume's; fine when there is none.
     pub(crate) fn remove(&self, segment: SegmentId) -> io::Result<()> {
+        if self.ancestor(segment).is_some() {
+            self.open.remove(&segment);
+            return Ok(());
+        }
         let removed = std::fs::remove_file(self.path(segment));
         self.open.remove(&segment);
         match removed {

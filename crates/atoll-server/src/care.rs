@@ -71,8 +71,10 @@ impl Registry {
         let durability = self.record(name)?.durability()?;
         let store = self.open_store(name, durability).await?;
         let segments = self.remote(name).child("segments");
-        let objects = atoll_blob::list(&*segments.store, &Path::default()).await.map_err(|error| error.to_string())?;
-        Ok((store, objects))
+        // Without a superblock that can be read it has none.
+        let ancestors = self.ancestors(name, &store).await.unwrap_or_default();
+        let objects = atoll_blob::list(&*segments.store, &Path::default(), &ancestors).await;
+        Ok((store, objects.map_err(|error| error.to_string())?))
     }
 }
 

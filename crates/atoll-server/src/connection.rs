@@ -461,6 +461,10 @@ impl Connection {
                 context.registry.attach(&name).await?;
                 AdminReply::Done
             }
+            AdminRequest::VolumeClone { source, snapshot, name } => {
+                context.registry.clone_volume(&source, snapshot.as_deref(), &name).await?;
+                AdminReply::Done
+            }
             AdminRequest::VolumeList => {
                 let mut volumes = Vec::new();
                 for name in context.registry.names() {

@@ -4,6 +4,7 @@
 //! against its session's rights. Start with [`Server::start`], then `connection`.
 
 mod care;
+mod clones;
 mod connection;
 mod durable;
 mod metrics;

@@ -45,10 +45,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Registry {
     folder: PathBuf,
-    root: ObjectRoot,
+    pub(crate) root: ObjectRoot,
     cache_bytes_max: u64,
     /// This data folder's name in owner records.
-    owner: String,
+    pub(crate) owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
     open: parking_lot::Mutex<HashMap<String, Slot>>,
     pub(crate) sessions: Arc<Sessions>,
@@ -62,7 +62,10 @@ pub(crate) struct Record {
     id: String,
     durability: String,
     /// The data folder that made it.
-    owner: String,
+    pub(crate) owner: String,
+    /// The volume as whose copy it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<String>,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -165,10 +168,34 @@ impl Registry {
             return Err(format!("volume `{name}` exists already"));
         }
         probe(&self.root).await.map_err(|error| error.to_string())?;
-        let settings =
-            VolumeSettings { durability, id: u128::from_be_bytes(crate::random().map_err(|error| error.to_string())?) };
-        let id = format!("{:032x}", settings.id);
-        let record = Record { id, durability: durability.name().into(), owner: self.owner.clone() };
+        let settings = VolumeSettings::new(durability, new_id()?);
+        let record = self.claim(name, durability, settings.id, None).await?;
+        let store = self.open_store(name, durability).await?;
+        // The root directory belongs to whoever runs the server.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let owner = Caller { uid, gid, pid: 0 };
+        atoll_volume::format(&*store, &settings, &owner).await.map_err(|error| error.to_string())?;
+        let volume = self.open_volume(name, durability, store).await?;
+        // Last: a volume without this file was never made.
+        self.keep_record(name, &record)?;
+        *open = Some(volume);
+        Ok(())
+    }
+
+    /// Take a name in the store for a new volume. Nothing of an attempt that was cut off is left.
+    pub(crate) async fn claim(
+        &self,
+        name: &str,
+        durability: Durability,
+        id: u128,
+        parent: Option<&str>,
+    ) -> Result<Record> {
+        let record = Record {
+            id: format!("{id:032x}"),
+            durability: durability.name().into(),
+            owner: self.owner.clone(),
+            parent: parent.map(str::to_owned),
+        };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let remote = self.remote(name);
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
@@ -179,16 +206,14 @@ impl Registry {
             Err(error) => return Err(format!("cannot write to {}: {error}", self.root.url)),
         }
         remove_folder(&self.local(name))?;
-        let store = self.open_store(name, durability).await?;
-        // The root directory belongs to whoever runs the server.
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let owner = Caller { uid, gid, pid: 0 };
-        atoll_volume::format(&*store, &settings, &owner).await.map_err(|error| error.to_string())?;
-        let volume = self.open_volume(name, durability, store).await?;
-        // Last: a volume without this file was never made.
-        durable::write(&self.local(name).join("volume.json"), &json, FILE_MODE).map_err(|error| error.to_string())?;
-        *open = Some(volume);
-        Ok(())
+        std::fs::create_dir_all(self.local(name)).map_err(|error| error.to_string())?;
+        Ok(record)
+    }
+
+    /// From here on the volume is there.
+    pub(crate) fn keep_record(&self, name: &str, record: &Record) -> Result<()> {
+        let json = serde_json::to_vec(record).map_err(|error| error.to_string())?;
+        durable::write(&self.local(name).join("volume.json"), &json, FILE_MODE).map_err(|error| error.to_string())
     }
 
     /// Take over a volume in the store that another data folder made, which is lost or no longer used.
@@ -218,12 +243,47 @@ impl Registry {
                 record.durability
             ));
         }
-        let json = serde_json::to_vec(&Record { owner: self.owner.clone(), ..record }).map_err(|e| e.to_string())?;
+        let record = Record { owner: self.owner.clone(), ..record };
+        let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let owned = remote.store.put(&path, PutPayload::from(json.clone())).await;
         owned.map_err(|error| format!("cannot write to {}: {error}", remote.url))?;
         std::fs::create_dir_all(self.local(name)).map_err(|error| error.to_string())?;
         // Last: without this file the next attempt does all of it again.
-        durable::write(&self.local(name).join("volume.json"), &json, FILE_MODE).map_err(|error| error.to_string())
+        self.keep_record(name, &record)
+    }
+
+    /// What the store knows of a volume; nothing when that cannot be read.
+    pub(crate) async fn remote_record(&self, name: &str) -> Result<Option<Record>> {
+        let remote = self.remote(name);
+        let found = match remote.store.get(&ObjectPath::from("volume.json")).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            found => found.map_err(|error| format!("{}: {error}", remote.url))?,
+        };
+        let bytes = found.bytes().await.map_err(|error| format!("{}: {error}", remote.url))?;
+        Ok(serde_json::from_slice(&bytes).ok())
+    }
+
+    /// Remove what lies in the store of a volume that is not open, but not its claim on the name.
+    async fn clear(&self, name: &str, parent: Option<&str>) -> Result<()> {
+        let removed = SlateStore::remove(&self.root, &place_of_metadata(name)).await;
+        removed.map_err(|error| format!("volume `{name}`: {error}"))?;
+        remove_objects(&self.remote(name), |at| *at != ObjectPath::from("volume.json")).await?;
+        match parent {
+            Some(parent) => self.let_go_of_clone(parent, name).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A clone that a crash kept from being made.
+    pub(crate) async fn forget_half_made(&self, name: &str, parent: &str) -> Result<()> {
+        let slot = self.slot(name);
+        let _alone = slot.lock().await;
+        if self.record(name).is_ok() {
+            return Ok(());
+        }
+        tracing::warn!(volume = name, "its creation was cut off");
+        self.clear(name, Some(parent)).await?;
+        remove_objects(&self.remote(name), |_| true).await
     }
 
     /// Clear what a crash left of creating this volume, if that was ours, and claim the name anew.
@@ -231,37 +291,60 @@ impl Registry {
         let remote = self.remote(name);
         let fail = |error: object_store::Error| format!("{}: {error}", remote.url);
         let path = ObjectPath::from("volume.json");
-        let found = remote.store.get(&path).await.map_err(fail)?.bytes().await.map_err(fail)?;
-        let owner = serde_json::from_slice::<Record>(&found).map(|record| record.owner);
-        if owner.ok().as_ref() != Some(&self.owner) {
+        let Some(found) = self.remote_record(name).await?.filter(|record| record.owner == self.owner) else {
             return Err(format!("volume `{name}` exists already in {}, made by another server", self.root.url));
-        }
+        };
         tracing::warn!(volume = name, "its creation was cut off: starting over");
-        remove_objects(&remote, |at| *at != path).await?;
+        self.clear(name, found.parent.as_deref()).await?;
         remote.store.put(&path, PutPayload::from(record.to_vec())).await.map_err(fail)?;
         Ok(())
+    }
+
+    pub(crate) fn store_config(&self, name: &str, durability: Durability) -> SlateConfig {
+        SlateConfig {
+            root: self.root.clone(),
+            place: place_of_metadata(name),
+            log: (durability == Durability::Local).then(|| self.local(name).join("log")),
+            memtable_bytes: MEMTABLE_BYTES,
+            garbage_interval: METADATA_GARBAGE_INTERVAL,
+        }
     }
 
     pub(crate) async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
         let local = self.local(name);
         std::fs::create_dir_all(&local).map_err(|error| format!("cannot write {}: {error}", local.display()))?;
-        let log = match durability {
-            Durability::Local => Some(local.join("log")),
-            Durability::Object => None,
-        };
         let remote = self.remote(name);
         // SlateDB asks again and again; this request does not, and can say what is wrong.
         if let Err(error) = remote.store.head(&ObjectPath::from("volume.json")).await {
             return Err(format!("volume `{name}`: cannot read {}: {error}", remote.url));
         }
-        let root = remote.child("meta");
-        let config =
-            SlateConfig { root, log, memtable_bytes: MEMTABLE_BYTES, garbage_interval: METADATA_GARBAGE_INTERVAL };
-        let store = SlateStore::open(config).await.map_err(|error| format!("volume `{name}`: {error}"))?;
+        let store = SlateStore::open(self.store_config(name, durability))
+            .await
+            .map_err(|error| format!("volume `{name}`: {error}"))?;
         Ok(Arc::new(store))
     }
 
-    async fn open_volume(&self, name: &str, durability: Durability, store: Arc<SlateStore>) -> Result<Volume> {
+    /// Where the segments lie that a volume has from those of which it is a clone.
+    pub(crate) async fn ancestors(&self, name: &str, store: &SlateStore) -> Result<Vec<atoll_blob::Ancestor>> {
+        let settings = atoll_volume::settings(store).await.map_err(|error| format!("volume `{name}`: {error}"))?;
+        let place = |ancestor: atoll_volume::Ancestor| {
+            let segments = self.remote(&ancestor.volume).child("segments");
+            atoll_blob::Ancestor {
+                newest: ancestor.newest,
+                objects: segments.store,
+                prefix: ObjectPath::default(),
+                folder: segments.folder,
+            }
+        };
+        Ok(settings.ancestors.into_iter().map(place).collect())
+    }
+
+    pub(crate) async fn open_volume(
+        &self,
+        name: &str,
+        durability: Durability,
+        store: Arc<SlateStore>,
+    ) -> Result<Volume> {
         let segments = self.remote(name).child("segments");
         let staging = match (&segments.folder, durability) {
             (Some(folder), _) => Staging::Objects(folder.clone()),
@@ -269,6 +352,7 @@ impl Registry {
             (None, Durability::Object) => Staging::Memory,
         };
         let mut config = BlobConfig::new(segments.store, ObjectPath::default(), staging);
+        config.ancestors = self.ancestors(name, &store).await?;
         config.cache_bytes_max = self.cache_bytes_max;
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(config, epoch, recovered))
@@ -317,6 +401,7 @@ impl Registry {
             durability: record.durability,
             store: self.remote(parts(name).0).url,
             open: report.is_some(),
+            clone_of: record.parent,
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),
             sessions,
@@ -371,13 +456,17 @@ impl Registry {
 
     /// Remove a volume that nobody uses, with everything it holds.
     pub async fn delete(&self, name: &str) -> Result<()> {
-        self.record(name)?;
+        let record = self.record(name)?;
+        self.check_without_clones(name).await?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
+        if !self.clones(name).await?.is_empty() {
+            return Err(format!("volume `{name}` has got a clone meanwhile"));
+        }
         self.close_unused(name, &mut open, "it is deleted").await?;
         // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);
-        remove_objects(&remote, |at| *at != ObjectPath::from("volume.json")).await?;
+        self.clear(name, record.parent.as_deref()).await?;
         let local = self.local(name);
         // Without this file the volume is gone for this server; a crash from here on leaves a folder that
         // the next `create` of the name clears.
@@ -405,6 +494,15 @@ impl Registry {
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
+}
+
+/// Where the metadata of a volume lies below the store's root.
+pub(crate) fn place_of_metadata(name: &str) -> String {
+    format!("volumes/{name}/meta")
+}
+
+pub(crate) fn new_id() -> Result<u128> {
+    Ok(u128::from_be_bytes(crate::random().map_err(|error| error.to_string())?))
 }
 
 fn remove_folder(path: &Path) -> Result<()> {

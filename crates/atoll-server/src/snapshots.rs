@@ -8,7 +8,7 @@ use crate::registry::{Registry, check_name_of};
 type Result<T> = std::result::Result<T, String>;
 
 /// What went wrong with a snapshot, for people.
-fn text(volume: &str, snapshot: &str) -> impl Fn(VolumeError) -> String {
+pub(crate) fn text(volume: &str, snapshot: &str) -> impl Fn(VolumeError) -> String {
     move |error| match error {
         VolumeError::Store(StoreError::CheckpointMissing(_)) => {
             format!("no snapshot `{snapshot}` of volume `{volume}`: `atoll snapshot list {volume}` shows what there is")

@@ -35,6 +35,13 @@ async fn bind(root: &ObjectRoot, id: Option<LogId>) -> Result<()> {
     root.store.put_opts(&Path::from(BINDING), content, options).await.map(|_| ()).map_err(io)
 }
 
+/// Bind a store that will have content before it is opened, with a new log or none. Returns the log's id.
+pub(crate) async fn make(root: &ObjectRoot, logged: bool) -> Result<Option<LogId>> {
+    let id = logged.then(LogId::random).transpose()?;
+    bind(root, id).await?;
+    Ok(id)
+}
+
 async fn is_new(root: &ObjectRoot, database: &str) -> Result<bool> {
     match root.store.list(Some(&Path::from(database))).next().await {
         None => Ok(true),

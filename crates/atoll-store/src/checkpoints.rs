@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use atoll_object::ObjectRoot;
+use object_store::path::Path;
 use slatedb::admin::{Admin, AdminBuilder};
 use slatedb::config::{CheckpointOptions, CheckpointScope, DbReaderOptions};
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
@@ -17,15 +18,15 @@ const CACHE_BYTES_MAX: u64 = 32 << 20;
 
 pub(crate) struct Checkpoints {
     root: ObjectRoot,
-    path: &'static str,
+    path: Path,
     admin: Admin,
     /// One at a time: names stay unique.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Checkpoints {
-    pub fn new(root: &ObjectRoot, path: &'static str) -> Self {
-        let admin = AdminBuilder::new(path, root.store.clone()).build();
+    pub fn new(root: &ObjectRoot, path: Path) -> Self {
+        let admin = AdminBuilder::new(path.clone(), root.store.clone()).build();
         Checkpoints { root: root.clone(), path, admin, turn: tokio::sync::Mutex::default() }
     }
 
@@ -34,7 +35,7 @@ impl Checkpoints {
         Ok(found.pop())
     }
 
-    async fn existing(&self, name: &str) -> Result<slatedb::Checkpoint> {
+    pub async fn existing(&self, name: &str) -> Result<slatedb::Checkpoint> {
         self.named(name).await?.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))
     }
 
@@ -45,6 +46,18 @@ impl Checkpoints {
         }
         let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         db.create_checkpoint(CheckpointScope::All, &options).await.map_err(db_error)?;
+        Ok(())
+    }
+
+    /// Keep what another checkpoint keeps.
+    pub async fn copy(&self, source: &str, name: &str) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        if self.named(name).await?.is_some() {
+            return Err(StoreError::CheckpointExists(name.to_owned()));
+        }
+        let source = Some(self.existing(source).await?.id);
+        let options = CheckpointOptions { name: Some(name.to_owned()), source, lifetime: None };
+        self.admin.create_detached_checkpoint(&options).await.map_err(db_error)?;
         Ok(())
     }
 
@@ -69,7 +82,7 @@ impl Checkpoints {
             ..DbReaderOptions::default()
         };
         let cache = MokaCache::new_with_opts(MokaCacheOptions { max_capacity: CACHE_BYTES_MAX, ..Default::default() });
-        DbReader::builder(self.path, self.root.store.clone())
+        DbReader::builder(self.path.clone(), self.root.store.clone())
             .with_reader_mode(DbReaderMode::Checkpoint(found.id))
             .with_options(options)
             .with_db_cache(Arc::new(cache), 0)

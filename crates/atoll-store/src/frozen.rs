@@ -65,6 +65,10 @@ impl Store for Frozen {
         Err(StoreError::ReadOnly)
     }
 
+    async fn copy_checkpoint(&self, _: &str, _: &str) -> Result<()> {
+        Err(StoreError::ReadOnly)
+    }
+
     async fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
         Ok(Vec::new())
     }

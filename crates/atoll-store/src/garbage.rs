@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_object::ObjectRoot;
+use object_store::path::Path;
 use slatedb::admin::{Admin, AdminBuilder};
 use slatedb::config::{CheckpointOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions};
 use tokio::task::JoinHandle;
@@ -24,7 +25,7 @@ pub(crate) struct Collector {
 
 impl Collector {
     /// Collect every `interval`, until this is dropped. `logged`: SlateDB keeps no log of its own.
-    pub fn start(root: &ObjectRoot, path: &'static str, logged: bool, interval: Duration) -> Self {
+    pub fn start(root: &ObjectRoot, path: Path, logged: bool, interval: Duration) -> Self {
         let admin = AdminBuilder::new(path, root.store.clone()).build();
         let old = Some(GarbageCollectorDirectoryOptions { interval: None, min_age: 2 * interval, dry_run: false });
         let options = GarbageCollectorOptions {

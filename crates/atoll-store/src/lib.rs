@@ -186,6 +186,8 @@ pub trait Store: Read {
     /// Keep the store as it is now, with every commit that returned before, under a name that is not taken. It is
     /// durable when this returns; when this fails, it may be there or not.
     async fn checkpoint(&self, name: &str) -> Result<()>;
+    /// Keep what a checkpoint keeps under another name, too.
+    async fn copy_checkpoint(&self, source: &str, name: &str) -> Result<()>;
     /// All checkpoints, oldest first.
     async fn checkpoints(&self) -> Result<Vec<Checkpoint>>;
     /// What the store held at a checkpoint. To be let go of before that is deleted.

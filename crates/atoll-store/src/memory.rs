@@ -22,6 +22,22 @@ struct Medium {
     checkpoints: Vec<(Checkpoint, Map)>,
 }
 
+impl Medium {
+    fn kept(&self, name: &str) -> Result<&Map> {
+        let found = self.checkpoints.iter().find(|(known, _)| known.name == name);
+        found.map(|(_, map)| map).ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))
+    }
+
+    fn keep(&mut self, name: &str, map: Map) -> Result<()> {
+        if self.kept(name).is_ok() {
+            return Err(StoreError::CheckpointExists(name.to_owned()));
+        }
+        let created = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        self.checkpoints.push((Checkpoint { name: name.to_owned(), created }, map));
+        Ok(())
+    }
+}
+
 /// What survives a [`MemoryStore`].
 #[derive(Clone, Default)]
 pub struct MemoryMedium(Arc<Mutex<Medium>>);
@@ -145,13 +161,14 @@ impl Store for MemoryStore {
     async fn checkpoint(&self, name: &str) -> Result<()> {
         self.check()?;
         let mut medium = self.medium.0.lock();
-        if medium.checkpoints.iter().any(|(known, _)| known.name == name) {
-            return Err(StoreError::CheckpointExists(name.to_owned()));
-        }
-        let created = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
         let map = medium.map.clone();
-        medium.checkpoints.push((Checkpoint { name: name.to_owned(), created }, map));
-        Ok(())
+        medium.keep(name, map)
+    }
+
+    async fn copy_checkpoint(&self, source: &str, name: &str) -> Result<()> {
+        let mut medium = self.medium.0.lock();
+        let map = medium.kept(source)?.clone();
+        medium.keep(name, map)
     }
 
     async fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
@@ -159,10 +176,7 @@ impl Store for MemoryStore {
     }
 
     async fn at(&self, name: &str) -> Result<Arc<dyn Read>> {
-        let medium = self.medium.0.lock();
-        let found = medium.checkpoints.iter().find(|(known, _)| known.name == name);
-        let (_, map) = found.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))?;
-        Ok(Arc::new(map.clone()))
+        Ok(Arc::new(self.medium.0.lock().kept(name)?.clone()))
     }
 
     async fn delete_checkpoint(&self, name: &str) -> Result<()> {

@@ -13,9 +13,11 @@ use async_trait::async_trait;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
+use object_store::path::Path;
 use parking_lot::Mutex;
+use slatedb::admin::AdminBuilder;
 use slatedb::config::{FlushOptions, FlushType, Settings};
-use slatedb::{Db, DbReadOps, ErrorKind, WriteBatch};
+use slatedb::{CloneSourceSpec, Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
 use crate::bind;
@@ -24,7 +26,7 @@ use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
 use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
 
-/// Where SlateDB lies below the root.
+/// Where SlateDB lies below the store's place.
 const DATABASE: &str = "meta";
 /// Keys of our own, before [`KEY_MIN`].
 const APPLIED: &[u8] = b"\0applied";
@@ -38,6 +40,8 @@ const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
 /// Where a volume's metadata lies.
 pub struct SlateConfig {
     pub root: ObjectRoot,
+    /// The store's own place below `root`, one or more path segments. Stores that share objects have one root.
+    pub place: String,
     /// Folder of the local log: durability `local`. `None`: durability `object`.
     pub log: Option<PathBuf>,
     /// Metadata in memory before it is written out, in bytes.
@@ -91,12 +95,64 @@ fn number(value: Option<Bytes>) -> Result<u64> {
     }
 }
 
+impl SlateConfig {
+    fn own(&self) -> ObjectRoot {
+        self.root.child(&self.place)
+    }
+
+    fn database(&self) -> Path {
+        database(&self.place)
+    }
+}
+
+fn database(place: &str) -> Path {
+    Path::from(format!("{place}/{DATABASE}"))
+}
+
 impl SlateStore {
+    /// Make a store that begins as the one at `source`, with the same root, is at a checkpoint. It refers to that one's
+    /// objects for as long as it likes: both the checkpoint and the source must outlive it. A crash leaves what
+    /// [`SlateStore::remove`] and removing the place's objects clear.
+    pub async fn branch(config: &SlateConfig, source: &str, checkpoint: &str) -> Result<()> {
+        let checkpoints = Checkpoints::new(&config.root, database(source));
+        let from = checkpoints.existing(checkpoint).await?;
+        let reader = checkpoints.read(checkpoint).await?;
+        let applied = number(reader.get(APPLIED).await.map_err(db_error)?)?;
+        reader.close().await.map_err(db_error)?;
+        let log = config.log.as_deref().map(LogFolder::open).transpose()?;
+        if let Some(id) = bind::make(&config.own(), log.is_some()).await?
+            && let Some(log) = log
+        {
+            log.start(id, applied)?;
+        }
+        let source = CloneSourceSpec::with_checkpoint(database(source), from.id);
+        let admin = AdminBuilder::new(config.database(), config.root.store.clone()).build();
+        admin.create_clone_builder_from_source(source).build().await.map_err(db_error)
+    }
+
+    /// The checkpoints of a store that need not be open; none when there is no store.
+    pub async fn checkpoints_at(root: &ObjectRoot, place: &str) -> Result<Vec<Checkpoint>> {
+        let admin = AdminBuilder::new(database(place), root.store.clone()).build();
+        match admin.read_manifest(None).await.map_err(db_error)? {
+            Some(_) => Checkpoints::new(root, database(place)).list().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Remove a store that is not open, with what it keeps of the one from which it was branched. Can be repeated.
+    pub async fn remove(root: &ObjectRoot, place: &str) -> Result<()> {
+        let admin = AdminBuilder::new(database(place), root.store.clone()).build();
+        if admin.read_manifest(None).await.map_err(db_error)?.is_some() {
+            admin.delete_db(true).await.map_err(db_error)?;
+        }
+        Ok(())
+    }
+
     /// Claim the next epoch and replay what the log holds beyond SlateDB.
     pub async fn open(config: SlateConfig) -> Result<SlateStore> {
         // The log first: it refuses a second server before SlateDB fences the first.
         let log = config.log.as_deref().map(LogFolder::open).transpose()?;
-        let id = bind::check(&config.root, DATABASE, log.as_ref()).await?;
+        let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
         let settings = Settings {
             flush_interval: None,
             wal_enabled: log.is_none(),
@@ -106,7 +162,7 @@ impl SlateStore {
             garbage_collector_options: None,
             ..Settings::default()
         };
-        let db = Db::builder(DATABASE, config.root.store.clone()).with_settings(settings).build().await;
+        let db = Db::builder(config.database(), config.root.store.clone()).with_settings(settings).build().await;
         let db = Arc::new(db.map_err(db_error)?);
         let applied = number(db.get(APPLIED).await.map_err(db_error)?)?;
         let mut epoch = number(db.get(EPOCH).await.map_err(db_error)?)?;
@@ -139,8 +195,8 @@ impl SlateStore {
             log: Mutex::new(log),
             failed: Mutex::new(None),
         };
-        let garbage = Collector::start(&config.root, DATABASE, shared.logged, config.garbage_interval);
-        let checkpoints = Checkpoints::new(&config.root, DATABASE);
+        let garbage = Collector::start(&config.root, config.database(), shared.logged, config.garbage_interval);
+        let checkpoints = Checkpoints::new(&config.root, config.database());
         let view = View { reader: db, _hold: None };
         let store = SlateStore { garbage, checkpoints, shared: Arc::new(shared), view, epoch };
         let mut claim = Batch::default();
@@ -384,11 +440,17 @@ impl Store for SlateStore {
     }
 
     async fn checkpoint(&self, name: &str) -> Result<()> {
+        // Nothing is committed meanwhile: SlateDB's own log would hold it beside the checkpoint, for a branch to find.
+        let _turn = self.shared.commit.lock().await;
         self.shared.check()?;
         // What a log alone holds must not be behind what a checkpoint shows.
         let newest = self.shared.next.load(Ordering::Acquire) - 1;
         self.durable(CommitSeq(newest)).await?;
         self.checkpoints.create(&self.shared.db, name).await
+    }
+
+    async fn copy_checkpoint(&self, source: &str, name: &str) -> Result<()> {
+        self.checkpoints.copy(source, name).await
     }
 
     async fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
@@ -440,6 +502,7 @@ mod tests {
         let url = format!("file://{}/objects", folder.path().display());
         let config = || SlateConfig {
             root: atoll_object::open(&url, &ObjectOptions::default()).unwrap(),
+            place: "store".into(),
             log: Some(folder.path().join("log")),
             memtable_bytes: 1 << 20,
             garbage_interval: Duration::from_secs(300),

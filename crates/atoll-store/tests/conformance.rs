@@ -58,7 +58,14 @@ impl Place {
 
     async fn open_slate(&self, log: Option<PathBuf>) -> Result<SlateStore> {
         let (memtable_bytes, garbage_interval) = (self.memtable_bytes, self.garbage_interval);
-        SlateStore::open(SlateConfig { root: self.root(), log, memtable_bytes, garbage_interval }).await
+        SlateStore::open(SlateConfig {
+            root: self.root(),
+            place: "store".into(),
+            log,
+            memtable_bytes,
+            garbage_interval,
+        })
+        .await
     }
 
     async fn try_open(&self) -> Result<Arc<dyn Store>> {
@@ -236,7 +243,12 @@ async fn a_checkpoint_stays_as_it_was_until_it_is_deleted(kind: Kind) {
     commit(&*store, put("later", "value")).await;
     assert_eq!(names(store.clone()).await, ["first", "second"]);
     assert_eq!(content(&*store.at("first").await.unwrap()).await, filled(0..20));
+    store.copy_checkpoint("first", "copy").await.unwrap();
+    assert!(matches!(store.copy_checkpoint("first", "second").await, Err(StoreError::CheckpointExists(_))));
+    assert!(matches!(store.copy_checkpoint("nothing", "new").await, Err(StoreError::CheckpointMissing(_))));
     store.delete_checkpoint("first").await.unwrap();
+    assert_eq!(content(&*store.at("copy").await.unwrap()).await, filled(0..20));
+    store.delete_checkpoint("copy").await.unwrap();
     assert!(matches!(store.at("first").await.map(drop), Err(StoreError::CheckpointMissing(_))));
     assert!(matches!(store.delete_checkpoint("first").await, Err(StoreError::CheckpointMissing(_))));
     assert_eq!(names(store.clone()).await, ["second"]);

@@ -5,7 +5,7 @@
 //! bounded and never panics: stored bytes are not trusted.
 
 use atoll_blob::{Codec, Location};
-use atoll_types::{FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
+use atoll_types::{Epoch, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::VolumeError;
@@ -482,15 +482,34 @@ impl Durability {
     }
 }
 
+/// A volume of which another one began as a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    pub volume: String,
+    /// Segments of epochs up to this one, and above that of the ancestor before, are that volume's.
+    pub newest: Epoch,
+}
+
 /// What is fixed when a volume is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeSettings {
     pub durability: Durability,
     /// Unique among all volumes.
     pub id: u128,
+    /// Oldest first.
+    pub ancestors: Vec<Ancestor>,
 }
 
 impl VolumeSettings {
+    pub fn new(durability: Durability, id: u128) -> Self {
+        VolumeSettings { durability, id, ancestors: Vec::new() }
+    }
+
+    /// Whether a segment is the volume's own, and not an ancestor's.
+    pub fn owns(&self, segment: SegmentId) -> bool {
+        self.ancestors.last().is_none_or(|ancestor| segment.0 >> 32 > ancestor.newest.0)
+    }
+
     pub fn encode(&self) -> Bytes {
         let mut v = value(17);
         v.put_u8(match self.durability {
@@ -498,6 +517,12 @@ impl VolumeSettings {
             Durability::Object => 1,
         });
         v.put_u128(self.id);
+        for ancestor in &self.ancestors {
+            v.put_u64(ancestor.newest.0);
+            // Names are bounded by far less.
+            v.put_u32(ancestor.volume.len() as u32);
+            v.put_slice(ancestor.volume.as_bytes());
+        }
         v.freeze()
     }
 
@@ -509,8 +534,15 @@ impl VolumeSettings {
             _ => return Err(corrupt("superblock")),
         };
         let id = u128::from_be_bytes(f.take()?);
-        f.end()?;
-        Ok(VolumeSettings { durability, id })
+        let mut ancestors = Vec::new();
+        while !f.is_empty() {
+            let newest = Epoch(f.u64()?);
+            let length = f.u32()? as usize;
+            let name = f.slice(length)?.to_vec();
+            let volume = String::from_utf8(name).map_err(|_| corrupt("superblock"))?;
+            ancestors.push(Ancestor { volume, newest });
+        }
+        Ok(VolumeSettings { durability, id, ancestors })
     }
 }
 
@@ -564,6 +596,12 @@ mod tests {
             decode_cookie(&encode_cookie(InodeId(1), FileKind::Fifo, &name)).unwrap(),
             (InodeId(1), FileKind::Fifo, name)
         );
+        let mut settings = VolumeSettings::new(Durability::Object, 7);
+        assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
+        for (volume, newest) in [("a", 3), ("b", 9)] {
+            settings.ancestors.push(Ancestor { volume: volume.into(), newest: Epoch(newest) });
+        }
+        assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
         assert_eq!(decode_segment(&encode_segment(SegmentState::Doomed, -3)).unwrap(), (SegmentState::Doomed, -3));
     }
 }

@@ -27,8 +27,8 @@ mod snapshots;
 mod volume;
 
 pub use error::VolumeError;
-pub use format::{Durability, VolumeSettings};
+pub use format::{Ancestor, Durability, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
-pub use snapshots::{Snapshot, restore};
-pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format};
+pub use snapshots::{Snapshot, adopt, clones, restore};
+pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format, settings};

@@ -3,19 +3,22 @@
 //! A snapshot is a checkpoint of the store, no more: made whole or not at all. What it refers to are segments, which
 //! never change. So the committer deletes one that nothing refers to any more only when no snapshot's own record of it
 //! counts bytes in use, and no snapshot is made between the question and the deletion.
+//!
+//! A clone is a volume that begins as a copy of another one's metadata. Its parent keeps a checkpoint for it, and with
+//! that the segments that the clone reads and never deletes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atoll_store::{Batch, Checkpoint, Frozen, Read, Store, StoreError};
-use atoll_types::{Caller, Operation, SegmentId, SessionId, Timestamp};
+use atoll_types::{Caller, Epoch, Operation, SegmentId, SessionId, Timestamp};
 use bytes::Bytes;
 
 use crate::cursor::Cursor;
 use crate::error::VolumeError;
-use crate::format::{self, Counters, KeyRange, SegmentState};
+use crate::format::{self, Ancestor, Counters, KeyRange, SegmentState};
 use crate::fsck::{Report, Watch};
-use crate::volume::{Volume, VolumeConfig, scan_all};
+use crate::volume::{Volume, VolumeConfig, scan_all, settings};
 
 /// Most snapshots of one volume: each is asked before a segment goes.
 pub const SNAPSHOTS_MAX: usize = 1000;
@@ -23,6 +26,8 @@ pub const SNAPSHOTS_MAX: usize = 1000;
 const RESTORED_MAX: usize = 2_000_000;
 /// Before the names of snapshots among the store's checkpoints.
 const PREFIX: &str = "snapshot:";
+/// The same, of what clones began as.
+const CLONE_PREFIX: &str = "clone:";
 /// Nobody's: it asks for what others hold.
 const NOBODY: SessionId = SessionId(0);
 
@@ -76,8 +81,10 @@ impl Kept {
 }
 
 impl Volume {
-    /// Have every session say what it has changed without asking.
-    async fn gather(&self) {
+    /// Have every session say what it has changed without asking, and make it durable.
+    pub async fn gather(&self) -> Result<(), VolumeError> {
+        // Who was told of a change by the last server may still have to make it again.
+        self.inner.leases.grace.over().await;
         let writers = self.inner.shared.core.lock().leases.writers();
         let asked = writers.into_iter().map(|(_, inode, rights)| async move {
             // Who gives a right up says everything that it has changed before.
@@ -90,23 +97,52 @@ impl Volume {
             let _ = self.execute(NOBODY, &Caller::default(), operation).await;
         });
         futures_util::future::join_all(asked).await;
+        let ordered = self.inner.shared.core.lock().ordered();
+        self.until_durable(ordered).await.map_err(VolumeError::Undurable)
     }
 
     /// Keep the volume as it is now. What has returned on any mount before is in it; of what happens meanwhile, each
     /// mount's changes up to some moment are.
     pub async fn create_snapshot(&self, name: &str) -> Result<(), VolumeError> {
-        self.gather().await;
+        self.gather().await?;
+        self.keep(checkpoint_name(name), None).await
+    }
+
+    /// Make a checkpoint, of now or of what another one keeps.
+    async fn keep(&self, name: String, source: Option<String>) -> Result<(), VolumeError> {
         let shared = &self.inner.shared;
-        let ordered = shared.core.lock().ordered();
-        self.until_durable(ordered).await.map_err(VolumeError::Undurable)?;
         let mut kept = shared.snapshots.lock().await;
         if kept.0.len() >= SNAPSHOTS_MAX {
             return Err(VolumeError::TooManySnapshots(SNAPSHOTS_MAX));
         }
-        let name = checkpoint_name(name);
         // Before it is made: when that fails, it may be there.
         kept.0.entry(name.clone()).or_default();
-        Ok(shared.store.checkpoint(&name).await?)
+        match source {
+            None => shared.store.checkpoint(&name).await?,
+            Some(source) => shared.store.copy_checkpoint(&source, &name).await?,
+        }
+        Ok(())
+    }
+
+    /// Keep the volume as it is now, or as it is at a snapshot, for a volume that begins as its copy. Answers with the name
+    /// of the store's checkpoint. Waits for no client: what they have changed without asking is [gathered](Self::gather)
+    /// before. Before anybody reads the copy, the bytes have to be uploaded.
+    pub async fn keep_for_clone(&self, clone: &str, snapshot: Option<&str>) -> Result<String, VolumeError> {
+        let name = format!("{CLONE_PREFIX}{clone}");
+        match self.keep(name.clone(), snapshot.map(checkpoint_name)).await {
+            // An attempt was cut off: what it was to keep is not what this one is to.
+            Err(VolumeError::Store(StoreError::CheckpointExists(_))) => {
+                self.let_go_of_clone(clone).await?;
+                self.keep(name.clone(), snapshot.map(checkpoint_name)).await?;
+            }
+            result => result?,
+        }
+        Ok(name)
+    }
+
+    /// A volume that began as a copy of this one is gone.
+    pub async fn let_go_of_clone(&self, clone: &str) -> Result<(), VolumeError> {
+        self.let_go(format!("{CLONE_PREFIX}{clone}")).await
     }
 
     /// Oldest first.
@@ -116,9 +152,12 @@ impl Volume {
 
     /// Delete a snapshot, and in the background what it alone refers to. Nobody may be using it.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), VolumeError> {
+        self.let_go(checkpoint_name(name)).await
+    }
+
+    async fn let_go(&self, name: String) -> Result<(), VolumeError> {
         let shared = &self.inner.shared;
         let mut kept = shared.snapshots.lock().await;
-        let name = checkpoint_name(name);
         shared.store.delete_checkpoint(&name).await?;
         kept.0.remove(&name);
         drop(kept);
@@ -144,6 +183,40 @@ impl Volume {
         let config = VolumeConfig { read_only: true, ..shared.config };
         Volume::open(Arc::new(store), |_, _| Box::pin(async { Ok(blob) }), config).await
     }
+}
+
+/// The volumes that began as copies of one with these checkpoints.
+pub fn clones(checkpoints: Vec<Checkpoint>) -> Vec<String> {
+    checkpoints.into_iter().filter_map(|found| Some(found.name.strip_prefix(CLONE_PREFIX)?.to_owned())).collect()
+}
+
+/// Make the copy of another volume's metadata that a store holds a volume of its own. Can be repeated.
+pub async fn adopt(store: &dyn Store, id: u128, parent: &str) -> Result<(), VolumeError> {
+    let mut settings = settings(store).await?;
+    if settings.id == id {
+        return Ok(());
+    }
+    settings.id = id;
+    // Nobody has written anything in an epoch of the copy yet.
+    settings.ancestors.push(Ancestor { volume: parent.to_owned(), newest: Epoch(store.epoch().0 - 1) });
+    let mut batch = Batch::default();
+    batch.put(format::superblock_key(), settings.encode());
+    for (key, _) in scan_all(store, format::all_sessions()).await? {
+        batch.delete(key);
+    }
+    for (key, value) in scan_all(store, format::all_segments()).await? {
+        let (state, live) = format::decode_segment(&value)?;
+        if live <= 0 {
+            batch.delete(key);
+        } else if state == SegmentState::Open {
+            batch.put(key, format::encode_segment(SegmentState::Uploaded, live));
+        }
+    }
+    for (key, _) in scan_all(store, format::all_fragments()).await? {
+        batch.delete(key);
+    }
+    let seq = store.commit(batch).await?;
+    Ok(store.durable(seq).await?)
 }
 
 /// Turn a volume that is not open back to what it was at a snapshot, in one commit. Its snapshots stay, later ones, too.

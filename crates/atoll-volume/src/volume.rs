@@ -17,7 +17,7 @@ use atoll_types::locks::Lock;
 use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
     ByteRange, Caller, Epoch, Errno, FileKind, InodeId, JournalPosition, Made, Mode, Operation, OperationSeq, Outcome,
-    SessionId, Timestamp, limits,
+    SegmentId, SessionId, Timestamp, limits,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -144,6 +144,12 @@ pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller
     }
 }
 
+/// What is fixed of the volume that a store holds.
+pub async fn settings(store: &dyn Store) -> Result<VolumeSettings, VolumeError> {
+    let superblock = store.get(&format::superblock_key()).await?.ok_or(VolumeError::Missing)?;
+    VolumeSettings::decode(&superblock)
+}
+
 /// Positions of one authority: those of the next, with a later epoch, are all larger.
 const POSITION_BITS: u32 = 40;
 
@@ -193,8 +199,7 @@ impl Volume {
         open_blob: impl FnOnce(Epoch, Vec<Recovered>) -> Opening,
         config: VolumeConfig,
     ) -> Result<Volume, VolumeError> {
-        let superblock = store.get(&format::superblock_key()).await?.ok_or(VolumeError::Missing)?;
-        let settings = VolumeSettings::decode(&superblock)?;
+        let settings = settings(&*store).await?;
         let counters = store.get(&format::counters_key()).await?;
         let counters = Counters::decode(&counters.ok_or_else(|| VolumeError::Corrupt("no counters".into()))?)?;
 
@@ -337,7 +342,8 @@ impl Volume {
         {
             let core = shared.core.lock();
             // Only this authority names new segments, and those have its epoch.
-            objects.retain(|(id, _)| id.0 >> 32 < shared.store.epoch().0 && !core.has_segment(*id));
+            let is_old = |id: SegmentId| id.0 >> 32 < shared.store.epoch().0 && self.inner.settings.owns(id);
+            objects.retain(|(id, _)| is_old(*id) && !core.has_segment(*id));
         }
         let found = (objects.len() as u64, objects.iter().map(|(_, bytes)| bytes).sum());
         if !dry_run {

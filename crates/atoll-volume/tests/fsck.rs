@@ -47,7 +47,7 @@ impl Remains {
     }
 
     async fn objects(&self) -> Vec<(SegmentId, u64)> {
-        atoll_blob::list(&*self.objects, &Path::default()).await.unwrap()
+        atoll_blob::list(&*self.objects, &Path::default(), &[]).await.unwrap()
     }
 
     async fn check(&self) -> Report {
@@ -105,7 +105,7 @@ struct Site {
 
 async fn site() -> Site {
     let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()) };
-    let settings = VolumeSettings { durability: Durability::Object, id: 7 };
+    let settings = VolumeSettings::new(Durability::Object, 7);
     atoll_volume::format(&MemoryStore::open(&remains.medium), &settings, &Caller::default()).await.unwrap();
     let volume = remains.open().await;
     let a = directory(&volume, InodeId::ROOT, "a").await;

@@ -31,7 +31,7 @@ struct World {
 impl World {
     async fn new() -> World {
         let world = World { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()) };
-        let settings = VolumeSettings { durability: Durability::Object, id: 1 };
+        let settings = VolumeSettings::new(Durability::Object, 1);
         atoll_volume::format(&MemoryStore::open(&world.medium), &settings, &Caller::default()).await.unwrap();
         world
     }

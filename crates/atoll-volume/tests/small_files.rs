@@ -62,6 +62,7 @@ async fn a_thousand_small_files_cost_few_requests() {
     let open = async || {
         let root = ObjectRoot { store: meta.clone(), folder: None, url: "memory:".into() };
         let config = SlateConfig {
+            place: "meta".into(),
             root,
             log: Some(folder.path().join("log")),
             memtable_bytes: 32 << 20,
@@ -79,7 +80,7 @@ async fn a_thousand_small_files_cost_few_requests() {
         Volume::open(store, opening, VolumeConfig::default()).await.unwrap()
     };
     let store = open().await;
-    let settings = VolumeSettings { durability: Durability::Local, id: 1 };
+    let settings = VolumeSettings::new(Durability::Local, 1);
     atoll_volume::format(&*store, &settings, &Caller::default()).await.unwrap();
     let volume = open_volume(store).await;
     let before = (segments.requests(), meta.requests());

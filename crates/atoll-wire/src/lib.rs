@@ -273,6 +273,12 @@ pub enum AdminRequest {
         volume: String,
         dry_run: bool,
     },
+    /// Make a volume that begins as another one is now, or as it is at a snapshot.
+    VolumeClone {
+        source: String,
+        snapshot: Option<String>,
+        name: String,
+    },
     /// Keep a volume as it is now; `VOLUME@NAME` is the name of that from then on.
     SnapshotCreate {
         volume: String,
@@ -297,6 +303,8 @@ pub struct VolumeInfo {
     pub name: String,
     pub durability: String,
     pub store: String,
+    /// The volume as whose copy it began.
+    pub clone_of: Option<String>,
     pub open: bool,
     pub inodes: u64,
     pub bytes: u64,

@@ -261,6 +261,13 @@ pub enum VolumeCommand {
     Attach {
         name: String,
     },
+    /// Make a volume that begins as another one is, at once: they share what they have in common, and neither sees
+    /// what the other changes.
+    Clone {
+        /// VOLUME, or VOLUME@SNAPSHOT.
+        source: String,
+        name: String,
+    },
     List,
     Info {
         name: String,

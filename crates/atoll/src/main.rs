@@ -144,6 +144,13 @@ async fn run(arguments: Arguments) -> Result<()> {
             let request = match command {
                 VolumeCommand::Create { name, durability } => AdminRequest::VolumeCreate { name, durability },
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
+                VolumeCommand::Clone { source, name } => {
+                    let (source, snapshot) = match source.split_once('@') {
+                        Some((volume, snapshot)) => (volume.to_owned(), Some(snapshot.to_owned())),
+                        None => (source, None),
+                    };
+                    AdminRequest::VolumeClone { source, snapshot, name }
+                }
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },
@@ -201,13 +208,14 @@ async fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn volume_json(v: &VolumeInfo) -> serde_json::Value {
-    json!({"name": v.name, "durability": v.durability, "store": v.store, "open": v.open,
+    json!({"name": v.name, "durability": v.durability, "store": v.store, "clone_of": v.clone_of, "open": v.open,
            "inodes": v.inodes, "bytes": v.bytes, "sessions": v.sessions})
 }
 
 fn print_volume(v: &VolumeInfo) {
     let state = if v.open { format!("{} inodes, {} bytes", v.inodes, v.bytes) } else { "not open".to_owned() };
-    println!("volume {}: durability {}, {state}, {} sessions, {}", v.name, v.durability, v.sessions, v.store);
+    let clone = v.clone_of.as_ref().map(|parent| format!(", clone of {parent}")).unwrap_or_default();
+    println!("volume {}: durability {}, {state}, {} sessions, {}{clone}", v.name, v.durability, v.sessions, v.store);
 }
 
 fn token_json(t: &TokenInfo) -> serde_json::Value {

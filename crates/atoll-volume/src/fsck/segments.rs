@@ -6,7 +6,7 @@ use atoll_blob::Location;
 use atoll_types::SegmentId;
 
 use super::{Check, Cursor, Problem, Remedy, Result};
-use crate::format::{self, SegmentState};
+use crate::format::{self, SegmentState, VolumeSettings};
 
 /// What is known of one segment.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ struct Segment {
     /// Logical bytes that extents refer to.
     live: i64,
     object: Option<u64>,
+    /// Not another volume's, of which this one began as a copy.
+    is_own: bool,
 }
 
 #[derive(Default)]
@@ -50,13 +52,17 @@ impl Segments {
 
 impl Check<'_> {
     pub(super) async fn learn_segments(&mut self) -> Result<()> {
+        let superblock = self.subject.view.get(&format::superblock_key()).await?;
+        let settings = superblock.and_then(|found| VolumeSettings::decode(&found).ok());
+        let is_own = |id| settings.as_ref().is_none_or(|settings| settings.owns(id));
         let objects: HashMap<SegmentId, u64> = self.subject.objects.iter().copied().collect();
         let mut records = Cursor::new(self.subject.view, format::all_segments());
         while let Some((key, value)) = records.next().await? {
             let id = SegmentId(format::key_number(&key).unwrap_or(0));
             match format::decode_segment(&value) {
                 Ok(record) if key == format::segment_key(id) => {
-                    let segment = Segment { record: Some(record), live: 0, object: objects.get(&id).copied() };
+                    let object = objects.get(&id).copied();
+                    let segment = Segment { record: Some(record), live: 0, object, is_own: is_own(id) };
                     self.segments.known.insert(id, segment);
                     self.report.segments += 1;
                 }
@@ -66,7 +72,7 @@ impl Check<'_> {
             }
         }
         for (id, bytes) in objects {
-            let segment = Segment { record: None, live: 0, object: Some(bytes) };
+            let segment = Segment { record: None, live: 0, object: Some(bytes), is_own: is_own(id) };
             self.segments.known.entry(id).or_insert(segment);
         }
         Ok(())
@@ -106,7 +112,7 @@ impl Check<'_> {
             }
             None => {
                 let may_come = id.0 >> 32 >= self.subject.epoch.0;
-                if !may_come && self.subject.newest.get(&format::segment_key(id)).await?.is_none() {
+                if !may_come && segment.is_own && self.subject.newest.get(&format::segment_key(id)).await?.is_none() {
                     self.report.garbage.push((id, segment.object.unwrap_or(0)));
                 }
             }

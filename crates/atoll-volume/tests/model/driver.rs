@@ -131,7 +131,7 @@ impl Driver {
         let folder = case.staged_on_disk.then(|| tempfile::tempdir().expect("a folder"));
         let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), folder };
         let runtime = runtime();
-        let settings = VolumeSettings { durability: Durability::Object, id: u128::from(case.seed) };
+        let settings = VolumeSettings::new(Durability::Object, u128::from(case.seed));
         let store = MemoryStore::open(&remains.medium);
         runtime
             .block_on(atoll_volume::format(&store, &settings, &Caller::default()))
