@@ -181,9 +181,13 @@ impl Site {
         rustix::process::Pid::from_raw(of["pid"].as_i64().expect("a number") as i32).expect("a process")
     }
 
+    pub fn server(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(self.server.as_ref().expect("a running server"))
+    }
+
     /// SIGSTOP the server until the answer is dropped.
     pub fn freeze_server(&self) -> Frozen {
-        Frozen::new(rustix::process::Pid::from_child(self.server.as_ref().expect("a running server")))
+        Frozen::new(self.server())
     }
 
     /// What `fsck` finds in the volume, of a server that runs. Every test ends with it.
@@ -335,6 +339,24 @@ impl Ran {
 
     fn errors(&self) -> String {
         String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+}
+
+/// A number that whoever runs the tests may give.
+pub fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+}
+
+/// SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
     }
 }
 

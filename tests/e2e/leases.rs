@@ -307,10 +307,6 @@ assert found == [(int(n), int(n) - 1) for n in sys.argv[1:]], (found, sys.argv)
     }
 }
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
-}
-
 /// What a frozen mount's kernel says of a file's size, or the mount when it goes on.
 fn size_asked_while_frozen(frozen: Frozen, path: &Path) -> u64 {
     let path = path.to_owned();

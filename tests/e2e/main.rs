@@ -9,6 +9,7 @@ mod cold;
 mod crash;
 mod exerciser;
 mod faulty_s3;
+mod fuzz;
 mod handover;
 mod harness;
 mod journal;

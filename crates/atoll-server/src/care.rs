@@ -72,7 +72,7 @@ impl Registry {
         let store = self.open_store(name, durability).await?;
         let segments = self.remote(name).child("segments");
         // Without a superblock that can be read it has none.
-        let ancestors = self.ancestors(name, &store).await.unwrap_or_default();
+        let ancestors = atoll_volume::settings(&*store).await.map(|found| self.ancestors(found)).unwrap_or_default();
         let objects = atoll_blob::list(&*segments.store, &Path::default(), &ancestors).await;
         Ok((store, objects.map_err(|error| error.to_string())?))
     }

@@ -453,8 +453,8 @@ impl Connection {
         let context = &self.context;
         let text = |error: std::io::Error| error.to_string();
         Ok(match request {
-            AdminRequest::VolumeCreate { name, durability } => {
-                context.registry.create(&name, &durability).await?;
+            AdminRequest::VolumeCreate { name, durability, compression } => {
+                context.registry.create(&name, &durability, &compression).await?;
                 AdminReply::Done
             }
             AdminRequest::VolumeAttach { name } => {

@@ -18,7 +18,7 @@ use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
 use atoll_types::Caller;
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
-use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{Compression, Durability, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,14 @@ fn durability_named(name: &str) -> Result<Durability> {
         "object" => Ok(Durability::Object),
         "quorum" => Err("durability `quorum` is reserved and not there yet: use `local` or `object`".into()),
         other => Err(format!("no durability mode `{other}`: use `local` or `object`")),
+    }
+}
+
+fn compression_named(name: &str) -> Result<Compression> {
+    match name {
+        "none" => Ok(Compression::None),
+        "lz4" => Ok(Compression::Lz4),
+        other => Err(format!("no compression `{other}`: use `lz4` or `none`")),
     }
 }
 
@@ -159,16 +167,17 @@ impl Registry {
         serde_json::from_slice(&bytes).map_err(|error| format!("volume `{name}`: damaged volume.json: {error}"))
     }
 
-    pub async fn create(&self, name: &str, durability: &str) -> Result<()> {
+    pub async fn create(&self, name: &str, durability: &str, compression: &str) -> Result<()> {
         check_name(name)?;
         let durability = durability_named(durability)?;
+        let compression = compression_named(compression)?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
         if self.record(name).is_ok() {
             return Err(format!("volume `{name}` exists already"));
         }
         probe(&self.root).await.map_err(|error| error.to_string())?;
-        let settings = VolumeSettings::new(durability, new_id()?);
+        let settings = VolumeSettings { compression, ..VolumeSettings::new(durability, new_id()?) };
         let record = self.claim(name, durability, settings.id, None).await?;
         let store = self.open_store(name, durability).await?;
         // The root directory belongs to whoever runs the server.
@@ -325,8 +334,7 @@ impl Registry {
     }
 
     /// Where the segments lie that a volume has from those of which it is a clone.
-    pub(crate) async fn ancestors(&self, name: &str, store: &SlateStore) -> Result<Vec<atoll_blob::Ancestor>> {
-        let settings = atoll_volume::settings(store).await.map_err(|error| format!("volume `{name}`: {error}"))?;
+    pub(crate) fn ancestors(&self, settings: VolumeSettings) -> Vec<atoll_blob::Ancestor> {
         let place = |ancestor: atoll_volume::Ancestor| {
             let segments = self.remote(&ancestor.volume).child("segments");
             atoll_blob::Ancestor {
@@ -336,7 +344,7 @@ impl Registry {
                 folder: segments.folder,
             }
         };
-        Ok(settings.ancestors.into_iter().map(place).collect())
+        settings.ancestors.into_iter().map(place).collect()
     }
 
     pub(crate) async fn open_volume(
@@ -352,7 +360,9 @@ impl Registry {
             (None, Durability::Object) => Staging::Memory,
         };
         let mut config = BlobConfig::new(segments.store, ObjectPath::default(), staging);
-        config.ancestors = self.ancestors(name, &store).await?;
+        let settings = atoll_volume::settings(&*store).await.map_err(|error| format!("volume `{name}`: {error}"))?;
+        config.compress = settings.compression == Compression::Lz4;
+        config.ancestors = self.ancestors(settings);
         config.cache_bytes_max = self.cache_bytes_max;
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(config, epoch, recovered))
@@ -401,6 +411,7 @@ impl Registry {
             durability: record.durability,
             store: self.remote(parts(name).0).url,
             open: report.is_some(),
+            compression: self.peek(name).map(|volume| volume.settings().compression.name().to_owned()),
             clone_of: record.parent,
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),
@@ -420,6 +431,8 @@ impl Registry {
                 ("inodes", v.inodes),
                 ("inodes_cached", v.inodes_cached as u64),
                 ("bytes_live", v.bytes_live),
+                ("bytes_dead", v.bytes_dead),
+                ("bytes_compacted", v.bytes_compacted),
                 ("opens", v.opens as u64),
                 ("locks", v.locks as u64),
                 ("changes_ordered", v.ordered),

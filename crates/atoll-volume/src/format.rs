@@ -413,29 +413,43 @@ pub enum SegmentState {
     Doomed,
 }
 
-/// A segment's record: its state and the live (logical) bytes that extents refer to.
-pub fn encode_segment(state: SegmentState, live: i64) -> Bytes {
-    let mut v = value(9);
-    v.put_u8(match state {
-        SegmentState::Open => 0,
-        SegmentState::Uploaded => 1,
-        SegmentState::Doomed => 2,
-    });
-    v.put_i64(live);
-    v.freeze()
+/// What is recorded of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentRecord {
+    pub state: SegmentState,
+    /// Logical bytes that extents refer to.
+    pub live: i64,
+    /// Logical bytes that were written to it.
+    pub written: u64,
 }
 
-pub fn decode_segment(bytes: &[u8]) -> Result<(SegmentState, i64)> {
-    let mut f = Fields::new(bytes, "segment")?;
-    let state = match f.u8()? {
-        0 => SegmentState::Open,
-        1 => SegmentState::Uploaded,
-        2 => SegmentState::Doomed,
-        _ => return Err(corrupt("segment")),
-    };
-    let live = i64::from_be_bytes(f.take()?);
-    f.end()?;
-    Ok((state, live))
+impl SegmentRecord {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(17);
+        v.put_u8(match self.state {
+            SegmentState::Open => 0,
+            SegmentState::Uploaded => 1,
+            SegmentState::Doomed => 2,
+        });
+        v.put_i64(self.live);
+        v.put_u64(self.written);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "segment")?;
+        let state = match f.u8()? {
+            0 => SegmentState::Open,
+            1 => SegmentState::Uploaded,
+            2 => SegmentState::Doomed,
+            _ => return Err(corrupt("segment")),
+        };
+        let live = i64::from_be_bytes(f.take()?);
+        // Records of the first releases end here.
+        let written = if f.is_empty() { live.max(0) as u64 } else { f.u64()? };
+        f.end()?;
+        Ok(SegmentRecord { state, live, written })
+    }
 }
 
 /// Numbers that must outlive the authority.
@@ -482,6 +496,23 @@ impl Durability {
     }
 }
 
+/// Whether file bytes are packed before they are stored, where that saves room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+}
+
+impl Compression {
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+        }
+    }
+}
+
 /// A volume of which another one began as a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
@@ -496,13 +527,14 @@ pub struct VolumeSettings {
     pub durability: Durability,
     /// Unique among all volumes.
     pub id: u128,
+    pub compression: Compression,
     /// Oldest first.
     pub ancestors: Vec<Ancestor>,
 }
 
 impl VolumeSettings {
     pub fn new(durability: Durability, id: u128) -> Self {
-        VolumeSettings { durability, id, ancestors: Vec::new() }
+        VolumeSettings { durability, id, compression: Compression::default(), ancestors: Vec::new() }
     }
 
     /// Whether a segment is the volume's own, and not an ancestor's.
@@ -517,6 +549,10 @@ impl VolumeSettings {
             Durability::Object => 1,
         });
         v.put_u128(self.id);
+        v.put_u8(match self.compression {
+            Compression::None => 0,
+            Compression::Lz4 => 1,
+        });
         for ancestor in &self.ancestors {
             v.put_u64(ancestor.newest.0);
             // Names are bounded by far less.
@@ -534,6 +570,12 @@ impl VolumeSettings {
             _ => return Err(corrupt("superblock")),
         };
         let id = u128::from_be_bytes(f.take()?);
+        // Superblocks of the first releases end here.
+        let compression = match if f.is_empty() { 1 } else { f.u8()? } {
+            0 => Compression::None,
+            1 => Compression::Lz4,
+            _ => return Err(corrupt("superblock")),
+        };
         let mut ancestors = Vec::new();
         while !f.is_empty() {
             let newest = Epoch(f.u64()?);
@@ -542,7 +584,7 @@ impl VolumeSettings {
             let volume = String::from_utf8(name).map_err(|_| corrupt("superblock"))?;
             ancestors.push(Ancestor { volume, newest });
         }
-        Ok(VolumeSettings { durability, id, ancestors })
+        Ok(VolumeSettings { durability, id, compression, ancestors })
     }
 }
 
@@ -559,7 +601,7 @@ mod tests {
             let _ = Dentry::decode(&bytes);
             let _ = decode_cookie(&bytes);
             let _ = decode_extent(&bytes);
-            let _ = decode_segment(&bytes);
+            let _ = SegmentRecord::decode(&bytes);
             let _ = Counters::decode(&bytes);
             let _ = VolumeSettings::decode(&bytes);
         }
@@ -597,11 +639,18 @@ mod tests {
             (InodeId(1), FileKind::Fifo, name)
         );
         let mut settings = VolumeSettings::new(Durability::Object, 7);
+        let of_old = settings.encode().slice(..18);
+        assert_eq!(VolumeSettings::decode(&of_old).unwrap(), settings);
+        settings.compression = Compression::None;
         assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
         for (volume, newest) in [("a", 3), ("b", 9)] {
             settings.ancestors.push(Ancestor { volume: volume.into(), newest: Epoch(newest) });
         }
         assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
-        assert_eq!(decode_segment(&encode_segment(SegmentState::Doomed, -3)).unwrap(), (SegmentState::Doomed, -3));
+        let segment = SegmentRecord { state: SegmentState::Doomed, live: -3, written: 9 };
+        assert_eq!(SegmentRecord::decode(&segment.encode()).unwrap(), segment);
+        let of_old = [&[FORMAT_VERSION, 1][..], &7_i64.to_be_bytes()].concat();
+        let segment = SegmentRecord { state: SegmentState::Uploaded, live: 7, written: 7 };
+        assert_eq!(SegmentRecord::decode(&of_old).unwrap(), segment);
     }
 }

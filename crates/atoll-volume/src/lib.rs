@@ -9,11 +9,12 @@
 //! An operation waits for other sessions' leases (`leases`, and `core::claims` for which).
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
-//! `committer` the task that makes changes durable, `format` what lies in the store,
+//! `committer` the task that makes changes durable, `compaction` the one that gives space back, `format` what lies in the store,
 //! `snapshots` what stays of earlier versions, `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
+mod compaction;
 mod core;
 mod cursor;
 mod error;
@@ -26,8 +27,9 @@ mod sessions;
 mod snapshots;
 mod volume;
 
+pub use compaction::Compaction;
 pub use error::VolumeError;
-pub use format::{Ancestor, Durability, VolumeSettings};
+pub use format::{Ancestor, Compression, Durability, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};

@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::cursor::Cursor;
 use crate::error::VolumeError;
-use crate::format::{self, Ancestor, Counters, KeyRange, SegmentState};
+use crate::format::{self, Ancestor, Counters, KeyRange, SegmentRecord, SegmentState};
 use crate::fsck::{Report, Watch};
 use crate::volume::{Volume, VolumeConfig, scan_all, settings};
 
@@ -72,7 +72,7 @@ impl Kept {
             }
             let Some(view) = view else { continue };
             let record = view.get(&format::segment_key(segment)).await?;
-            if record.map(|record| format::decode_segment(&record)).transpose()?.is_some_and(|(_, live)| live > 0) {
+            if record.map(|record| SegmentRecord::decode(&record)).transpose()?.is_some_and(|found| found.live > 0) {
                 return Ok(true);
             }
         }
@@ -205,11 +205,11 @@ pub async fn adopt(store: &dyn Store, id: u128, parent: &str) -> Result<(), Volu
         batch.delete(key);
     }
     for (key, value) in scan_all(store, format::all_segments()).await? {
-        let (state, live) = format::decode_segment(&value)?;
-        if live <= 0 {
+        let record = SegmentRecord::decode(&value)?;
+        if record.live <= 0 {
             batch.delete(key);
-        } else if state == SegmentState::Open {
-            batch.put(key, format::encode_segment(SegmentState::Uploaded, live));
+        } else if record.state == SegmentState::Open {
+            batch.put(key, SegmentRecord { state: SegmentState::Uploaded, ..record }.encode());
         }
     }
     for (key, _) in scan_all(store, format::all_fragments()).await? {
@@ -277,16 +277,16 @@ async fn put_back(now: &dyn Read, then: &dyn Read, range: KeyRange, batch: &mut 
 async fn restore_segments(now: &dyn Read, then: &dyn Read, batch: &mut Batch) -> Result<(), VolumeError> {
     let mut used: BTreeMap<Bytes, i64> = BTreeMap::new();
     for (key, value) in scan_all(then, format::all_segments()).await? {
-        used.insert(key, format::decode_segment(&value)?.1);
+        used.insert(key, SegmentRecord::decode(&value)?.live);
     }
     for (key, value) in scan_all(now, format::all_segments()).await? {
-        let (state, live) = format::decode_segment(&value)?;
+        let record = SegmentRecord::decode(&value)?;
         let before = used.remove(&key).unwrap_or(0);
-        if state == SegmentState::Doomed && before > 0 {
+        if record.state == SegmentState::Doomed && before > 0 {
             return Err(VolumeError::Corrupt(format!("a segment that the snapshot needs is being deleted: {key:?}")));
         }
-        if live != before {
-            batch.put(key, format::encode_segment(state, before));
+        if record.live != before {
+            batch.put(key, SegmentRecord { live: before, ..record }.encode());
         }
     }
     match used.into_iter().find(|(_, live)| *live > 0) {

@@ -1,7 +1,7 @@
 //! The asynchronous shell around the core: loads what an operation needs, moves
 //! file bytes, waits for locks and for durability.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,10 +25,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::committer::{self, Committer, Progress};
+use crate::compaction::{self, Compaction};
 use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
-use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState, VolumeSettings};
+use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentRecord, SegmentState, VolumeSettings};
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
@@ -49,6 +50,7 @@ pub struct VolumeConfig {
     pub capacity_bytes: u64,
     /// For how long a segment without bytes in use is kept for reads that were planned before.
     pub empty_segments_kept: Duration,
+    pub compaction: Compaction,
     /// Nothing is changed, and nothing committed.
     pub read_only: bool,
 }
@@ -62,6 +64,7 @@ impl Default for VolumeConfig {
             backlog_max: 200_000,
             capacity_bytes: 1 << 50,
             empty_segments_kept: Duration::from_secs(10),
+            compaction: Compaction::default(),
             read_only: false,
         }
     }
@@ -73,6 +76,10 @@ pub struct VolumeReport {
     pub inodes: u64,
     pub inodes_cached: usize,
     pub bytes_live: u64,
+    /// Bytes in segments that nothing refers to, while their segments are in use.
+    pub bytes_dead: u64,
+    /// Bytes that compaction has written again since the volume was opened.
+    pub bytes_compacted: u64,
     pub opens: usize,
     pub locks: usize,
     pub ordered: u64,
@@ -112,11 +119,15 @@ pub struct Volume {
 
 pub(crate) struct Inner {
     pub shared: Arc<Shared>,
-    settings: VolumeSettings,
+    pub settings: VolumeSettings,
     /// Sessions of the last authority.
     restored: Vec<(SessionId, SessionInfo)>,
     progress: watch::Receiver<Progress>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    compactor: Mutex<Option<JoinHandle<()>>>,
+    pub bytes_compacted: AtomicU64,
+    /// Segments of which something cannot be read.
+    pub incompactible: Mutex<HashSet<SegmentId>>,
     /// Without names since an earlier authority: reaped when nobody can come back who has them open.
     pub orphans: Mutex<Vec<InodeId>>,
     /// Who waits for which lock.
@@ -207,11 +218,11 @@ impl Volume {
         let mut recovered: BTreeMap<u64, Recovered> = BTreeMap::new();
         for (key, value) in scan_all(&*store, format::all_segments()).await? {
             let id = atoll_types::SegmentId(format::key_number(&key)?);
-            let (state, live) = format::decode_segment(&value)?;
-            if state == SegmentState::Open {
+            let record = SegmentRecord::decode(&value)?;
+            if record.state == SegmentState::Open {
                 recovered.insert(id.0, Recovered { segment: id, fragments: Vec::new() });
             }
-            segments.push((id, state, live));
+            segments.push((id, record));
         }
         for (key, value) in scan_all(&*store, format::all_fragments()).await? {
             if let Some(segment) = recovered.get_mut(&format::key_number(&key)?) {
@@ -220,9 +231,11 @@ impl Volume {
         }
         let blob = open_blob(store.epoch(), recovered.into_values().collect()).await?;
 
-        let suspects =
-            segments.iter().filter(|(_, s, live)| *s == SegmentState::Uploaded && *live <= 0).map(|s| s.0).collect();
-        let doomed = segments.iter().filter(|(_, s, _)| *s == SegmentState::Doomed).map(|s| s.0).collect();
+        let of = |which: fn(&SegmentRecord) -> bool| {
+            segments.iter().filter(|(_, record)| which(record)).map(|(id, _)| *id).collect::<Vec<_>>()
+        };
+        let suspects = of(|record| record.state == SegmentState::Uploaded && record.live <= 0);
+        let doomed = of(|record| record.state == SegmentState::Doomed);
         let mut core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
         core.leases.start_behind(since(&*store));
         core.frozen = config.read_only;
@@ -262,6 +275,9 @@ impl Volume {
                 settings,
                 progress,
                 committer: Mutex::new(committer),
+                compactor: Mutex::new(None),
+                bytes_compacted: AtomicU64::new(0),
+                incompactible: Mutex::default(),
                 restored,
                 orphans: Mutex::new(orphans),
                 waiters: Mutex::new(HashMap::new()),
@@ -271,6 +287,9 @@ impl Volume {
         };
         if volume.restored_sessions().is_empty() {
             volume.reap_orphans().await;
+        }
+        if !config.read_only {
+            *volume.inner.compactor.lock() = Some(tokio::spawn(compaction::run(Arc::downgrade(&volume.inner))));
         }
         Ok(volume)
     }
@@ -300,6 +319,8 @@ impl Volume {
             inodes: core.inodes_used(),
             inodes_cached: core.inodes_cached(),
             bytes_live: core.bytes_live(),
+            bytes_dead: core.bytes_dead(),
+            bytes_compacted: self.inner.bytes_compacted.load(Ordering::Relaxed),
             opens: core.opens(),
             locks: core.locks.len(),
             ordered: core.ordered(),
@@ -643,6 +664,12 @@ impl Volume {
         if shared.config.read_only {
             return Ok(());
         }
+        let compactor = self.inner.compactor.lock().take();
+        if let Some(compactor) = compactor {
+            compactor.abort();
+            // Ended is ended.
+            let _ = compactor.await;
+        }
         shared.closing.store(true, Ordering::Release);
         shared.work.notify_one();
         let committer = self.inner.committer.lock().take();
@@ -730,7 +757,7 @@ impl Volume {
     }
 
     /// Run a step that is no session's until nothing is missing.
-    async fn alone<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
+    pub(crate) async fn alone<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
         loop {
             let need = {
                 let mut core = self.inner.shared.core.lock();

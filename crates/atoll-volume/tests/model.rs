@@ -51,6 +51,7 @@ fn agrees_with_the_model_when_everything_is_cached() {
         HoldLocks";
     let done: Vec<String> = kinds.split_whitespace().map(|kind| format!("{kind} done")).collect();
     must_have(&tally, &done.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(tally["bytes compacted"] > 100_000, "{} bytes compacted", tally["bytes compacted"]);
     must_have(&tally, &["Rename EINVAL", "Rename ENOTEMPTY", "Rename EEXIST", "Link EEXIST", "Seek ENXIO"]);
 }
 

@@ -230,6 +230,7 @@ pub enum AdminRequest {
     VolumeCreate {
         name: String,
         durability: String,
+        compression: String,
     },
     VolumeList,
     VolumeInfo {
@@ -303,6 +304,8 @@ pub struct VolumeInfo {
     pub name: String,
     pub durability: String,
     pub store: String,
+    /// Known while it is open.
+    pub compression: Option<String>,
     /// The volume as whose copy it began.
     pub clone_of: Option<String>,
     pub open: bool,

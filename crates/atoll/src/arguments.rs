@@ -256,6 +256,9 @@ pub enum VolumeCommand {
         /// local: the server's disk; object: the object store.
         #[arg(long, default_value = "local")]
         durability: String,
+        /// lz4: file bytes are packed where that saves an eighth; none: they are stored as they are.
+        #[arg(long, default_value = "lz4")]
+        compression: String,
     },
     /// Take over a volume in this server's store whose data folder is lost or no longer used; durability `object` only.
     Attach {

@@ -142,7 +142,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Volume(command) => {
             let request = match command {
-                VolumeCommand::Create { name, durability } => AdminRequest::VolumeCreate { name, durability },
+                VolumeCommand::Create { name, durability, compression } => {
+                    AdminRequest::VolumeCreate { name, durability, compression }
+                }
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
                 VolumeCommand::Clone { source, name } => {
                     let (source, snapshot) = match source.split_once('@') {
@@ -208,7 +210,7 @@ async fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn volume_json(v: &VolumeInfo) -> serde_json::Value {
-    json!({"name": v.name, "durability": v.durability, "store": v.store, "clone_of": v.clone_of, "open": v.open,
+    json!({"name": v.name, "durability": v.durability, "store": v.store, "compression": v.compression, "clone_of": v.clone_of, "open": v.open,
            "inodes": v.inodes, "bytes": v.bytes, "sessions": v.sessions})
 }
 

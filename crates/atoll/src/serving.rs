@@ -68,7 +68,11 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
     let listed = admin.call(AdminRequest::VolumeList).await.map_err(|error| error.to_string())?;
     let there = matches!(&listed, AdminReply::Volumes(list) if list.iter().any(|v| v.name == "default"));
     if !there {
-        let create = AdminRequest::VolumeCreate { name: "default".into(), durability: "local".into() };
+        let create = AdminRequest::VolumeCreate {
+            name: "default".into(),
+            durability: "local".into(),
+            compression: "lz4".into(),
+        };
         admin.call(create).await.map_err(|error| error.to_string())?;
     }
     drop(admin);

@@ -16,7 +16,7 @@ pub(crate) struct ReadPlan {
 }
 
 impl Core {
-    fn regular(&mut self, inode: InodeId) -> Step<u64> {
+    pub(super) fn regular(&mut self, inode: InodeId) -> Step<u64> {
         let record = self.record(inode)?;
         match record.kind() {
             FileKind::Regular => Ok(record.size),
@@ -71,6 +71,7 @@ impl Core {
             map.insert(offset, Extent { length: location.length, skip: 0, location }, &mut changes);
             offset += u64::from(location.length);
         }
+        self.count_written(locations);
         self.apply_changes(inode, changes);
         self.touch_data(inode, end.max(size), drop);
         Ok((start, length, self.attributes(inode)?))

@@ -10,6 +10,7 @@
 
 mod attributes;
 mod claims;
+mod compaction;
 mod data;
 mod listing;
 mod made;
@@ -30,10 +31,11 @@ use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::extents::{Changes, ExtentMap};
-use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentState};
+use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentRecord, SegmentState};
 use crate::sessions::SessionRecord;
 
 pub(crate) use claims::Asked;
+pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
 pub(crate) use listing::{Listing, entry};
 pub(crate) use unheard::{Unheard, UnheardChanges};
@@ -102,11 +104,23 @@ struct Segment {
     live: i64,
     /// The same as of the last cut, thus of what the store holds after it.
     live_cut: i64,
+    /// Bytes that were written to it.
+    written: u64,
 }
 
 impl Segment {
-    fn new(state: SegmentState, live: i64) -> Self {
-        Segment { state, live, live_cut: live }
+    fn new(record: SegmentRecord) -> Self {
+        let SegmentRecord { state, live, written } = record;
+        Segment { state, live, live_cut: live, written }
+    }
+
+    fn empty(state: SegmentState) -> Self {
+        Segment::new(SegmentRecord { state, live: 0, written: 0 })
+    }
+
+    /// Bytes that nothing refers to.
+    fn dead(&self) -> u64 {
+        self.written.saturating_sub(self.live.max(0) as u64)
     }
 }
 
@@ -160,7 +174,7 @@ pub(crate) struct Core {
 impl Core {
     pub fn new(
         counters: Counters,
-        segments: impl IntoIterator<Item = (SegmentId, SegmentState, i64)>,
+        segments: impl IntoIterator<Item = (SegmentId, SegmentRecord)>,
         inodes_max: usize,
         durability: &'static str,
     ) -> Self {
@@ -177,7 +191,7 @@ impl Core {
             counters,
             covered: 0,
             numbers: made::Numbers::default(),
-            segments: segments.into_iter().map(|(id, state, live)| (id, Segment::new(state, live))).collect(),
+            segments: segments.into_iter().map(|(id, record)| (id, Segment::new(record))).collect(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
             unnamed: FxHashSet::default(),
@@ -458,7 +472,7 @@ impl Core {
             self.write(format::extent_key(inode, offset), Some(format::encode_extent(&extent)));
         }
         for (segment, delta) in changes.live {
-            let entry = self.segments.entry(segment).or_insert(Segment::new(SegmentState::Open, 0));
+            let entry = self.segments.entry(segment).or_insert(Segment::empty(SegmentState::Open));
             let before = entry.live;
             entry.live += delta;
             self.dirty_segments.insert(segment);
@@ -500,7 +514,8 @@ impl Core {
         for segment in std::mem::take(&mut self.dirty_segments) {
             if let Some(known) = self.segments.get_mut(&segment) {
                 known.live_cut = known.live;
-                writes.insert(format::segment_key(segment), Some(format::encode_segment(known.state, known.live)));
+                let record = SegmentRecord { state: known.state, live: known.live, written: known.written };
+                writes.insert(format::segment_key(segment), Some(record.encode()));
             }
         }
         self.write_sessions(&mut writes);
@@ -522,14 +537,15 @@ impl Core {
     pub fn record_segments(&mut self, ids: &[SegmentId], state: SegmentState) -> Vec<(Bytes, Bytes)> {
         let mut records = Vec::with_capacity(ids.len());
         for &id in ids {
-            let segment = self.segments.entry(id).or_insert(Segment::new(state, 0));
+            let segment = self.segments.entry(id).or_insert(Segment::empty(state));
             if segment.state == SegmentState::Open {
                 segment.state = state;
             }
             if segment.state == SegmentState::Uploaded && segment.live <= 0 {
                 self.emptied.push(id);
             }
-            records.push((format::segment_key(id), format::encode_segment(segment.state, segment.live_cut)));
+            let record = SegmentRecord { state: segment.state, live: segment.live_cut, written: segment.written };
+            records.push((format::segment_key(id), record.encode()));
         }
         records
     }
@@ -570,6 +586,11 @@ impl Core {
 
     pub fn bytes_live(&self) -> u64 {
         self.segments.values().map(|s| s.live.max(0) as u64).sum()
+    }
+
+    /// Bytes that nothing refers to, in segments of which some are in use.
+    pub fn bytes_dead(&self) -> u64 {
+        self.segments.values().filter(|segment| segment.live > 0).map(Segment::dead).sum()
     }
 
     pub fn inodes_used(&self) -> u64 {
@@ -663,9 +684,10 @@ mod tests {
         core.cut();
         core.apply_changes(InodeId::ROOT, live(-100));
         let records = core.record_segments(&[segment], SegmentState::Uploaded);
-        assert_eq!(format::decode_segment(&records[0].1).unwrap(), (SegmentState::Uploaded, 100));
+        let record = SegmentRecord { state: SegmentState::Uploaded, live: 100, written: 0 };
+        assert_eq!(SegmentRecord::decode(&records[0].1).unwrap(), record);
         let cut = core.cut();
-        let record = cut.writes[&format::segment_key(segment)].clone().unwrap();
-        assert_eq!(format::decode_segment(&record).unwrap(), (SegmentState::Uploaded, 0));
+        let written = cut.writes[&format::segment_key(segment)].clone().unwrap();
+        assert_eq!(SegmentRecord::decode(&written).unwrap(), SegmentRecord { live: 0, ..record });
     }
 }

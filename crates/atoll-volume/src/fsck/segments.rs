@@ -6,13 +6,13 @@ use atoll_blob::Location;
 use atoll_types::SegmentId;
 
 use super::{Check, Cursor, Problem, Remedy, Result};
-use crate::format::{self, SegmentState, VolumeSettings};
+use crate::format::{self, SegmentRecord, SegmentState, VolumeSettings};
 
 /// What is known of one segment.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     /// `None`: it has an object and no record.
-    record: Option<(SegmentState, i64)>,
+    record: Option<SegmentRecord>,
     /// Logical bytes that extents refer to.
     live: i64,
     object: Option<u64>,
@@ -36,7 +36,7 @@ impl Segments {
     /// Why the bytes cannot be in the object store, although they should.
     pub fn lacks(&self, location: &Location) -> Option<(Problem, String)> {
         let segment = self.known.get(&location.segment)?;
-        let uploaded = segment.record.is_none_or(|(state, _)| state != SegmentState::Open);
+        let uploaded = segment.record.is_none_or(|record| record.state != SegmentState::Open);
         let end = u64::from(location.offset) + u64::from(location.stored);
         match segment.object {
             _ if !uploaded => None,
@@ -59,7 +59,7 @@ impl Check<'_> {
         let mut records = Cursor::new(self.subject.view, format::all_segments());
         while let Some((key, value)) = records.next().await? {
             let id = SegmentId(format::key_number(&key).unwrap_or(0));
-            match format::decode_segment(&value) {
+            match SegmentRecord::decode(&value) {
                 Ok(record) if key == format::segment_key(id) => {
                     let object = objects.get(&id).copied();
                     let segment = Segment { record: Some(record), live: 0, object, is_own: is_own(id) };
@@ -83,7 +83,7 @@ impl Check<'_> {
             .segments
             .known
             .iter()
-            .filter(|(_, segment)| matches!(segment.record, Some((SegmentState::Open, _))))
+            .filter(|(_, segment)| segment.record.is_some_and(|record| record.state == SegmentState::Open))
             .map(|(id, _)| *id)
             .collect();
         let mut fragments = Cursor::new(self.subject.view, format::all_fragments());
@@ -102,8 +102,10 @@ impl Check<'_> {
 
     async fn segment(&mut self, id: SegmentId, segment: Segment) -> Result<()> {
         let put = |state| {
-            let value = format::encode_segment(state, segment.live);
-            Remedy::Writes(vec![(format::segment_key(id), Some(value))])
+            // As much as is in use was written.
+            let written = segment.record.map_or(0, |record| record.written).max(segment.live.max(0) as u64);
+            let record = SegmentRecord { state, live: segment.live, written };
+            Remedy::Writes(vec![(format::segment_key(id), Some(record.encode()))])
         };
         match segment.record {
             None if segment.live > 0 => {
@@ -116,11 +118,11 @@ impl Check<'_> {
                     self.report.garbage.push((id, segment.object.unwrap_or(0)));
                 }
             }
-            Some((SegmentState::Doomed, _)) if segment.live > 0 => {
+            Some(SegmentRecord { state: SegmentState::Doomed, .. }) if segment.live > 0 => {
                 let text = format!("segment {id} is about to be deleted, and {} of its bytes are in use", segment.live);
                 self.report.find(Problem::SegmentRecord, None, text, put(SegmentState::Uploaded));
             }
-            Some((state, live)) if live != segment.live => {
+            Some(SegmentRecord { state, live, .. }) if live != segment.live => {
                 let text = format!("segment {id} says that {live} of its bytes are in use; {} are", segment.live);
                 self.report.find(Problem::SegmentLive, None, text, put(state));
             }

@@ -14,7 +14,7 @@ use atoll_types::{
     Attributes, ByteRange, Caller, Errno, FileKind, InodeId, Mode, Name, Operation, Outcome, SessionId, Timestamp,
 };
 use atoll_volume::fsck::Report;
-use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{Compaction, Durability, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -116,6 +116,15 @@ impl Remains {
             commit_lag: Duration::from_millis(1),
             inline_bytes_max: 16 * 1024,
             empty_segments_kept: Duration::ZERO,
+            // All the time, and for every byte.
+            compaction: Compaction {
+                interval: Duration::from_millis(2),
+                live_percent_max: 99,
+                dead_bytes_min: 0,
+                dead_percent_min: 0,
+                pass_bytes_max: 256 * 1024,
+                bytes_per_second: u64::MAX,
+            },
             ..VolumeConfig::default()
         };
         let opening = |epoch, recovered| -> Pin<Box<dyn Future<Output = _> + Send>> {
@@ -178,6 +187,7 @@ impl Driver {
         if let Err(difference) = self.audit_snapshots(self.case.steps) {
             panic!("{:?}, at the end: {difference}\nATOLL_SEED={} repeats it", self.case, self.case.seed);
         }
+        self.count_compacted();
         // Looking moves access times, which the model is not told.
         let (_, newest) = self.snapshots.back().expect("a snapshot");
         assert!(self.runtime.block_on(tree(self.volume())) == *newest, "the newest snapshot is not what is there");
@@ -294,8 +304,13 @@ impl Driver {
         }
     }
 
+    fn count_compacted(&mut self) {
+        *self.tally.entry("bytes compacted".into()).or_default() += self.volume().report().bytes_compacted;
+    }
+
     fn reopen(&mut self, crash: bool) {
         self.waiters.clear();
+        self.count_compacted();
         let volume = self.volume.take().expect("an open volume");
         if crash {
             let sync = volume.execute(LOOKING, &NOBODY, Operation::Sync);
