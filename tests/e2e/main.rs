@@ -18,6 +18,7 @@ mod lifecycle;
 mod locks;
 mod mounting;
 mod programs;
+mod quota;
 mod serving;
 mod snapshots;
 mod store_faults;

@@ -516,14 +516,16 @@ impl Authority {
     }
 
     /// Whether nothing is granted on the inode because too many wanted it.
-    /// For each session that may change something without asking, one inode on which it may, and what it holds there.
-    pub fn writers(&self) -> Vec<(SessionId, InodeId, Rights)> {
-        let writes = |session: SessionId, inode: InodeId| {
-            let rights = self.rights(session, inode);
-            rights.overlaps(Rights::INODE_WRITER | Rights::NAMES_WRITER).then_some((session, inode, rights))
-        };
+    /// How many sessions may hold rights.
+    pub fn enrolled(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// For each session that holds some of these rights, one inode on which it does.
+    pub fn holders_of(&self, rights: Rights) -> Vec<InodeId> {
+        let holds = |session: SessionId, inode: InodeId| self.rights(session, inode).overlaps(rights);
         let sessions = self.sessions.iter();
-        sessions.filter_map(|(id, session)| session.inodes.iter().find_map(|inode| writes(*id, *inode))).collect()
+        sessions.filter_map(|(id, held)| held.inodes.iter().copied().find(|inode| holds(*id, *inode))).collect()
     }
 
     pub fn is_contended(&self, inode: InodeId, now_ms: u64) -> bool {

@@ -25,6 +25,9 @@ impl Rights {
     pub const INODE_WRITER: Rights = Rights(2);
     pub const NAMES_WRITER: Rights = Rights(8);
 
+    /// Both.
+    pub const WRITER: Rights = Rights(10);
+
     const BITS: usize = 4;
 
     pub fn is_empty(self) -> bool {

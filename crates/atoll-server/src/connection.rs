@@ -25,7 +25,7 @@ use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
 use atoll_volume::fsck::Progress;
-use atoll_volume::{Asking, Earned, Mark, Snapshot};
+use atoll_volume::{Asking, Earned, Mark, Quota, Snapshot};
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -459,6 +459,12 @@ impl Connection {
             }
             AdminRequest::VolumeAttach { name } => {
                 context.registry.attach(&name).await?;
+                AdminReply::Done
+            }
+            AdminRequest::VolumeQuota { name, bytes, inodes } => {
+                let quota = Quota { bytes: bytes.unwrap_or(u64::MAX), inodes: inodes.unwrap_or(u64::MAX) };
+                let set = context.registry.get_volume(&name).await?.set_quota(quota).await;
+                set.map_err(|errno| format!("volume `{name}`: {errno}"))?;
                 AdminReply::Done
             }
             AdminRequest::VolumeClone { source, snapshot, name } => {

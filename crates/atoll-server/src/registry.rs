@@ -18,7 +18,7 @@ use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
 use atoll_types::Caller;
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
-use atoll_volume::{Compression, Durability, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{Compression, Durability, Quota, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
 use serde::{Deserialize, Serialize};
@@ -405,13 +405,18 @@ impl Registry {
 
     pub async fn info(&self, name: &str, sessions: u64) -> Result<atoll_wire::VolumeInfo> {
         let record = self.record(parts(name).0)?;
-        let report = self.peek(name).map(|volume| volume.report());
+        let volume = self.peek(name);
+        let report = volume.as_ref().map(Volume::report);
+        let quota = volume.as_ref().map_or(Quota::NONE, Volume::quota);
+        let bound = |most: u64| (most != u64::MAX).then_some(most);
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
             store: self.remote(parts(name).0).url,
             open: report.is_some(),
-            compression: self.peek(name).map(|volume| volume.settings().compression.name().to_owned()),
+            quota_bytes: bound(quota.bytes),
+            quota_inodes: bound(quota.inodes),
+            compression: volume.map(|volume| volume.settings().compression.name().to_owned()),
             clone_of: record.parent,
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),

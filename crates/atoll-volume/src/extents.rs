@@ -135,6 +135,15 @@ impl ExtentMap {
         }
     }
 
+    /// Bytes of `range` that hold data.
+    pub fn data_in(&self, range: ByteRange) -> u64 {
+        let data = self.read(range).into_iter().filter_map(|piece| match piece {
+            Piece::Data { extent, .. } => Some(u64::from(extent.length)),
+            Piece::Hole { .. } => None,
+        });
+        data.sum()
+    }
+
     pub fn truncate(&mut self, size: u64, changes: &mut Changes) {
         self.remove(ByteRange::new(size, u64::MAX), changes);
     }

@@ -27,10 +27,11 @@ const ORPHAN: u8 = b'o';
 const SEGMENT: u8 = b's';
 const FRAGMENT: u8 = b'f';
 const SESSION: u8 = b'n';
+const QUOTA: u8 = b'q';
 
 /// All kinds of keys, in order.
-pub const TAGS: [u8; 11] =
-    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, SEGMENT, XATTR];
+pub const TAGS: [u8; 12] =
+    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, XATTR];
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
@@ -46,6 +47,10 @@ pub fn superblock_key() -> Bytes {
 
 pub fn counters_key() -> Bytes {
     Bytes::from_static(&[COUNTERS])
+}
+
+pub fn quota_key() -> Bytes {
+    Bytes::from_static(&[QUOTA])
 }
 
 pub fn inode_key(inode: InodeId) -> Bytes {
@@ -452,6 +457,32 @@ impl SegmentRecord {
     }
 }
 
+/// How much a volume may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes of files, holes not counted.
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl Quota {
+    pub const NONE: Quota = Quota { bytes: u64::MAX, inodes: u64::MAX };
+
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(16);
+        v.put_u64(self.bytes);
+        v.put_u64(self.inodes);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "quota")?;
+        let quota = Quota { bytes: f.u64()?, inodes: f.u64()? };
+        f.end()?;
+        Ok(quota)
+    }
+}
+
 /// Numbers that must outlive the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -603,6 +634,7 @@ mod tests {
             let _ = decode_extent(&bytes);
             let _ = SegmentRecord::decode(&bytes);
             let _ = Counters::decode(&bytes);
+            let _ = Quota::decode(&bytes);
             let _ = VolumeSettings::decode(&bytes);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, WaiterId};
+use atoll_lease::{Claim, Counts, Grant, HolderInfo, Issue, Notice, Recall, Rights, WaiterId};
 use atoll_types::limits::INODES_RESERVED;
 use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome, SessionId, Timestamp};
 use parking_lot::Mutex;
@@ -17,6 +17,9 @@ use crate::volume::{Asking, Volume};
 
 /// How long a client may take to say what it has heard of before changes are made durable instead.
 const HEARD_TIMEOUT: Duration = Duration::from_millis(2);
+
+/// Who asks for rights that no session is to have.
+const NOBODY: SessionId = SessionId(0);
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
@@ -62,6 +65,13 @@ impl Leases {
         }
     }
 
+    /// Until every holder has given up or was fenced.
+    async fn until_free(&self, blocked: Blocked) {
+        self.send(blocked.notices);
+        // A sender is dropped unused only when the volume goes away.
+        let _ = blocked.freed.await;
+    }
+
     fn send(&self, notices: Vec<Notice>) {
         if let Some(tell) = self.tell.get() {
             notices.into_iter().for_each(tell);
@@ -78,7 +88,7 @@ pub(crate) struct Leasing<'a> {
     keeps: bool,
     /// The store is to be told of the execution with its effects.
     is_noted: bool,
-    waiter: Option<WaiterId>,
+    waiting: Waiting<'a>,
     claims: Vec<Claim>,
     /// What the answer shows, and whose clients may not have heard of it.
     unheard: Unheard,
@@ -111,7 +121,7 @@ impl<'a> Leasing<'a> {
             operation,
             keeps,
             is_noted: asking.mark == Mark::None,
-            waiter: None,
+            waiting: Waiting::new(volume),
             claims: Vec::new(),
             unheard: Unheard::default(),
             earned: Earned::default(),
@@ -141,7 +151,7 @@ impl<'a> Leasing<'a> {
 
     /// `None` when nobody holds what the operation excludes; it may be executed while the lock is held.
     pub fn claim(&mut self, core: &mut Core) -> Step<Option<Blocked>> {
-        if self.waiter.is_some_and(|waiter| !core.leases.is_waiting(waiter)) {
+        if self.waiting.id.is_some_and(|waiter| !core.leases.is_waiting(waiter)) {
             // The session is over: nobody is there for the answer, and the client may have asked elsewhere.
             return Err(Stop::Error(Errno::EIO));
         }
@@ -153,7 +163,7 @@ impl<'a> Leasing<'a> {
         let leases = &self.volume.inner.leases;
         if core.leases.is_free(self.session(), &claims) {
             let contended = |claim: &Claim| core.leases.is_contended(claim.inode, leases.now_ms());
-            core.lingers = self.asking.again || self.waiter.is_some() || claims.iter().any(contended);
+            core.lingers = self.asking.again || self.waiting.id.is_some() || claims.iter().any(contended);
             core.set_made(self.asking.made, self.asking.again);
             self.unheard = Unheard::default();
             self.shows(core, claims.iter().map(|claim| claim.inode));
@@ -164,18 +174,13 @@ impl<'a> Leasing<'a> {
             // Nobody waits for it, so nobody has to give something up for it.
             return Err(Stop::Error(Errno::EAGAIN));
         }
-        let (waiter, notices) = core.leases.wait(self.session(), claims, self.waiter, leases.now_ms());
-        self.waiter = Some(waiter);
-        let (sender, freed) = oneshot::channel();
-        leases.waiting.lock().insert(waiter, sender);
-        Ok(Some(Blocked { notices, freed }))
+        let session = self.session();
+        Ok(Some(self.waiting.begin(core, session, claims)))
     }
 
     /// Until every holder has given up or was fenced.
     pub async fn wait(&self, blocked: Blocked) {
-        self.volume.inner.leases.send(blocked.notices);
-        // A sender is dropped unused only when the volume goes away.
-        let _ = blocked.freed.await;
+        self.volume.inner.leases.until_free(blocked).await;
     }
 
     /// Keep what the answer earns the session.
@@ -188,7 +193,7 @@ impl<'a> Leasing<'a> {
             session: self.session(),
             operation: self.operation,
             claims: &self.claims,
-            alone: self.waiter.is_none(),
+            alone: self.waiting.id.is_none(),
             number: self.asking.made.and_then(|made| made.inode),
         };
         let grants = if self.keeps { core.grants(&asked, result, now_ms) } else { Vec::new() };
@@ -223,9 +228,30 @@ impl<'a> Leasing<'a> {
     }
 }
 
-impl Drop for Leasing<'_> {
+/// A place among those who wait for rights of others, until it is dropped.
+struct Waiting<'a> {
+    volume: &'a Volume,
+    id: Option<WaiterId>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(volume: &'a Volume) -> Self {
+        Waiting { volume, id: None }
+    }
+
+    fn begin(&mut self, core: &mut Core, session: SessionId, claims: Vec<Claim>) -> Blocked {
+        let leases = &self.volume.inner.leases;
+        let (waiter, notices) = core.leases.wait(session, claims, self.id, leases.now_ms());
+        self.id = Some(waiter);
+        let (sender, freed) = oneshot::channel();
+        leases.waiting.lock().insert(waiter, sender);
+        Blocked { notices, freed }
+    }
+}
+
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if let Some(waiter) = self.waiter {
+        if let Some(waiter) = self.id {
             self.volume.inner.shared.core.lock().leases.withdraw(waiter);
             self.volume.inner.leases.waiting.lock().remove(&waiter);
         }
@@ -278,6 +304,27 @@ impl Volume {
             // A disk that is full keeps nobody from reading.
             _ = self.until_durable(unheard.ordered) => {}
         }
+    }
+
+    /// Have each session give up one of its rights to change something without asking: before it does, it says everything
+    /// that it has changed so. False when none had any.
+    pub(crate) async fn ask_writers(&self) -> bool {
+        let writers = self.inner.shared.core.lock().leases.holders_of(Rights::WRITER);
+        let were_there = !writers.is_empty();
+        let asked = writers.into_iter().map(|inode| async move {
+            let claim = Claim { inode, excludes: Rights::WRITER };
+            let mut waiting = Waiting::new(self);
+            let blocked = {
+                let mut core = self.inner.shared.core.lock();
+                let is_free = core.leases.is_free(NOBODY, &[claim]);
+                (!is_free).then(|| waiting.begin(&mut core, NOBODY, vec![claim]))
+            };
+            if let Some(blocked) = blocked {
+                self.inner.leases.until_free(blocked).await;
+            }
+        });
+        futures_util::future::join_all(asked).await;
+        were_there
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at

@@ -23,13 +23,14 @@ pub mod format;
 pub mod fsck;
 mod grace;
 mod leases;
+mod quota;
 mod sessions;
 mod snapshots;
 mod volume;
 
 pub use compaction::Compaction;
 pub use error::VolumeError;
-pub use format::{Ancestor, Compression, Durability, VolumeSettings};
+pub use format::{Ancestor, Compression, Durability, Quota, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atoll_store::{Batch, Checkpoint, Frozen, Read, Store, StoreError};
-use atoll_types::{Caller, Epoch, Operation, SegmentId, SessionId, Timestamp};
+use atoll_types::{Epoch, SegmentId, Timestamp};
 use bytes::Bytes;
 
 use crate::cursor::Cursor;
@@ -28,8 +28,6 @@ const RESTORED_MAX: usize = 2_000_000;
 const PREFIX: &str = "snapshot:";
 /// The same, of what clones began as.
 const CLONE_PREFIX: &str = "clone:";
-/// Nobody's: it asks for what others hold.
-const NOBODY: SessionId = SessionId(0);
 
 /// A version of a volume that stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,18 +83,7 @@ impl Volume {
     pub async fn gather(&self) -> Result<(), VolumeError> {
         // Who was told of a change by the last server may still have to make it again.
         self.inner.leases.grace.over().await;
-        let writers = self.inner.shared.core.lock().leases.writers();
-        let asked = writers.into_iter().map(|(_, inode, rights)| async move {
-            // Who gives a right up says everything that it has changed before.
-            let operation = if rights.overlaps(atoll_lease::Rights::INODE_WRITER) {
-                Operation::GetAttributes { inode }
-            } else {
-                Operation::ReadDirectory { inode, after: 0, entries_max: 1, with_attributes: false, ahead: true }
-            };
-            // It may be gone by then.
-            let _ = self.execute(NOBODY, &Caller::default(), operation).await;
-        });
-        futures_util::future::join_all(asked).await;
+        self.ask_writers().await;
         let ordered = self.inner.shared.core.lock().ordered();
         self.until_durable(ordered).await.map_err(VolumeError::Undurable)
     }

@@ -29,7 +29,9 @@ use crate::compaction::{self, Compaction};
 use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
-use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentRecord, SegmentState, VolumeSettings};
+use crate::format::{
+    self, Counters, Dentry, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState, VolumeSettings,
+};
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
@@ -125,6 +127,8 @@ pub(crate) struct Inner {
     progress: watch::Receiver<Progress>,
     committer: Mutex<Option<JoinHandle<()>>>,
     compactor: Mutex<Option<JoinHandle<()>>>,
+    /// Rights to change something without asking are being taken back.
+    pub taking_back: AtomicBool,
     pub bytes_compacted: AtomicU64,
     /// Segments of which something cannot be read.
     pub incompactible: Mutex<HashSet<SegmentId>>,
@@ -214,6 +218,10 @@ impl Volume {
         let counters = store.get(&format::counters_key()).await?;
         let counters = Counters::decode(&counters.ok_or_else(|| VolumeError::Corrupt("no counters".into()))?)?;
 
+        let quota = match store.get(&format::quota_key()).await? {
+            Some(found) => Quota::decode(&found)?,
+            None => Quota::NONE,
+        };
         let mut segments = Vec::new();
         let mut recovered: BTreeMap<u64, Recovered> = BTreeMap::new();
         for (key, value) in scan_all(&*store, format::all_segments()).await? {
@@ -236,7 +244,7 @@ impl Volume {
         };
         let suspects = of(|record| record.state == SegmentState::Uploaded && record.live <= 0);
         let doomed = of(|record| record.state == SegmentState::Doomed);
-        let mut core = Core::new(counters, segments, config.inode_cache_max, settings.durability.name());
+        let mut core = Core::new(counters, segments, config.inode_cache_max, quota, settings.durability.name());
         core.leases.start_behind(since(&*store));
         core.frozen = config.read_only;
         let mut restored = Vec::new();
@@ -276,6 +284,7 @@ impl Volume {
                 progress,
                 committer: Mutex::new(committer),
                 compactor: Mutex::new(None),
+                taking_back: AtomicBool::new(false),
                 bytes_compacted: AtomicU64::new(0),
                 incompactible: Mutex::default(),
                 restored,
@@ -442,6 +451,9 @@ impl Volume {
         if !matches!(operation, Operation::Release { .. }) {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
+        if asking.made.is_some() && self.inner.shared.core.lock().is_tight() {
+            self.take_back();
+        }
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {
             self.until_heard(unheard).await;
@@ -585,10 +597,12 @@ impl Volume {
             O::RemoveXattr { inode, name } => self.change(leasing, |c| c.remove_xattr(*inode, name).map(done)).await,
             O::Statistics => {
                 let report = self.report();
+                let quota = self.quota();
+                // What is used is never more than there is, also where a quota came later.
                 Ok(Outcome::Space(VolumeStatistics {
-                    bytes_total: self.inner.shared.config.capacity_bytes,
+                    bytes_total: quota.bytes.min(self.inner.shared.config.capacity_bytes).max(report.bytes_live),
                     bytes_used: report.bytes_live,
-                    inodes_total: 1 << 48,
+                    inodes_total: quota.inodes.min(1 << 48).max(report.inodes),
                     inodes_used: report.inodes,
                 }))
             }

@@ -274,6 +274,12 @@ pub enum AdminRequest {
         volume: String,
         dry_run: bool,
     },
+    /// What a volume may hold; `None` is no bound.
+    VolumeQuota {
+        name: String,
+        bytes: Option<u64>,
+        inodes: Option<u64>,
+    },
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     VolumeClone {
         source: String,
@@ -311,6 +317,9 @@ pub struct VolumeInfo {
     pub open: bool,
     pub inodes: u64,
     pub bytes: u64,
+    /// What it may hold, known while it is open; `None` is no bound.
+    pub quota_bytes: Option<u64>,
+    pub quota_inodes: Option<u64>,
     pub sessions: u64,
 }
 

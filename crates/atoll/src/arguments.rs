@@ -275,6 +275,19 @@ pub enum VolumeCommand {
     Info {
         name: String,
     },
+    /// Bound what a volume may hold: more fails with EDQUOT, and `df` shows the bound. What is there already stays.
+    Quota {
+        name: String,
+        /// Bytes of files, as 500MiB or 2TB; holes are not counted, and what is packed counts unpacked.
+        #[arg(long, required_unless_present_any = ["inodes", "none"])]
+        bytes: Option<bytesize::ByteSize>,
+        /// Files, directories and all other inodes.
+        #[arg(long)]
+        inodes: Option<u64>,
+        /// No bound.
+        #[arg(long, conflicts_with_all = ["bytes", "inodes"])]
+        none: bool,
+    },
     /// Delete a volume and everything in it.
     Delete {
         name: String,

@@ -153,6 +153,9 @@ async fn run(arguments: Arguments) -> Result<()> {
                     };
                     AdminRequest::VolumeClone { source, snapshot, name }
                 }
+                VolumeCommand::Quota { name, bytes, inodes, none: _ } => {
+                    AdminRequest::VolumeQuota { name, bytes: bytes.map(|size| size.as_u64()), inodes }
+                }
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },
@@ -211,11 +214,15 @@ async fn run(arguments: Arguments) -> Result<()> {
 
 fn volume_json(v: &VolumeInfo) -> serde_json::Value {
     json!({"name": v.name, "durability": v.durability, "store": v.store, "compression": v.compression, "clone_of": v.clone_of, "open": v.open,
-           "inodes": v.inodes, "bytes": v.bytes, "sessions": v.sessions})
+           "inodes": v.inodes, "bytes": v.bytes,
+           "quota_bytes": v.quota_bytes, "quota_inodes": v.quota_inodes, "sessions": v.sessions})
 }
 
 fn print_volume(v: &VolumeInfo) {
-    let state = if v.open { format!("{} inodes, {} bytes", v.inodes, v.bytes) } else { "not open".to_owned() };
+    let of = |most: Option<u64>| most.map(|most| format!(" of {most}")).unwrap_or_default();
+    let (inodes, bytes) = (of(v.quota_inodes), of(v.quota_bytes));
+    let state =
+        if v.open { format!("{}{inodes} inodes, {}{bytes} bytes", v.inodes, v.bytes) } else { "not open".to_owned() };
     let clone = v.clone_of.as_ref().map(|parent| format!(", clone of {parent}")).unwrap_or_default();
     println!("volume {}: durability {}, {state}, {} sessions, {}{clone}", v.name, v.durability, v.sessions, v.store);
 }

@@ -175,6 +175,7 @@ impl Core {
     pub fn grants(&mut self, asked: &Asked<'_>, result: Result<&Outcome, Errno>, now_ms: u64) -> Vec<Grant> {
         use Operation as O;
         let &Asked { session, operation, claims, alone, number } = asked;
+        let alone = alone && !self.is_tight();
         let mut grants = Vec::new();
         if operation.mutates() && result.is_ok() {
             let changed = claims.iter().filter(|claim| claim.excludes.contains(Rights::INODE_EXCLUSIVE));

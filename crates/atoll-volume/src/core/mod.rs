@@ -15,6 +15,7 @@ mod data;
 mod listing;
 mod made;
 mod namespace;
+mod quota;
 mod sessions;
 mod unheard;
 mod xattr;
@@ -31,7 +32,7 @@ use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::extents::{Changes, ExtentMap};
-use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, SegmentRecord, SegmentState};
+use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState};
 use crate::sessions::SessionRecord;
 
 pub(crate) use claims::Asked;
@@ -149,6 +150,9 @@ pub(crate) struct Core {
     covered: u64,
     numbers: made::Numbers,
     segments: FxHashMap<SegmentId, Segment>,
+    /// Bytes in use of all segments.
+    live: i64,
+    quota: Quota,
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
     emptied: Vec<SegmentId>,
@@ -176,8 +180,11 @@ impl Core {
         counters: Counters,
         segments: impl IntoIterator<Item = (SegmentId, SegmentRecord)>,
         inodes_max: usize,
+        quota: Quota,
         durability: &'static str,
     ) -> Self {
+        let segments: FxHashMap<SegmentId, Segment> =
+            segments.into_iter().map(|(id, record)| (id, Segment::new(record))).collect();
         Core {
             inodes: FxHashMap::default(),
             hand: VecDeque::new(),
@@ -191,7 +198,9 @@ impl Core {
             counters,
             covered: 0,
             numbers: made::Numbers::default(),
-            segments: segments.into_iter().map(|(id, record)| (id, Segment::new(record))).collect(),
+            live: segments.values().map(|segment| segment.live).sum(),
+            segments,
+            quota,
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
             unnamed: FxHashSet::default(),
@@ -475,6 +484,7 @@ impl Core {
             let entry = self.segments.entry(segment).or_insert(Segment::empty(SegmentState::Open));
             let before = entry.live;
             entry.live += delta;
+            self.live += delta;
             self.dirty_segments.insert(segment);
             if before > 0 && entry.live <= 0 {
                 self.emptied.push(segment);
@@ -575,7 +585,7 @@ impl Core {
 
     /// The object of a doomed segment is gone.
     pub fn bury(&mut self, segment: SegmentId) {
-        self.segments.remove(&segment);
+        self.live -= self.segments.remove(&segment).map_or(0, |gone| gone.live);
         self.dirty_segments.remove(&segment);
         self.write(format::segment_key(segment), None);
     }
@@ -585,7 +595,7 @@ impl Core {
     }
 
     pub fn bytes_live(&self) -> u64 {
-        self.segments.values().map(|s| s.live.max(0) as u64).sum()
+        self.live.max(0) as u64
     }
 
     /// Bytes that nothing refers to, in segments of which some are in use.
@@ -659,7 +669,7 @@ mod tests {
     use super::*;
 
     fn core() -> Core {
-        let mut core = Core::new(Counters { next_inode: 2, ..Counters::default() }, [], 8, "local");
+        let mut core = Core::new(Counters { next_inode: 2, ..Counters::default() }, [], 8, Quota::NONE, "local");
         core.cache(InodeId::ROOT, root(&Caller::default(), Timestamp::default()));
         core
     }

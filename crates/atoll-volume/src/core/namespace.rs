@@ -37,6 +37,7 @@ impl Core {
     /// Owner, mode and ACLs of a new inode in `parent`, whose number is free. Changes nothing.
     fn birth(&mut self, context: Context<'_>, parent: InodeId, mode: Mode, umask: u32) -> Step<Birth> {
         self.may_number(context.session)?;
+        self.check_inodes()?;
         let directory = self.living_directory(parent)?;
         let inherits_group = directory.mode.permissions() & Mode::SET_GID != 0;
         let gid = if inherits_group { directory.gid } else { context.caller.gid };

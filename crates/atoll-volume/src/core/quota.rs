@@ -1,0 +1,51 @@
+//! How much the volume may hold.
+//!
+//! What clients have made without asking was answered already, and is executed whatever it needs. So well before a
+//! quota is reached nobody is given, or left, the right to make anything without asking.
+
+use atoll_types::Errno;
+
+use super::{Core, Step};
+use crate::format::{self, Quota};
+
+/// What one client may make without asking until it has given its rights up, at most: its journal, twice.
+const BYTES_AHEAD: u64 = 64 << 20;
+const INODES_AHEAD: u64 = 200_000;
+
+impl Core {
+    pub fn quota(&self) -> Quota {
+        self.quota
+    }
+
+    /// A new quota, with the change after whose commit it is kept.
+    pub fn set_quota(&mut self, quota: Quota) -> u64 {
+        self.quota = quota;
+        self.write(format::quota_key(), (quota != Quota::NONE).then(|| quota.encode()));
+        self.order();
+        self.ordered()
+    }
+
+    /// Whether so little is left that every change has to be asked for.
+    pub fn is_tight(&self) -> bool {
+        if self.quota == Quota::NONE {
+            return false;
+        }
+        let clients = self.leases.enrolled() as u64;
+        let bytes = self.bytes_live().saturating_add(BYTES_AHEAD * clients);
+        let inodes = self.inodes_used().saturating_add(INODES_AHEAD * clients);
+        bytes > self.quota.bytes || inodes > self.quota.inodes
+    }
+
+    /// Whether one more inode may be made.
+    pub(super) fn check_inodes(&self) -> Step<()> {
+        let fits = self.making.is_some() || self.inodes_used() < self.quota.inodes;
+        if fits { Ok(()) } else { Err(Errno::EDQUOT.into()) }
+    }
+
+    /// Whether files may hold so many bytes more, and as many less.
+    pub(super) fn check_bytes(&self, more: u64, less: u64) -> Step<()> {
+        let grows = more.saturating_sub(less);
+        let fits = grows == 0 || self.making.is_some() || self.bytes_live().saturating_add(grows) <= self.quota.bytes;
+        if fits { Ok(()) } else { Err(Errno::EDQUOT.into()) }
+    }
+}
