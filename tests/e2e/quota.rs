@@ -83,6 +83,26 @@ fn a_mount_that_writes_without_asking_is_stopped_where_the_quota_is() {
 }
 
 #[test]
+fn a_mount_that_holds_much_asks_again_before_a_quota_is_reached() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    for folder in ["a", "b"] {
+        fs::create_dir(mount.join(folder)).unwrap();
+        for number in 0..10_000 {
+            fs::write(mount.join(folder).join(number.to_string()), "").unwrap();
+        }
+    }
+    set(&site, &["--inodes", "40000", "--bytes", "100MiB"]);
+    // The root, two folders, 20,000 files.
+    assert_eq!(fill(&mount.join("a"), "more", 0), 40_000 - 20_003);
+    fs::remove_dir_all(mount.join("b")).unwrap();
+    // 80 KiB each, in all folders that there are.
+    assert_eq!(fill(&mount.join("a"), "full", 80 << 10), 100 * 1024 / 80);
+    set(&site, &["--none"]);
+    assert!(fs::write(mount.join("free"), "free").is_ok());
+}
+
+#[test]
 fn inodes_are_counted() {
     let mut site = Site::new();
     let mount = site.mount("m");

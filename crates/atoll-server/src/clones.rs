@@ -33,12 +33,8 @@ impl Registry {
             whole.gather().await.map_err(snapshots::text(source, ""))?;
         }
         let kept = {
-            // Nobody deletes it before it knows of the clone. Clients cannot come back meanwhile, so nothing waits for any.
-            let source_slot = self.slot(source);
-            let is_open = source_slot.lock().await;
-            if is_open.is_none() {
-                return Err(format!("volume `{source}` was closed meanwhile: try again"));
-            }
+            // Nobody deletes it before it knows of the clone.
+            let _parting = self.parting.lock().await;
             let kept = whole.keep_for_clone(name, snapshot).await;
             kept.map_err(snapshots::text(source, snapshot.unwrap_or_default()))?
         };
@@ -68,7 +64,7 @@ impl Registry {
     }
 
     /// Also of a volume that cannot be opened.
-    pub(crate) async fn clones(&self, name: &str) -> Result<Vec<String>> {
+    async fn clones(&self, name: &str) -> Result<Vec<String>> {
         let checkpoints = SlateStore::checkpoints_at(&self.root, &place_of_metadata(name)).await;
         Ok(atoll_volume::clones(checkpoints.map_err(|error| format!("volume `{name}`: {error}"))?))
     }

@@ -51,6 +51,8 @@ pub(crate) struct Registry {
     pub(crate) owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
     open: parking_lot::Mutex<HashMap<String, Slot>>,
+    /// Held while a volume is deleted, or another one told that it has a clone.
+    pub(crate) parting: Mutex<()>,
     pub(crate) sessions: Arc<Sessions>,
 }
 
@@ -126,16 +128,24 @@ impl Registry {
             }
             Err(error) => return Err(fail(error)),
         };
-        Ok(Registry { folder, root, cache_bytes_max, owner, open: parking_lot::Mutex::default(), sessions })
+        Ok(Registry {
+            folder,
+            root,
+            cache_bytes_max,
+            owner,
+            open: parking_lot::Mutex::default(),
+            parting: Mutex::default(),
+            sessions,
+        })
     }
 
-    /// Snapshots of the volume that are open.
-    pub(crate) async fn let_go_of_snapshots(&self, name: &str) {
-        let of = |open: &String| parts(open).0 == name && parts(open).1.is_some();
-        let slots: Vec<Slot> = self.open.lock().extract_if(|open, _| of(open)).map(|(_, slot)| slot).collect();
-        for slot in slots {
-            slot.lock().await.take();
-        }
+    /// Let go of open snapshots of the volume that no session uses.
+    pub(crate) fn let_go_of_snapshots(&self, name: &str) {
+        let is_unused = |open: &str| {
+            let (volume, snapshot) = parts(open);
+            volume == name && snapshot.is_some() && self.sessions.count(Some(open)) == 0
+        };
+        self.open.lock().retain(|open, _| !is_unused(open));
     }
 
     pub(crate) fn slot(&self, name: &str) -> Slot {
@@ -475,12 +485,10 @@ impl Registry {
     /// Remove a volume that nobody uses, with everything it holds.
     pub async fn delete(&self, name: &str) -> Result<()> {
         let record = self.record(name)?;
+        let _parting = self.parting.lock().await;
         self.check_without_clones(name).await?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
-        if !self.clones(name).await?.is_empty() {
-            return Err(format!("volume `{name}` has got a clone meanwhile"));
-        }
         self.close_unused(name, &mut open, "it is deleted").await?;
         // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);

@@ -24,6 +24,8 @@ impl Registry {
     pub(crate) async fn get_snapshot(&self, volume: &str, snapshot: &str) -> Result<Volume> {
         // The volume first, and without its slot: who closes it takes that one first, too.
         let whole = self.get_volume(volume).await?;
+        // What is not used any more stays until somebody wants a snapshot.
+        self.let_go_of_snapshots(volume);
         let slot = self.slot(&format!("{volume}@{snapshot}"));
         let mut open = slot.lock().await;
         if let Some(snapshot) = &*open {
@@ -78,7 +80,7 @@ impl Registry {
         if sessions > 0 {
             return Err(format!("volume `{name}` is in use by {sessions} sessions: unmount it before {before}"));
         }
-        self.let_go_of_snapshots(name).await;
+        self.let_go_of_snapshots(name);
         match open.take() {
             Some(volume) => volume.close().await.map_err(|error| format!("volume `{name}`: {error}")),
             None => Ok(()),

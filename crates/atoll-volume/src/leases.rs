@@ -141,6 +141,11 @@ impl<'a> Leasing<'a> {
         (std::mem::take(&mut self.earned), std::mem::take(&mut self.unheard))
     }
 
+    /// What the operation has changed, or would have.
+    pub fn inodes(&self) -> impl Iterator<Item = InodeId> {
+        self.claims.iter().map(|claim| claim.inode)
+    }
+
     /// The answer will show these inodes.
     fn shows(&mut self, core: &Core, inodes: impl Iterator<Item = InodeId>) {
         // What was made before it was asked for was made under rights that nobody else had.
@@ -306,12 +311,10 @@ impl Volume {
         }
     }
 
-    /// Have each session give up one of its rights to change something without asking: before it does, it says everything
-    /// that it has changed so. False when none had any.
-    pub(crate) async fn ask_writers(&self) -> bool {
-        let writers = self.inner.shared.core.lock().leases.holders_of(Rights::WRITER);
-        let were_there = !writers.is_empty();
-        let asked = writers.into_iter().map(|inode| async move {
+    /// Have sessions give up the right to change these inodes without asking. Before it does, a session says everything
+    /// that it has changed so, these inodes or others.
+    pub(crate) async fn ask_writers(&self, inodes: impl IntoIterator<Item = InodeId>) {
+        let asked = inodes.into_iter().map(|inode| async move {
             let claim = Claim { inode, excludes: Rights::WRITER };
             let mut waiting = Waiting::new(self);
             let blocked = {
@@ -324,7 +327,6 @@ impl Volume {
             }
         });
         futures_util::future::join_all(asked).await;
-        were_there
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at
@@ -398,6 +400,7 @@ impl Volume {
     /// Inode numbers that are the session's to give to what it makes before it asks, until it is over: the first one
     /// and how many. No later authority of the volume gives them to anybody either.
     pub async fn reserve(&self, session: SessionId) -> Result<(InodeId, u32), Errno> {
+        self.until_roomy().await;
         let (first, covered) = self.inner.shared.core.lock().draw_numbers();
         self.until_durable(covered).await?;
         self.inner.shared.core.lock().hand_numbers(session, first);

@@ -83,7 +83,8 @@ impl Volume {
     pub async fn gather(&self) -> Result<(), VolumeError> {
         // Who was told of a change by the last server may still have to make it again.
         self.inner.leases.grace.over().await;
-        self.ask_writers().await;
+        let writers = self.inner.shared.core.lock().leases.holders_of(atoll_lease::Rights::WRITER);
+        self.ask_writers(writers).await;
         let ordered = self.inner.shared.core.lock().ordered();
         self.until_durable(ordered).await.map_err(VolumeError::Undurable)
     }

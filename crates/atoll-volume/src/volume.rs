@@ -127,8 +127,10 @@ pub(crate) struct Inner {
     progress: watch::Receiver<Progress>,
     committer: Mutex<Option<JoinHandle<()>>>,
     compactor: Mutex<Option<JoinHandle<()>>>,
-    /// Rights to change something without asking are being taken back.
-    pub taking_back: AtomicBool,
+    /// Inodes that nobody is to change without asking any more.
+    pub taking_back: Mutex<HashSet<InodeId>>,
+    /// There is room again, perhaps.
+    pub room: Notify,
     pub bytes_compacted: AtomicU64,
     /// Segments of which something cannot be read.
     pub incompactible: Mutex<HashSet<SegmentId>>,
@@ -284,7 +286,8 @@ impl Volume {
                 progress,
                 committer: Mutex::new(committer),
                 compactor: Mutex::new(None),
-                taking_back: AtomicBool::new(false),
+                taking_back: Mutex::default(),
+                room: Notify::new(),
                 bytes_compacted: AtomicU64::new(0),
                 incompactible: Mutex::default(),
                 restored,
@@ -452,7 +455,7 @@ impl Volume {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
         if asking.made.is_some() && self.inner.shared.core.lock().is_tight() {
-            self.take_back();
+            self.take_back(leasing.inodes());
         }
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {

@@ -1,16 +1,19 @@
 //! How much the volume may hold.
 //!
 //! What clients have made without asking was answered already, and is executed whatever it needs. So well before a
-//! quota is reached nobody is given, or left, the right to make anything without asking.
+//! quota is reached nobody is given the right to make anything without asking, or numbers for new inodes; and who has
+//! such a right loses it as soon as it is used.
 
 use atoll_types::Errno;
+use atoll_types::limits::INODES_RESERVED;
 
 use super::{Core, Step};
 use crate::format::{self, Quota};
 
-/// What one client may make without asking until it has given its rights up, at most: its journal, twice.
+/// What one client may write without asking until it has to ask: its journal, and as much again.
 const BYTES_AHEAD: u64 = 64 << 20;
-const INODES_AHEAD: u64 = 200_000;
+/// The same for inodes: the numbers that it may have.
+const INODES_AHEAD: u64 = 2 * INODES_RESERVED as u64;
 
 impl Core {
     pub fn quota(&self) -> Quota {
