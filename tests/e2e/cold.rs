@@ -221,3 +221,57 @@ fn a_change_beside_a_listing_ahead_is_seen_at_once() {
         assert_eq!(names(&a), names(&b), "round {round}");
     }
 }
+
+/// The kernel keeps the names of listings, and is just taking them in when one of them moves elsewhere. Each directory is
+/// left alone for a while between two changes: of one that is always in dispute nothing is kept.
+#[test]
+fn a_change_beside_listings_of_the_kernel_is_seen_at_once() {
+    const DIRECTORIES: usize = 12;
+    const FILES: usize = 300;
+    const ROUNDS: usize = 8;
+    let mut site = Site::new();
+    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    for directory in 0..DIRECTORIES {
+        let at = a.join(format!("d{directory}"));
+        fs::create_dir(&at).unwrap();
+        (0..FILES).for_each(|number| fs::write(at.join(name(number)), b"").unwrap());
+        fs::write(at.join("0"), b"").unwrap();
+    }
+    let (is_over, listed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for lister in 0..2 {
+            let (b, is_over, listed) = (&b, &is_over, &listed);
+            scope.spawn(move || {
+                for directory in (lister..).map(|turn| turn % DIRECTORIES) {
+                    if is_over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let entries = fs::read_dir(b.join(format!("d{directory}"))).unwrap();
+                    let found = entries.filter(|entry| entry.as_ref().unwrap().metadata().is_ok()).count();
+                    assert!(found >= FILES);
+                    listed.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _over = SetOnDrop(&is_over);
+        for round in 0..ROUNDS {
+            for directory in (0..DIRECTORIES).map(|directory| format!("d{directory}")) {
+                let (old, new) = (round.to_string(), (round + 1).to_string());
+                let before = listed.load(Ordering::Relaxed);
+                eventually("listings go on", || listed.load(Ordering::Relaxed) > before);
+                fs::rename(a.join(&directory).join(&old), a.join(&directory).join(&new)).unwrap();
+                let at = b.join(&directory);
+                assert!(at.join(&new).exists() && !at.join(&old).exists(), "{directory}, round {round}");
+            }
+        }
+    });
+}
+
+/// Ends the others' work also when the test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -70,15 +70,17 @@ impl Answer {
 pub trait Kernel: Send + Sync {
     /// Whether names can be dropped at any time; if not, none may be kept.
     fn keeps_names(&self) -> bool;
-    /// Names of a directory, also that they are not there.
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool);
+    /// Names of a directory, also that they are not there. `shown`: of a listing, which the kernel may be taking in.
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool, shown: bool);
+    /// Wait until it has taken in listings of these directories, if it does before long.
+    fn settles(&self, directories: Vec<InodeId>) -> bool;
     /// All names at once, without waiting for anything: may be called by who serves a request.
     fn drop_all_names(&self);
     /// Attributes, and with them the word that bytes are fresh. `via` is a directory through which the kernel
     /// was told of the inode last.
     fn drop_attributes(&self, inode: InodeId, via: Option<InodeId>, busy: bool);
-    /// All names, and the attributes of these inodes.
-    fn drop_everything(&self, inodes: Vec<InodeId>);
+    /// All names, and the attributes of these inodes. It may be taking in listings of the directories `shown`.
+    fn drop_everything(&self, inodes: Vec<InodeId>, shown: Vec<InodeId>);
 }
 
 /// For how long what is held may be used.
@@ -292,6 +294,25 @@ impl Client {
         let end = self.shared.cache.lock().journal.end();
         self.shared.flush(end).await;
         self.shared.failed.lock().is_empty()
+    }
+
+    /// To be done before [`Client::suspend`], while requests are answered: from now on, until [`Client::show_listings`], the
+    /// kernel is to keep no names of listings, and it has taken in those that it was given. Blocks. False when that
+    /// takes too long.
+    pub fn hide_listings(&self) -> bool {
+        self.shared.cache.lock().hides_listings = true;
+        // Answers on their way may have names.
+        drop(self.shared.answering.write());
+        let shown = self.shared.cache.lock().shown();
+        let has_settled = self.shared.kernel.get().is_none_or(|kernel| kernel.settles(shown));
+        if has_settled {
+            self.shared.cache.lock().settled();
+        }
+        has_settled
+    }
+
+    pub fn show_listings(&self) {
+        self.shared.cache.lock().hides_listings = false;
     }
 
     /// Make everything durable, have the kernel keep nothing, and end the connection, but not the session: for the next
@@ -701,10 +722,10 @@ impl Shared {
             }
         }
         if let Some(kernel) = self.kernel.get().cloned() {
-            let answering = self.answering.clone();
+            let (answering, shown) = (self.answering.clone(), self.cache.lock().shown());
             std::thread::spawn(move || {
                 drop(answering.write());
-                kernel.drop_everything(inodes);
+                kernel.drop_everything(inodes, shown);
             });
         }
     }
@@ -762,7 +783,7 @@ impl Shared {
         drop(self.answering.write());
         if let Some(kernel) = self.kernel.get() {
             if !duty.names.is_empty() {
-                kernel.drop_names(duty.inode, duty.names, duty.busy);
+                kernel.drop_names(duty.inode, duty.names, duty.busy, duty.shown);
             }
             if duty.attributes {
                 kernel.drop_attributes(duty.inode, duty.via, duty.busy);
@@ -864,7 +885,7 @@ impl Keeper for Shared {
 
     fn lost(&self) -> oneshot::Receiver<()> {
         self.term.end();
-        let inodes = self.cache.lock().clear();
+        let (inodes, shown) = self.cache.lock().clear();
         let (sender, receiver) = oneshot::channel();
         let Some(kernel) = self.kernel.get().cloned() else {
             let _ = sender.send(());
@@ -874,7 +895,7 @@ impl Keeper for Shared {
         // Not by a recall thread: they may all be waiting for the next connection.
         std::thread::spawn(move || {
             drop(answering.write());
-            kernel.drop_everything(inodes);
+            kernel.drop_everything(inodes, shown);
             let _ = sender.send(());
         });
         receiver

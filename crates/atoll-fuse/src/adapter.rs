@@ -315,7 +315,11 @@ impl VolumeFs {
             Parsed::Open(operation, flags) => {
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
                 let truncates = matches!(&operation, Operation::Open { flags, .. } if flags.truncate);
-                let body = move |_, lifetimes| Ok(Body::default().open(handle, page_cache(flags, lifetimes)));
+                let (inode, uptake) = (InodeId(header.node), self.uptake.clone());
+                let body = move |_, lifetimes| {
+                    let is_disputed = uptake.is_some_and(|uptake| uptake.is_disputed(inode));
+                    Ok(Body::default().open(handle, page_cache(flags, lifetimes, is_disputed)))
+                };
                 if truncates {
                     self.submit_telling(header, operation, answering(reply, body));
                 } else {
@@ -328,7 +332,7 @@ impl VolumeFs {
                 let body = move |outcome, lifetimes| {
                     let attributes = attributes(outcome)?;
                     remote.looked_up(attributes.inode);
-                    let open = page_cache(flags, lifetimes);
+                    let open = page_cache(flags, lifetimes, false);
                     Ok(Body::default().entry(&attributes, lifetimes).open(handle, open))
                 };
                 self.submit_telling(header, operation, answering(reply, body));
@@ -453,7 +457,7 @@ impl VolumeFs {
         };
         let (remote, uptake) = (self.remote.clone(), self.uptake.clone());
         let done = move |answer: Answer| {
-            let Answer { result, listed, .. } = answer;
+            let Answer { result, entry: names, listed, .. } = answer;
             let entries = match result {
                 Ok(Outcome::Listing { entries, .. }) => entries,
                 Ok(_) => return reply.error(Errno::EPROTO),
@@ -467,10 +471,8 @@ impl VolumeFs {
             let mut told = Vec::new();
             for (place, entry) in entries.into_iter().enumerate() {
                 let (at, name) = (entry.cookie + 2, entry.name.as_bytes());
-                // A name lives no longer than the listing: where the kernel is told to drop all names, it would take
-                // those of a listing in flight for newer.
                 let attributes = listed.get(place).copied().unwrap_or_default();
-                let lifetimes = Lifetimes { entry: Duration::ZERO, attributes };
+                let lifetimes = Lifetimes { entry: names, attributes };
                 // Without attributes an entry tells the kernel only its name: it looks the rest up.
                 let hides = |uptake: &Arc<Uptake>| uptake.hides(entry.inode, entry.kind == FileKind::Regular);
                 let hidden = uptake.as_ref().is_some_and(hides);
@@ -689,9 +691,9 @@ enum Parsed {
 }
 
 /// How a descriptor that is opened with these flags treats the page cache.
-fn page_cache(open_flags: u32, lifetimes: Lifetimes) -> u32 {
+fn page_cache(open_flags: u32, lifetimes: Lifetimes, is_disputed: bool) -> u32 {
     let writes = open_flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-    let passes = writes || lifetimes.attributes.is_zero();
+    let passes = writes || is_disputed || lifetimes.attributes.is_zero();
     let direct = if passes { abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES } else { 0 };
     direct | abi::FOPEN_KEEP_CACHE
 }

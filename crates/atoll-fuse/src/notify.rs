@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_client::Kernel;
 use atoll_types::{InodeId, Name};
@@ -92,6 +92,8 @@ const NAME_THREADS_MAX: usize = 64;
 const NAMES_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long a lookup is waited for that may be making the kernel's inode right now.
 const INODE_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long a listing is waited for whose names the kernel may be taking in; it holds its directory's lock.
+const LISTING_TIMEOUT: Duration = Duration::from_millis(200);
 /// More names than this are dropped all at once.
 const NAMES_ONE_BY_ONE_MAX: usize = 256;
 
@@ -128,8 +130,21 @@ impl KernelCaches {
         }
     }
 
-    /// True when the names were dropped in time.
+    /// True when the names were dropped in time. If not, all names are dropped when they are.
     fn one_by_one(&self, directory: InodeId, names: Vec<Name>, timeout: Duration) -> bool {
+        self.start(directory, names).recv_timeout(timeout).is_ok()
+    }
+
+    /// True when the kernel has taken in, in time, what it was given of these directories: it holds their locks
+    /// meanwhile. If not, all names are dropped when it has.
+    fn settle(&self, directories: Vec<InodeId>, timeout: Duration) -> bool {
+        let taken: Vec<_> = directories.into_iter().map(|directory| self.start(directory, vec![any_name()])).collect();
+        let end = Instant::now() + timeout;
+        taken.iter().all(|taken| taken.recv_timeout(end.saturating_duration_since(Instant::now())).is_ok())
+    }
+
+    /// Drop names; answers when that is done.
+    fn start(&self, directory: InodeId, names: Vec<Name>) -> Receiver<()> {
         {
             let mut load = self.load.lock();
             load.1 += 1;
@@ -140,7 +155,8 @@ impl KernelCaches {
             }
         }
         let (done, dropped) = mpsc::channel();
-        self.jobs.send(Job { directory, names, done }).is_ok() && dropped.recv_timeout(timeout).is_ok()
+        let _ = self.jobs.send(Job { directory, names, done });
+        dropped
     }
 }
 
@@ -152,9 +168,16 @@ fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>, load: &Mutex<(u
             report(notifier.entry(directory, name));
         }
         load.lock().1 -= 1;
-        // Who waited has given up perhaps.
-        let _ = done.send(());
+        if done.send(()).is_err() && notifier.has_epochs {
+            // Who waited has dropped all names instead, but not those of a listing that was taken in since.
+            report(notifier.all_names());
+        }
     }
+}
+
+/// One that is as good as any to wait for a directory's lock.
+fn any_name() -> Name {
+    Name::new(&b"\x01"[..]).expect("a name")
 }
 
 fn report(result: std::io::Result<bool>) -> bool {
@@ -172,7 +195,10 @@ impl Kernel for KernelCaches {
         self.notifier.has_epochs
     }
 
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool) {
+    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool, shown: bool) {
+        if shown {
+            self.settle(vec![directory], LISTING_TIMEOUT);
+        }
         if busy || names.len() > NAMES_ONE_BY_ONE_MAX || !self.one_by_one(directory, names, NAMES_TIMEOUT) {
             self.drop_all_names();
         }
@@ -194,8 +220,8 @@ impl Kernel for KernelCaches {
             }
             // The kernel does not know the inode, or a lookup that was answered is just making it: such a lookup holds
             // its directory's lock, so behind that lock it is made.
-            if let (Some(directory), Ok(any)) = (via, Name::new(&b"\x01"[..])) {
-                self.one_by_one(directory, vec![any], INODE_TIMEOUT);
+            if let Some(directory) = via {
+                self.one_by_one(directory, vec![any_name()], INODE_TIMEOUT);
             } else {
                 std::thread::sleep(NAMES_TIMEOUT);
             }
@@ -203,7 +229,12 @@ impl Kernel for KernelCaches {
         });
     }
 
-    fn drop_everything(&self, inodes: Vec<InodeId>) {
+    fn settles(&self, directories: Vec<InodeId>) -> bool {
+        self.settle(directories, LISTING_TIMEOUT)
+    }
+
+    fn drop_everything(&self, inodes: Vec<InodeId>, shown: Vec<InodeId>) {
+        self.settle(shown, NAMES_TIMEOUT);
         self.drop_all_names();
         for inode in inodes {
             self.tell_old(inode, || report(self.notifier.attributes(inode)));

@@ -37,6 +37,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Who has run for so long since it was looked first has taken its answer in.
 const RUN_NANOS: u64 = 1_000_000;
 
+/// For how long after such a word an inode is in dispute: others are changing it, and will go on.
+const DISPUTE: Duration = Duration::from_secs(3);
+/// Most inodes that are known to be in dispute.
+const DISPUTED_MAX: usize = 4096;
+
 /// What the kernel calls every thread that this process cannot see.
 const UNSEEN: u32 = 0;
 
@@ -91,6 +96,8 @@ struct State {
     leads: FxHashMap<InodeId, Lead>,
     /// Of which answer a thread is the asker.
     threads: FxHashMap<u32, InodeId>,
+    /// When attributes were last found to be old.
+    disputed: FxHashMap<InodeId, Instant>,
     is_looking: bool,
 }
 
@@ -252,6 +259,12 @@ impl Uptake {
             if let Some(lead) = state.leads.get_mut(&inode) {
                 lead.settles = false;
             }
+            if state.disputed.len() >= DISPUTED_MAX {
+                state.disputed.retain(|_, since| since.elapsed() < DISPUTE);
+            }
+            if state.disputed.len() < DISPUTED_MAX {
+                state.disputed.insert(inode, Instant::now());
+            }
             state.behind.entry(inode).or_default().is_none()
         })
     }
@@ -263,6 +276,11 @@ impl Uptake {
                 *since = Some(Instant::now());
             }
         });
+    }
+
+    /// Whether others have just been changing the inode: who opens it had better not read by what the kernel has of it.
+    pub fn is_disputed(&self, inode: InodeId) -> bool {
+        self.state.lock().disputed.get(&inode).is_some_and(|since| since.elapsed() < DISPUTE)
     }
 
     /// Whether a listing must not tell attributes of an inode: the kernel is to ask for them.

@@ -80,6 +80,7 @@ impl Served {
         for _ in 0..ATTEMPTS_MAX {
             let tried = self.try_to_become(program).await;
             self.connection.open();
+            self.client.show_listings();
             match tried {
                 Ok(()) => tokio::time::sleep(SILENCE_TIMEOUT).await,
                 Err(error) => return Err(error),
@@ -91,6 +92,11 @@ impl Served {
     /// Returns `Ok` when the kernel is still busy with what it was told: threads that wait for it would keep this
     /// process from ending, and may themselves wait for a request.
     async fn try_to_become(&self, program: &Path) -> Result<()> {
+        let client = self.client.clone();
+        // Before the gate closes: a request in it may hold the lock of a directory for which this waits.
+        if !blocking(move || client.hide_listings()).await? {
+            return Ok(());
+        }
         let connection = self.connection.clone();
         if !blocking(move || connection.close(CLOSE_TIMEOUT)).await? {
             return Err("requests have no answer: try again when the server is there".into());

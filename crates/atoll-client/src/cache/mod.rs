@@ -102,6 +102,8 @@ pub(crate) struct Duty {
     pub exclusive: bool,
     /// A request is under way that may hold the kernel's lock of the directory, or of pages of the file.
     pub busy: bool,
+    /// The kernel may just be taking in names of a listing.
+    pub shown: bool,
 }
 
 impl Duty {
@@ -121,6 +123,8 @@ pub(crate) struct Told {
 
 #[derive(Default)]
 pub(crate) struct Cache {
+    /// The kernel is to keep no names of listings for now.
+    pub hides_listings: bool,
     /// Rounds of [`Cache::surplus`].
     round: u32,
     nodes: FxHashMap<InodeId, Box<Node>>,
@@ -326,7 +330,7 @@ impl Cache {
             }
             kept.listed.push(keeps);
         }
-        self.node(inode);
+        kept.entry = with_attributes && self.show(inode, &entries);
         Some((Ok(Outcome::Listing { entries, end }), kept))
     }
 
@@ -579,9 +583,10 @@ impl Cache {
                     }
                     if granted(*inode, Rights::NAMES) {
                         let bare = |entry: &DirectoryEntry| DirectoryEntry { attributes: None, ..entry.clone() };
-                        let entries = entries.iter().map(bare).collect();
-                        let page = Page { after: *cookie, entries, end: *end, is_access: !ahead };
-                        self.install_page(*inode, page, after, order);
+                        let bare = entries.iter().map(bare).collect();
+                        let page = Page { after: *cookie, entries: bare, end: *end, is_access: !ahead };
+                        let is_newest = self.install_page(*inode, page, after, order);
+                        kept.entry = is_newest && !ahead && self.show(*inode, entries);
                     }
                     if !ahead {
                         self.read(*inode);
@@ -614,7 +619,8 @@ impl Cache {
         true
     }
 
-    fn install_page(&mut self, inode: InodeId, page: Page, after: JournalPosition, order: Issue) {
+    /// False when something newer is known.
+    fn install_page(&mut self, inode: InodeId, page: Page, after: JournalPosition, order: Issue) -> bool {
         let newest = self.journal.newest(inode);
         let names = self.node(inode).names();
         let misses = newest > after || order < names.order;
@@ -622,6 +628,7 @@ impl Cache {
         if !misses {
             self.keep_page(inode, page);
         }
+        !misses
     }
 
     fn holds_names(&self, directory: InodeId) -> bool {
@@ -748,6 +755,8 @@ impl Cache {
     /// Stop using rights; answers what has to happen before they are given up.
     pub fn recall(&mut self, recall: &Recall) -> Duty {
         let busy = self.under_way.contains_key(&recall.inode);
+        // Who changes names has the directory for itself: nobody is in the middle of a listing.
+        let is_locked = self.changing.contains_key(&recall.inode);
         if let Some(node) = self.nodes.get_mut(&recall.inode)
             && (node.holding.rights() & recall.rights).overlaps(Rights::INODE)
         {
@@ -775,6 +784,7 @@ impl Cache {
         if held.overlaps(Rights::NAMES)
             && let Some(names) = &mut node.names
         {
+            duty.shown = names.shown && !is_locked;
             duty.names = names.clear();
         }
         duty
@@ -845,8 +855,25 @@ impl Cache {
         (!given_up.rights.is_empty()).then_some(given_up)
     }
 
-    /// Forget everything that rests on leases; answers the inodes that the kernel knows.
-    pub fn clear(&mut self) -> Vec<InodeId> {
+    /// Whether the kernel may keep the names of a listing that it is given.
+    fn show(&mut self, directory: InodeId, entries: &[DirectoryEntry]) -> bool {
+        !self.hides_listings && self.node(directory).names().show(entries)
+    }
+
+    /// The kernel has taken in all names that it was given.
+    pub fn settled(&mut self) {
+        self.nodes.values_mut().filter_map(|node| node.names.as_mut()).for_each(|names| names.shown = false);
+    }
+
+    /// Directories of which the kernel may just be taking in names of a listing.
+    pub fn shown(&self) -> Vec<InodeId> {
+        let shown = |node: &Node| node.names.as_ref().is_some_and(|names| names.shown);
+        self.nodes.iter().filter(|(_, node)| shown(node)).map(|(inode, _)| *inode).collect()
+    }
+
+    /// Forget everything that rests on leases; answers the inodes that the kernel knows, and what is [`Cache::shown`].
+    pub fn clear(&mut self) -> (Vec<InodeId>, Vec<InodeId>) {
+        let shown = self.shown();
         self.locks.leave_all(&mut hands_over(&mut self.journal, self.last_made));
         self.floor = self.nodes.values().map(|node| node.newest()).fold(self.floor, Issue::max);
         let floor = self.floor;
@@ -857,7 +884,7 @@ impl Cache {
         });
         self.paged.clear();
         self.paged_entries = 0;
-        self.lookups.keys().copied().chain([InodeId::ROOT]).collect()
+        (self.lookups.keys().copied().chain([InodeId::ROOT]).collect(), shown)
     }
 
     /// Opens that the authority does not know of; it is told of them at once.
@@ -1171,6 +1198,31 @@ mod tests {
         );
         cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
         assert!(cache.answer(&page(13, false)).is_none());
+    }
+
+    #[test]
+    fn names_of_a_listing_are_kept_by_the_kernel_and_dropped_when_it_has_taken_them_in() {
+        let mut cache = Cache::default();
+        let outcome =
+            Outcome::Listing { entries: vec![entry(20), DirectoryEntry { attributes: None, ..entry(30) }], end: true };
+        let grant = |inode, rights, issue| Grant { inode, rights, issue: Issue(issue) };
+        let listed = |cache: &mut Cache, order| {
+            let grants = [grant(DIRECTORY, Rights::NAMES, order), grant(InodeId(20), Rights::INODE, order)];
+            cache.starts(&page(0, false));
+            cache.install(&page(0, false), Ok(&outcome), ASKED, &grants, Issue(order)).entry
+        };
+        let recall = |issue| Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(issue) };
+        assert!(listed(&mut cache, 1));
+        let duty = cache.recall(&recall(1));
+        assert_eq!((duty.names, duty.shown), (vec![entry(20).name], true), "it is told only of what has attributes");
+        assert!(!listed(&mut cache, 1), "the recall overtook it");
+        assert!(!cache.recall(&recall(1)).shown);
+        assert!(listed(&mut cache, 2));
+        let unlink = Operation::Unlink { parent: DIRECTORY, name: entry(20).name };
+        cache.starts(&unlink);
+        assert!(!cache.recall(&recall(2)).shown, "nobody lists a directory in which a name changes");
+        listed(&mut cache, 3);
+        assert_eq!(cache.clear().1, [DIRECTORY]);
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub(super) struct Names {
     /// The newest change of our own among them.
     pub order: Issue,
     pub ahead: Ahead,
+    /// The kernel was given a listing whose names it may keep, and may be taking them in.
+    pub shown: bool,
 }
 
 impl Names {
@@ -132,11 +134,28 @@ impl Names {
         }
     }
 
+    /// The kernel is to be given these entries, and may keep the names of those with attributes. False if it may not: not
+    /// all of them are known here, to be dropped later.
+    pub fn show(&mut self, entries: &[DirectoryEntry]) -> bool {
+        let named = |entry: &&DirectoryEntry| entry.attributes.is_some();
+        let is_known = |entry: &DirectoryEntry| {
+            let known = self.known.get(entry.name.as_bytes());
+            known.is_some_and(|word| word.named() == Named::Child(entry.inode))
+        };
+        if !entries.iter().filter(named).all(is_known) {
+            return false;
+        }
+        entries.iter().filter(named).for_each(|entry| self.tell(&entry.name, Named::Child(entry.inode)));
+        self.shown = true;
+        true
+    }
+
     /// The right is gone; answers the names that the kernel may keep.
     pub fn clear(&mut self) -> Vec<Name> {
         self.complete = false;
         self.listed = 0;
         self.page = None;
+        self.shown = false;
         self.ahead.stop();
         let known = std::mem::take(&mut self.known).into_iter();
         known.filter(|(_, word)| word.is_told()).filter_map(|(name, _)| Name::new(name).ok()).collect()
