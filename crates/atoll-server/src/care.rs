@@ -9,7 +9,8 @@ use atoll_wire::{FsckFinding, FsckReport};
 use object_store::path::Path;
 use tokio::sync::watch;
 
-use crate::registry::{Registry, parts};
+use crate::names::parts;
+use crate::registry::Registry;
 
 /// Text of findings in one report, in bytes: it has to fit in a frame.
 const FINDINGS_BYTES_MAX: usize = 512 << 10;

@@ -6,15 +6,15 @@
 use atoll_store::SlateStore;
 use atoll_volume::VolumeError;
 
-use crate::registry::{Registry, check_name_of, new_id, place_of_metadata};
-use crate::snapshots;
+use crate::registry::{Registry, new_id, place_of_metadata};
+use crate::{names, snapshots};
 
 type Result<T> = std::result::Result<T, String>;
 
 impl Registry {
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     pub async fn clone_volume(&self, source: &str, snapshot: Option<&str>, name: &str) -> Result<()> {
-        check_name_of("volume", name)?;
+        names::check("volume", name)?;
         let durability = self.record(source)?.durability()?;
         let whole = self.get_volume(source).await?;
         let slot = self.slot(name);

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::care;
-use crate::registry::parts;
+use crate::names::parts;
 use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;

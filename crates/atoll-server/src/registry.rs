@@ -17,7 +17,6 @@ use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
 use atoll_types::Caller;
-use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
 use atoll_volume::{Compression, Durability, Quota, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
@@ -25,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::durable;
+use crate::names;
 use crate::sessions::Sessions;
 
 /// Metadata of one volume in memory before it is written out, in bytes.
@@ -95,25 +95,6 @@ impl Record {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
-    check_name_of("volume", name)
-}
-
-pub(crate) fn check_name_of(what: &str, name: &str) -> Result<()> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || !name.chars().all(good) || name.starts_with('.') {
-        return Err(format!(
-            "`{name}` is no name for a {what}: use 1 to {VOLUME_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`"
-        ));
-    }
-    Ok(())
-}
-
-/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
-pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
-    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
-}
-
 impl Registry {
     pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64, sessions: Arc<Sessions>) -> Result<Self> {
         let path = folder.join("owner");
@@ -142,7 +123,7 @@ impl Registry {
     /// Let go of open snapshots of the volume that no session uses.
     pub(crate) fn let_go_of_snapshots(&self, name: &str) {
         let is_unused = |open: &str| {
-            let (volume, snapshot) = parts(open);
+            let (volume, snapshot) = names::parts(open);
             volume == name && snapshot.is_some() && self.sessions.count(Some(open)) == 0
         };
         self.open.lock().retain(|open, _| !is_unused(open));
@@ -171,14 +152,14 @@ impl Registry {
     }
 
     pub(crate) fn record(&self, name: &str) -> Result<Record> {
-        check_name(name)?;
+        names::check("volume", name)?;
         let missing = |_| format!("no volume `{name}` here: `atoll volume list` shows what there is");
         let bytes = std::fs::read(self.local(name).join("volume.json")).map_err(missing)?;
         serde_json::from_slice(&bytes).map_err(|error| format!("volume `{name}`: damaged volume.json: {error}"))
     }
 
     pub async fn create(&self, name: &str, durability: &str, compression: &str) -> Result<()> {
-        check_name(name)?;
+        names::check("volume", name)?;
         let durability = durability_named(durability)?;
         let compression = compression_named(compression)?;
         let slot = self.slot(name);
@@ -239,7 +220,7 @@ impl Registry {
     ///
     /// The server of the other folder, if there is one, is fenced when the volume is opened here.
     pub async fn attach(&self, name: &str) -> Result<()> {
-        check_name(name)?;
+        names::check("volume", name)?;
         let slot = self.slot(name);
         let _alone = slot.lock().await;
         if self.record(name).is_ok() {
@@ -383,7 +364,7 @@ impl Registry {
 
     /// The open volume, or the snapshot of one, opened now if need be.
     pub async fn get(&self, name: &str) -> Result<Volume> {
-        match parts(name) {
+        match names::parts(name) {
             (name, None) => self.get_volume(name).await,
             (volume, Some(snapshot)) => self.get_snapshot(volume, snapshot).await,
         }
@@ -414,7 +395,7 @@ impl Registry {
     }
 
     pub async fn info(&self, name: &str, sessions: u64) -> Result<atoll_wire::VolumeInfo> {
-        let record = self.record(parts(name).0)?;
+        let record = self.record(names::parts(name).0)?;
         let volume = self.peek(name);
         let report = volume.as_ref().map(Volume::report);
         let quota = volume.as_ref().map_or(Quota::NONE, Volume::quota);
@@ -422,7 +403,7 @@ impl Registry {
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
-            store: self.remote(parts(name).0).url,
+            store: self.remote(names::parts(name).0).url,
             open: report.is_some(),
             quota_bytes: bound(quota.bytes),
             quota_inodes: bound(quota.inodes),
@@ -437,7 +418,7 @@ impl Registry {
     /// Figures of every open volume, by name.
     pub async fn reports(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
         // Snapshots have no figures of their own.
-        let names = self.open.lock().keys().filter(|name| parts(name).1.is_none()).cloned().collect::<Vec<_>>();
+        let names = self.open.lock().keys().filter(|name| names::parts(name).1.is_none()).cloned().collect::<Vec<_>>();
         let report = |name: String| {
             let volume = self.peek(&name)?;
             let (v, b) = (volume.report(), volume.blob().statistics());

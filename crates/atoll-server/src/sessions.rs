@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
-use crate::registry::parts;
+use crate::names::parts;
 
 /// How long a session without a connection is kept.
 pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);

@@ -3,7 +3,8 @@
 use atoll_store::{Store, StoreError};
 use atoll_volume::{Snapshot, Volume, VolumeError};
 
-use crate::registry::{Registry, check_name_of};
+use crate::names;
+use crate::registry::Registry;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -37,7 +38,7 @@ impl Registry {
     }
 
     pub async fn create_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
-        check_name_of("snapshot", snapshot)?;
+        names::check("snapshot", snapshot)?;
         self.get_volume(volume).await?.create_snapshot(snapshot).await.map_err(text(volume, snapshot))
     }
 

@@ -1,0 +1,19 @@
+//! Names of volumes and snapshots.
+
+use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
+
+/// Why `name` cannot be that of a volume or a snapshot, if it cannot.
+pub(crate) fn check(what: &str, name: &str) -> Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > VOLUME_NAME_BYTES_MAX || !name.chars().all(good) || name.starts_with('.') {
+        return Err(format!(
+            "`{name}` is no name for a {what}: use 1 to {VOLUME_NAME_BYTES_MAX} letters, digits, `-`, `_`, `.`"
+        ));
+    }
+    Ok(())
+}
+
+/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
+pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
+}
