@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::config::ancestor_of;
 use crate::read::Flight;
 use crate::rope::Rope;
 use crate::staging::{Folder, StageJob, failure, object_name};
@@ -123,9 +124,9 @@ impl Blob {
         };
         let mut state = State::new(kind, config.segment_bytes_max, config.segment_age_max, epoch);
         let staging = config.staging.clone();
-        let inherited = config.ancestors.iter().filter_map(|a| Some((a.newest, a.folder.clone()?))).collect();
+        let ancestors = config.ancestors.clone();
         let (state, folder) = blocking(move || {
-            let folder = Folder::open(&staging, inherited)?;
+            let folder = Folder::open(&staging, ancestors)?;
             recover(&mut state, folder.as_ref(), epoch, recovered)?;
             Ok((state, folder))
         })
@@ -377,14 +378,14 @@ impl Inner {
 
     /// Where a segment's object is, the volume's own or an ancestor's.
     pub(crate) fn place(&self, segment: SegmentId) -> (&dyn ObjectStore, object_store::path::Path) {
-        match self.config.ancestor(segment) {
+        match ancestor_of(&self.config.ancestors, segment) {
             Some(ancestor) => (&*ancestor.objects, ancestor.prefix.clone().join(object_name(segment))),
             None => (&*self.config.objects, self.object_path(segment)),
         }
     }
 
     pub(crate) async fn delete_object(&self, segment: SegmentId) -> Result<()> {
-        if self.config.ancestor(segment).is_some() {
+        if ancestor_of(&self.config.ancestors, segment).is_some() {
             return Ok(());
         }
         match self.config.objects.delete(&self.object_path(segment)).await {

@@ -33,6 +33,11 @@ pub struct Ancestor {
     pub folder: Option<PathBuf>,
 }
 
+/// Whose the segment is; `None`: the volume's own.
+pub(crate) fn ancestor_of(ancestors: &[Ancestor], segment: SegmentId) -> Option<&Ancestor> {
+    ancestors.iter().find(|ancestor| segment.0 >> 32 <= ancestor.newest.0)
+}
+
 /// Limits and places. `BlobConfig::new` holds the defaults.
 #[derive(Clone, Debug)]
 pub struct BlobConfig {
@@ -74,13 +79,6 @@ impl BlobConfig {
             compress: true,
             upload_concurrency: 4,
         }
-    }
-}
-
-impl BlobConfig {
-    /// Whose the segment is; `None`: the volume's own.
-    pub(crate) fn ancestor(&self, segment: SegmentId) -> Option<&Ancestor> {
-        self.ancestors.iter().find(|ancestor| segment.0 >> 32 <= ancestor.newest.0)
     }
 }
 

@@ -12,7 +12,8 @@ use atoll_types::{Epoch, SegmentId};
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 
-use crate::{BlobError, Result, Staging};
+use crate::config::ancestor_of;
+use crate::{Ancestor, BlobError, Result, Staging};
 
 /// Open files kept for reading.
 const OPEN_FILES_MAX: usize = 256;
@@ -31,8 +32,8 @@ pub(crate) struct StageJob {
 /// The folder, and the files of it that are open for reading.
 pub(crate) struct Folder {
     root: PathBuf,
-    /// Up to which epoch segments are in another folder, oldest first.
-    inherited: Vec<(Epoch, PathBuf)>,
+    /// Whose segments are in folders of their own.
+    ancestors: Vec<Ancestor>,
     suffix: &'static str,
     open: Cache<SegmentId, Arc<File>>,
 }
@@ -56,14 +57,14 @@ pub(crate) fn failure(error: &io::Error) -> BlobError {
 
 impl Folder {
     /// `None` when nothing is kept on a disk.
-    pub(crate) fn open(staging: &Staging, inherited: Vec<(Epoch, PathBuf)>) -> Result<Option<Self>> {
+    pub(crate) fn open(staging: &Staging, ancestors: Vec<Ancestor>) -> Result<Option<Self>> {
         let (root, suffix) = match staging {
             Staging::Memory => return Ok(None),
             Staging::Folder(root) => (root, STAGED_SUFFIX),
             Staging::Objects(root) => (root, ""),
         };
         // What waits for its upload is never another volume's.
-        let inherited = if suffix.is_empty() { inherited } else { Vec::new() };
+        let ancestors = if suffix.is_empty() { ancestors } else { Vec::new() };
         std::fs::create_dir_all(root).map_err(|error| failure(&error))?;
         let mut folder = root.as_path();
         // The folder itself must survive a crash, not only what is in it.
@@ -73,7 +74,7 @@ impl Folder {
             }
             folder = parent;
         }
-        Ok(Some(Folder { root: root.clone(), inherited, suffix, open: Cache::new(OPEN_FILES_MAX) }))
+        Ok(Some(Folder { root: root.clone(), ancestors, suffix, open: Cache::new(OPEN_FILES_MAX) }))
     }
 
     pub(crate) fn path(&self, segment: SegmentId) -> PathBuf {
@@ -83,8 +84,7 @@ impl Folder {
 
     /// The folder of the other volume that has the segment.
     fn ancestor(&self, segment: SegmentId) -> Option<&PathBuf> {
-        let found = self.inherited.iter().find(|(newest, _)| segment.0 >> 32 <= newest.0);
-        found.map(|(_, folder)| folder)
+        ancestor_of(&self.ancestors, segment)?.folder.as_ref()
     }
 
     pub(crate) fn length(&self, segment: SegmentId) -> io::Result<Option<u64>> {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::names::parts;
 use crate::registry::Registry;
+use crate::snapshots;
 
 /// Text of findings in one report, in bytes: it has to fit in a frame.
 const FINDINGS_BYTES_MAX: usize = 512 << 10;
@@ -31,9 +32,8 @@ impl Registry {
     pub async fn check(&self, name: &str, read: bool, watch: Watch<'_>) -> Result<FsckReport, String> {
         let text = |error: atoll_volume::VolumeError| format!("volume `{name}`: {error}");
         if let (volume, Some(snapshot)) = parts(name) {
-            self.get(name).await?;
-            let report = self.get(volume).await?.check_snapshot(snapshot, read, watch).await;
-            return Ok(described(&report.map_err(text)?));
+            let report = self.get_volume(volume).await?.check_snapshot(snapshot, read, watch).await;
+            return Ok(described(&report.map_err(snapshots::text(volume, snapshot))?));
         }
         self.record(name)?;
         let refused = match self.get(name).await {

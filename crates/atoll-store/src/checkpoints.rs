@@ -39,11 +39,16 @@ impl Checkpoints {
         self.named(name).await?.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))
     }
 
+    async fn check_free(&self, name: &str) -> Result<()> {
+        match self.named(name).await? {
+            Some(_) => Err(StoreError::CheckpointExists(name.to_owned())),
+            None => Ok(()),
+        }
+    }
+
     pub async fn create(&self, db: &Db, name: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
-        if self.named(name).await?.is_some() {
-            return Err(StoreError::CheckpointExists(name.to_owned()));
-        }
+        self.check_free(name).await?;
         let options = CheckpointOptions { name: Some(name.to_owned()), ..CheckpointOptions::default() };
         db.create_checkpoint(CheckpointScope::All, &options).await.map_err(db_error)?;
         Ok(())
@@ -52,9 +57,7 @@ impl Checkpoints {
     /// Keep what another checkpoint keeps.
     pub async fn copy(&self, source: &str, name: &str) -> Result<()> {
         let _turn = self.turn.lock().await;
-        if self.named(name).await?.is_some() {
-            return Err(StoreError::CheckpointExists(name.to_owned()));
-        }
+        self.check_free(name).await?;
         let source = Some(self.existing(source).await?.id);
         let options = CheckpointOptions { name: Some(name.to_owned()), source, lifetime: None };
         self.admin.create_detached_checkpoint(&options).await.map_err(db_error)?;

@@ -93,6 +93,8 @@ pub(crate) struct Leasing<'a> {
     /// What the answer shows, and whose clients may not have heard of it.
     unheard: Unheard,
     earned: Earned,
+    /// It was made without asking, and so little is left that the next change is to be asked for.
+    is_tight: bool,
 }
 
 /// What the session may keep of an answer, and where the operation stands among all.
@@ -125,6 +127,7 @@ impl<'a> Leasing<'a> {
             claims: Vec::new(),
             unheard: Unheard::default(),
             earned: Earned::default(),
+            is_tight: false,
         }
     }
 
@@ -141,9 +144,9 @@ impl<'a> Leasing<'a> {
         (std::mem::take(&mut self.earned), std::mem::take(&mut self.unheard))
     }
 
-    /// What the operation has changed, or would have.
-    pub fn inodes(&self) -> impl Iterator<Item = InodeId> {
-        self.claims.iter().map(|claim| claim.inode)
+    /// What the session is to ask for from now on before it changes it.
+    pub fn to_be_asked(&self) -> impl Iterator<Item = InodeId> {
+        self.claims.iter().filter(|_| self.is_tight).map(|claim| claim.inode)
     }
 
     /// The answer will show these inodes.
@@ -193,6 +196,7 @@ impl<'a> Leasing<'a> {
         let now_ms = self.volume.inner.leases.now_ms();
         if self.asking.made.is_some() {
             core.leases.progress(self.session(), now_ms);
+            self.is_tight = core.is_tight();
         }
         let asked = Asked {
             session: self.session(),

@@ -24,6 +24,10 @@ impl Volume {
 
     /// A client has changed these without asking, and little is left: it is to ask for the next change of them.
     pub(crate) fn take_back(&self, inodes: impl Iterator<Item = InodeId>) {
+        let mut inodes = inodes.peekable();
+        if inodes.peek().is_none() {
+            return;
+        }
         let new: Vec<InodeId> = {
             let mut taking_back = self.inner.taking_back.lock();
             inodes.filter(|inode| taking_back.insert(*inode)).collect()

@@ -454,9 +454,7 @@ impl Volume {
         if !matches!(operation, Operation::Release { .. }) {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
-        if asking.made.is_some() && self.inner.shared.core.lock().is_tight() {
-            self.take_back(leasing.inodes());
-        }
+        self.take_back(leasing.to_be_asked());
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {
             self.until_heard(unheard).await;

@@ -64,8 +64,7 @@ impl Core {
         if length == 0 {
             return Ok((start, 0, self.attributes(inode)?));
         }
-        let before = self.extents(inode)?.data_in(ByteRange::new(start, end));
-        self.check_bytes(length, before)?;
+        self.check_bytes(inode, ByteRange::new(start, end), length)?;
         let map = self.extents(inode)?;
         let mut changes = Changes::default();
         let mut offset = start;
@@ -169,9 +168,8 @@ impl Core {
         }
         self.extents(target)?;
         let shared = self.extents(source)?.clone_range(range);
-        let map = self.extents(target)?;
-        let before = map.data_in(ByteRange::new(target_offset, end));
-        self.check_bytes(shared.iter().map(|(_, extent)| u64::from(extent.length)).sum(), before)?;
+        let bytes = shared.iter().map(|(_, extent)| u64::from(extent.length)).sum();
+        self.check_bytes(target, ByteRange::new(target_offset, end), bytes)?;
         let map = self.extents(target)?;
         let mut changes = Changes::default();
         map.remove(ByteRange::new(target_offset, end), &mut changes);

@@ -4,8 +4,8 @@
 //! quota is reached nobody is given the right to make anything without asking, or numbers for new inodes; and who has
 //! such a right loses it as soon as it is used.
 
-use atoll_types::Errno;
 use atoll_types::limits::INODES_RESERVED;
+use atoll_types::{ByteRange, Errno, InodeId};
 
 use super::{Core, Step};
 use crate::format::{self, Quota};
@@ -45,10 +45,13 @@ impl Core {
         if fits { Ok(()) } else { Err(Errno::EDQUOT.into()) }
     }
 
-    /// Whether files may hold so many bytes more, and as many less.
-    pub(super) fn check_bytes(&self, more: u64, less: u64) -> Step<()> {
-        let grows = more.saturating_sub(less);
-        let fits = grows == 0 || self.making.is_some() || self.bytes_live().saturating_add(grows) <= self.quota.bytes;
+    /// Whether a range of a file may hold so many bytes instead of what it holds.
+    pub(super) fn check_bytes(&mut self, inode: InodeId, range: ByteRange, bytes: u64) -> Step<()> {
+        if self.making.is_some() || self.quota == Quota::NONE {
+            return Ok(());
+        }
+        let grows = bytes.saturating_sub(self.extents(inode)?.data_in(range));
+        let fits = grows == 0 || self.bytes_live().saturating_add(grows) <= self.quota.bytes;
         if fits { Ok(()) } else { Err(Errno::EDQUOT.into()) }
     }
 }
