@@ -1,6 +1,8 @@
 //! Object stores by URL: credentials from the environment, bounded retries, and
 //! a probe for what Atoll cannot do without.
 
+mod folder;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+
+use crate::folder::Folder;
 
 /// Why an object store cannot be used; every message says what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -93,7 +97,7 @@ pub fn open(url: &str, options: &ObjectOptions) -> Result<ObjectRoot, ObjectErro
         let refuse = |reason: String| ObjectError::Folder { folder: folder.to_owned(), reason };
         std::fs::create_dir_all(folder).map_err(|error| refuse(error.to_string()))?;
         let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| refuse(error.to_string()))?;
-        let store: Arc<dyn ObjectStore> = Arc::new(store.with_fsync(true));
+        let store: Arc<dyn ObjectStore> = Arc::new(Folder::new(store.with_fsync(true)));
         return Ok(ObjectRoot { store, folder: Some(PathBuf::from(folder)), url: url.to_owned() });
     }
     let Some(rest) = url.strip_prefix("s3://") else { return Err(ObjectError::Url(url.to_owned())) };

@@ -36,8 +36,8 @@ impl Collector {
             compactions_options: old,
             detach_options: None,
             metric_level: None,
-            // They need conditional writes. A folder has none, and only one server at a time.
-            boundary_files_enabled: root.folder.is_none(),
+            // Whoever is behind what is deleted learns so from them.
+            boundary_files_enabled: true,
             object_store_max_retries: Some(3),
         };
         let hold = Hold::default();

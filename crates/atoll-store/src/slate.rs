@@ -16,7 +16,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use slatedb::admin::AdminBuilder;
-use slatedb::config::{FlushOptions, FlushType, Settings};
+use slatedb::config::{CompactionWorkerOptions, CompactorOptions, FlushOptions, FlushType, Settings};
 use slatedb::{CloneSourceSpec, Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
@@ -105,6 +105,17 @@ impl SlateConfig {
     }
 }
 
+/// What compaction replaces stays for as long as the garbage collection lets readers take.
+fn compactor(garbage_interval: Duration) -> CompactorOptions {
+    let mut options = CompactorOptions::default();
+    options.checkpoint_lifetime = 2 * garbage_interval;
+    options.poll_interval = options.poll_interval.min(garbage_interval);
+    let mut worker = CompactionWorkerOptions::default();
+    worker.compactions_poll_interval = worker.compactions_poll_interval.min(garbage_interval);
+    options.worker = Some(worker);
+    options
+}
+
 fn database(place: &str) -> Path {
     Path::from(format!("{place}/{DATABASE}"))
 }
@@ -154,12 +165,15 @@ impl SlateStore {
         let log = config.log.as_deref().map(LogFolder::open).transpose()?;
         let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
         let settings = Settings {
+            // What is read is never older than what the garbage collection keeps.
+            manifest_poll_interval: Duration::from_secs(1).min(config.garbage_interval / 4),
             flush_interval: None,
             wal_enabled: log.is_none(),
             l0_sst_size_bytes: config.memtable_bytes,
             max_unflushed_bytes: config.memtable_bytes.saturating_mul(4),
             object_store_max_retries: Some(STORE_RETRIES_MAX),
             garbage_collector_options: None,
+            compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
         let db = Db::builder(config.database(), config.root.store.clone()).with_settings(settings).build().await;

@@ -47,6 +47,11 @@ impl Place {
         Place { kind, memory: MemoryMedium::new(), folder, memtable_bytes: MEMTABLE_BYTES, garbage_interval }
     }
 
+    /// A file or folder of SlateDB.
+    fn meta(&self, name: &str) -> PathBuf {
+        self.folder.path().join("objects/store/meta").join(name)
+    }
+
     fn root(&self) -> ObjectRoot {
         let url = format!("file://{}/objects", self.folder.path().display());
         atoll_object::open(&url, &ObjectOptions::default()).unwrap()
@@ -821,16 +826,12 @@ async fn a_store_dropped_right_after_a_rotation_is_whole() {
     assert_eq!(content(&*place.open().await).await.len(), 67);
 }
 
-/// How many objects there are under the store's root.
-fn objects(place: &Place) -> usize {
-    fn count(folder: &Path) -> usize {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| if entry.path().is_dir() { count(&entry.path()) } else { 1 }).sum()
-    }
-    count(&place.folder.path().join("objects"))
+/// How many tables the store has.
+fn tables(place: &Place) -> usize {
+    fs::read_dir(place.meta("compacted")).into_iter().flatten().count()
 }
 
-/// Rewrite the same keys until there are `most` objects, or `rounds` are over. Answers how many there were at most.
+/// Rewrite the same keys `rounds` times. Answers how many tables there were at most.
 async fn rewrite(store: &dyn Store, place: &Place, rounds: usize) -> usize {
     let mut most = 0;
     for round in 0..rounds {
@@ -839,17 +840,17 @@ async fn rewrite(store: &dyn Store, place: &Place, rounds: usize) -> usize {
             batch.put(key(number), vec![round as u8; 256]);
         }
         commit_durably(store, batch).await;
-        most = most.max(objects(place));
+        most = most.max(tables(place));
     }
     most
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_objects_go_and_what_is_read_stays() {
+async fn old_tables_go_and_what_is_read_stays() {
     for kind in [Kind::Local, Kind::Object] {
         let mut place = Place::new(kind);
         place.memtable_bytes = 4096;
-        place.garbage_interval = Duration::from_millis(100);
+        place.garbage_interval = Duration::from_secs(1);
         let store = place.open().await;
         rewrite(&*store, &place, 2).await;
         store.checkpoint("kept").await.unwrap();
@@ -859,14 +860,16 @@ async fn old_objects_go_and_what_is_read_stays() {
         let seen = content(&*view).await;
         // Nothing is deleted under a reader, however long it takes.
         let before = rewrite(&*store, &place, 40).await;
-        tokio::time::sleep(10 * place.garbage_interval).await;
-        assert!(objects(&place) >= before, "{kind:?}");
+        tokio::time::sleep(4 * place.garbage_interval).await;
+        assert!(tables(&place) >= before, "{kind:?}");
         assert_eq!(content(&*view).await, seen, "{kind:?}");
         drop(view);
         let end = Instant::now() + Duration::from_secs(60);
-        while objects(&place) * 2 > before {
-            assert!(Instant::now() < end, "{kind:?}: {} objects of {before} are left", objects(&place));
-            // A newer object is what lets the older ones go.
+        // What tells who is behind that versions of the state are gone.
+        let boundaries = ["manifest", "compactions"].map(|of| place.meta(&format!("gc/{of}.boundary")));
+        while tables(&place) * 2 > before || !boundaries.iter().all(|boundary| boundary.exists()) {
+            assert!(Instant::now() < end, "{kind:?}: {} tables of {before} are left", tables(&place));
+            // A newer table is what lets the older ones go.
             rewrite(&*store, &place, 1).await;
             tokio::time::sleep(place.garbage_interval).await;
         }
