@@ -92,6 +92,7 @@ impl Telling {
             Turn::Once => {
                 answer.attributes = Duration::ZERO;
                 (self.finish)(answer);
+                self.uptake.gave(attributes.inode, self.asker);
             }
             Turn::Wait => {
                 let uptake = self.uptake.clone();

@@ -81,7 +81,8 @@ pub(crate) enum Turn {
 /// An answer that its asker may not have taken in.
 struct Lead {
     thread: u32,
-    since: Instant,
+    /// When it was given; `None`: it is just being written to the kernel, and its asker cannot have run.
+    since: Option<Instant>,
     /// The kernel is up to date when it has.
     settles: bool,
     waiting: Vec<Next>,
@@ -115,7 +116,7 @@ impl State {
         if thread != UNSEEN {
             self.threads.insert(thread, inode);
         }
-        self.leads.insert(inode, Lead { thread, since: Instant::now(), settles, waiting, teller: None });
+        self.leads.insert(inode, Lead { thread, since: None, settles, waiting, teller: None });
     }
 
     /// An answer was taken in. Gives what waited for that.
@@ -187,6 +188,15 @@ impl Uptake {
         })
     }
 
+    /// An answer whose turn it was is with the kernel.
+    pub fn gave(&self, inode: InodeId, asker: Asker) {
+        if let Some(lead) = self.state.lock().leads.get_mut(&inode)
+            && lead.thread == asker.thread
+        {
+            lead.since = Some(Instant::now());
+        }
+    }
+
     /// Go on with an answer when the one before it has been taken in; never on this thread, which may hold what `next`
     /// needs.
     pub fn wait(self: &Arc<Self>, inode: InodeId, next: Next) {
@@ -212,16 +222,14 @@ impl Uptake {
         let mut seen: FxHashMap<(u32, Instant), u64> = FxHashMap::default();
         loop {
             std::thread::sleep(LOOK_INTERVAL);
-            let waited_for: Vec<(InodeId, u32, Instant)> = self.with(|state| {
+            let waited_for: Option<Vec<(InodeId, u32, Instant)>> = self.with(|state| {
                 let is_waited_for = |lead: &Lead| !lead.waiting.is_empty() || lead.teller.is_some();
-                let waited_for = state.leads.iter().filter(|(_, lead)| is_waited_for(lead));
-                let waited_for: Vec<_> = waited_for.map(|(inode, lead)| (*inode, lead.thread, lead.since)).collect();
-                state.is_looking = !waited_for.is_empty();
-                waited_for
+                let waited_for = || state.leads.iter().filter(|(_, lead)| is_waited_for(lead));
+                state.is_looking = waited_for().next().is_some();
+                let given = waited_for().filter_map(|(inode, lead)| Some((*inode, lead.thread, lead.since?)));
+                state.is_looking.then(|| given.collect())
             });
-            if waited_for.is_empty() {
-                return;
-            }
+            let Some(waited_for) = waited_for else { return };
             for (inode, thread, since) in waited_for {
                 let has_run = is_idle(thread)
                     || run_nanos(thread).is_some_and(|nanos| {
@@ -232,7 +240,7 @@ impl Uptake {
                     continue;
                 }
                 let next = self.with(|state| match state.leads.get(&inode) {
-                    Some(lead) if lead.since == since => state.taken(inode),
+                    Some(lead) if lead.since == Some(since) => state.taken(inode),
                     _ => Vec::new(),
                 });
                 next.into_iter().for_each(|next| next());
@@ -332,7 +340,11 @@ mod tests {
     }
 
     fn tells(uptake: &Uptake, thread: u32) -> Turn {
-        uptake.turn(FILE, asker(thread), Effect::Tells, true)
+        let turn = uptake.turn(FILE, asker(thread), Effect::Tells, true);
+        if turn == Turn::Once {
+            uptake.gave(FILE, asker(thread));
+        }
+        turn
     }
 
     fn old(uptake: &Arc<Uptake>) -> bool {
@@ -386,6 +398,27 @@ mod tests {
             assert!(!uptake.is_active());
         }
         assert_eq!(uptake.turn(FILE, asker(1), Effect::Grows, true), Turn::Free);
+    }
+
+    #[test]
+    fn who_sleeps_before_the_answer_is_with_the_kernel_has_not_taken_it_in() {
+        let uptake = Arc::new(Uptake::default());
+        let (sender, receiver) = mpsc::channel();
+        let (hold, held) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            let _ = held.recv();
+        });
+        let sleeper = told.recv().unwrap();
+        assert!(old(&uptake));
+        assert_eq!(uptake.turn(FILE, asker(sleeper), Effect::Tells, true), Turn::Once);
+        assert_eq!(tells(&uptake, u32::MAX), Turn::Wait);
+        uptake.wait(FILE, Box::new(move || sender.send(()).unwrap()));
+        assert!(receiver.recv_timeout(20 * LOOK_INTERVAL).is_err());
+        uptake.gave(FILE, asker(sleeper));
+        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(hold);
     }
 
     #[test]
