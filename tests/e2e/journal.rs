@@ -108,7 +108,7 @@ fn changes_outlive_a_server_that_was_killed_before_it_heard_of_them() {
 #[test]
 fn what_a_killed_mount_made_survives_as_a_beginning_of_it_and_whole_when_it_was_synced() {
     let mut site = Site::new();
-    let (a, b) = (site.mount("m1"), site.mount("m2"));
+    let (a, b) = (site.mount_with("m1", &["-o", "nokeeper"]), site.mount("m2"));
     let folder = own(&a, "d");
     for number in 0..200 {
         fs::write(folder.join(format!("f{number}")), words(number)).unwrap();

@@ -13,6 +13,7 @@ mod fuzz;
 mod handover;
 mod harness;
 mod journal;
+mod keeper;
 mod leases;
 mod lifecycle;
 mod locks;

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::cache::{Cache, Duty, Kept, Miss, Told, widened};
+use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, With};
 use crate::clock::{Moment, Offset, Term};
 use crate::journal::{Batch, Executed, Journal};
 use crate::locks::{Moves, Owner, Request, Sent};
@@ -30,6 +31,8 @@ const RECALL_THREADS: usize = 4;
 const LINGER: Duration = Duration::from_millis(2);
 /// How long changes may take to become durable before a process hands its session over.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to send again what it has not been answered by a process that was killed.
+const RESEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most inodes of which lost changes are remembered until somebody hears of it.
 const FAILED_MAX: usize = 65_536;
 
@@ -136,6 +139,7 @@ struct Shared {
 pub struct Client {
     session: Arc<Session>,
     shared: Arc<Shared>,
+    chronicle: Option<Arc<Chronicle>>,
 }
 
 impl Client {
@@ -152,6 +156,9 @@ impl Client {
     async fn start(config: ClientConfig, volume: &str, state: Option<ClientState>) -> Result<Client, ClientError> {
         let (mut cache, mut before) = (Cache::default(), None);
         let (mut lost_locks, mut failed) = (LostLocks::default(), FxHashMap::default());
+        let known = state.as_ref().map(ClientState::to_note).unwrap_or_default();
+        let chronicle = config.outlives.then(|| Chronicle::new(known)).transpose();
+        let chronicle = chronicle.map_err(|error| ClientError::Chronicle(error.to_string()))?.map(Arc::new);
         if let Some(state) = state {
             cache = Cache::restore(state.known, state.locks, state.journal);
             for (inode, owners) in state.lost_locks {
@@ -160,41 +167,57 @@ impl Client {
             failed = state.failed.into_iter().collect();
             before = Some(state.session);
         }
-        let (work, queue) = mpsc::channel();
-        let shared = Arc::new_cyclic(|this| Shared {
-            this: this.clone(),
-            made: Notify::new(),
-            full: Notify::new(),
-            executed: watch::Sender::default(),
-            failed: Mutex::new(failed),
-            clock: Offset::default(),
-            cache: Mutex::new(cache),
-            leaving: Mutex::default(),
-            lost_locks: Mutex::new(lost_locks),
-            lock_order: Mutex::default(),
-            waiting: Mutex::default(),
-            term: Term::default(),
-            kernel: OnceLock::new(),
-            session: OnceLock::new(),
-            work,
-            answering: Arc::default(),
-        });
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..RECALL_THREADS {
-            let (shared, queue, runtime) = (Arc::downgrade(&shared), queue.clone(), Handle::current());
-            std::thread::spawn(move || {
-                loop {
-                    // Ends when the client, which holds the sender, is gone.
-                    let next = queue.lock().recv();
-                    let (Ok(work), Some(shared)) = (next, shared.upgrade()) else { return };
-                    shared.carry_out(work, &runtime);
-                }
-            });
+        if let Some(chronicle) = &chronicle {
+            cache.journal.note_in(chronicle.clone());
         }
-        let session = Session::open_with(config, volume, Some(shared.clone()), before).await?;
+        let shared = Shared::new(cache, lost_locks, failed);
+        let keeper = Some(shared.clone() as Arc<dyn Keeper>);
+        let session = Session::open_with(config, volume, keeper, before, chronicle.clone()).await?;
+        Ok(Self::with(session, shared, chronicle))
+    }
+
+    /// Go on from what a process noted that was killed. Nothing is sent before [`Client::begin`].
+    pub fn revive(config: ClientConfig, volume: &str, chronicle: Chronicle) -> Client {
+        let chronicle = Arc::new(chronicle);
+        let (mut lost_locks, mut failed) = (LostLocks::default(), FxHashMap::default());
+        let known = chronicle.with(std::mem::take);
+        for (inode, owners) in &known.lost_locks {
+            lost_locks.lose(*inode, owners.iter().copied().collect());
+        }
+        failed.extend(known.failed.iter().map(|(inode, errno)| (*inode, *errno)));
+        let (cache, surplus) = Cache::revive(&known, chronicle.clone());
+        chronicle.with(|noted| *noted = known);
+        let shared = Shared::new(cache, lost_locks, failed);
+        let session = Session::revive(config, volume, shared.clone(), chronicle.clone());
+        let client = Self::with(session, shared, Some(chronicle));
+        surplus.into_iter().for_each(|inode| client.shared.tell(Operation::Release { inode }));
+        client
+    }
+
+    /// Have the kernel drop what it keeps since the process before, and connect.
+    pub fn begin(&self, kernel: Arc<dyn Kernel>) {
+        self.attach(kernel.clone());
+        let (inodes, shown) = self.shared.cache.lock().clear();
+        kernel.drop_everything(inodes, shown);
+        self.session.begin();
+        let Some(chronicle) = self.chronicle.clone() else { return };
+        let (opening, client) = (chronicle.with(|known| known.opening.clone()), self.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(RESEND_TIMEOUT).await;
+            client.session.forget_unasked();
+            for (id, inode) in opening {
+                if chronicle.with(|known| known.opening.contains_key(&id)) {
+                    chronicle.note(Entry::Abandoned { id });
+                    client.tell(Operation::Release { inode });
+                }
+            }
+        });
+    }
+
+    fn with(session: Arc<Session>, shared: Arc<Shared>, chronicle: Option<Arc<Chronicle>>) -> Client {
         let _ = shared.session.set(Arc::downgrade(&session));
         tokio::spawn(tend(Arc::downgrade(&shared)));
-        Ok(Client { session, shared })
+        Client { session, shared, chronicle }
     }
 
     /// The kernel that keeps answers; before it is there, none may be kept.
@@ -206,10 +229,19 @@ impl Client {
         &self.session
     }
 
+    /// Where it notes what outlives this process, if it does.
+    pub fn chronicle(&self) -> Option<&Arc<Chronicle>> {
+        self.chronicle.as_ref()
+    }
+
     /// Send one operation, or answer it from what is kept; `done` may run on this thread and must not block.
     /// `id` as for [`Session::submit`].
     pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Asker) {
         debug_assert!(id.is_multiple_of(2));
+        let answered = self.chronicle.as_ref().filter(|_| id & SENT_AGAIN != 0).and_then(|noted| noted.answer(id));
+        if let Some(result) = answered {
+            return done(Answer::once(result));
+        }
         {
             let mut locks = self.shared.lost_locks.lock();
             locks.unlocks(&operation);
@@ -230,7 +262,7 @@ impl Client {
                 drop(cache);
                 return done(Answer::kept(result, kept, left));
             }
-            if let Some((result, kept)) = cache.make(caller, &operation, self.shared.clock.now()) {
+            if let Some((result, kept)) = cache.make(id, caller, &operation, self.shared.clock.now()) {
                 let (asks, is_full) = (cache.wants_numbers(), cache.journal.is_full());
                 let presses = cache.journal.presses();
                 drop(cache);
@@ -432,6 +464,24 @@ pub struct ClientState {
     failed: Vec<(InodeId, Errno)>,
 }
 
+impl ClientState {
+    /// The beginning of the next image's chronicle.
+    fn to_note(&self) -> Known {
+        let SessionState { resume, instance, next_sequence, opens, .. } = &self.session;
+        Known {
+            with: With { resume: resume.clone(), instance: *instance },
+            sequences: *next_sequence,
+            durable: self.journal.0,
+            opens: opens.iter().map(|(inode, count)| (*inode, i64::from(*count))).collect(),
+            inodes: self.known.iter().map(|(inode, _)| *inode).collect(),
+            locks: self.locks.iter().cloned().collect(),
+            lost_locks: self.lost_locks.iter().cloned().collect(),
+            failed: self.failed.iter().copied().collect(),
+            ..Known::default()
+        }
+    }
+}
+
 fn open(inode: InodeId) -> Operation {
     Operation::Open { inode, flags: OpenFlags::default() }
 }
@@ -474,6 +524,42 @@ async fn tend(shared: Weak<Shared>) {
 }
 
 impl Shared {
+    /// With threads that carry recalls out.
+    fn new(cache: Cache, lost_locks: LostLocks, failed: FxHashMap<InodeId, Errno>) -> Arc<Shared> {
+        let (work, queue) = mpsc::channel();
+        let shared = Arc::new_cyclic(|this| Shared {
+            this: this.clone(),
+            made: Notify::new(),
+            full: Notify::new(),
+            executed: watch::Sender::default(),
+            failed: Mutex::new(failed),
+            clock: Offset::default(),
+            cache: Mutex::new(cache),
+            leaving: Mutex::default(),
+            lost_locks: Mutex::new(lost_locks),
+            lock_order: Mutex::default(),
+            waiting: Mutex::default(),
+            term: Term::default(),
+            kernel: OnceLock::new(),
+            session: OnceLock::new(),
+            work,
+            answering: Arc::default(),
+        });
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..RECALL_THREADS {
+            let (shared, queue, runtime) = (Arc::downgrade(&shared), queue.clone(), Handle::current());
+            std::thread::spawn(move || {
+                loop {
+                    // Ends when the client, which holds the sender, is gone.
+                    let next = queue.lock().recv();
+                    let (Ok(work), Some(shared)) = (next, shared.upgrade()) else { return };
+                    shared.carry_out(work, &runtime);
+                }
+            });
+        }
+        shared
+    }
+
     /// Ask for a page of a listing that nobody has asked for.
     fn list_ahead(self: &Arc<Self>, page: Operation) {
         let Some(session) = self.session() else { return };
@@ -494,7 +580,8 @@ impl Shared {
         }
         let (Operation::ReadDirectory { inode, .. }, Some(session)) = (operation, self.session()) else { return };
         let waiting = self.waiting.lock().remove(&inode).unwrap_or_default();
-        let client = Client { session, shared: self };
+        let client =
+            Client { session, chronicle: self.cache.lock().journal.chronicle().cloned(), shared: self.clone() };
         for Waiting { id, caller, operation, done } in waiting {
             client.shared.cache.lock().waited(&operation);
             client.submit(id, caller, operation, done);
@@ -567,6 +654,7 @@ impl Shared {
         let (Moves { answered, sent }, told) = {
             let mut cache = self.cache.lock();
             let moves = moves(&mut cache);
+            cache.note_locks();
             (moves, cache.locks.told_at())
         };
         let session = self.session();
@@ -592,7 +680,9 @@ impl Shared {
         let moves = {
             let mut cache = self.cache.lock();
             cache.install(operation, reply.first(), JournalPosition(0), &reply.grants, reply.order);
-            cache.locks.answered(id, operation, reply.first().cloned())
+            let moves = cache.locks.answered(id, operation, reply.first().cloned());
+            cache.note_locks();
+            moves
         };
         moves.answered.into_iter().for_each(|(done, result)| done(Answer::once(result)));
     }
@@ -625,6 +715,13 @@ impl Shared {
             return;
         }
         tracing::warn!(files = lost.len(), "locks were lost: their files fail until they are closed");
+        {
+            let cache = self.cache.lock();
+            for (inode, owners) in &lost {
+                let owners = owners.iter().copied().collect();
+                cache.journal.note(|| Entry::LostLocks { inode: *inode, owners });
+            }
+        }
         let mut locks = self.lost_locks.lock();
         lost.into_iter().for_each(|(inode, owners)| locks.lose(inode, owners));
     }
@@ -713,6 +810,7 @@ impl Shared {
         let Some(&(_, errno)) = lost.first() else { return };
         tracing::error!(inodes = lost.len(), %errno, "changes were lost that had been made here");
         let inodes: Vec<InodeId> = lost.iter().map(|(inode, _)| *inode).collect();
+        self.cache.lock().journal.note(|| Entry::Failed(lost.clone()));
         {
             let mut failed = self.failed.lock();
             for (inode, errno) in lost {
@@ -844,13 +942,23 @@ impl Keeper for Shared {
         self.cache.lock().journal.durable(since, order);
     }
 
-    fn restarted(&self, position: JournalPosition) -> bool {
+    fn restarted(&self, position: JournalPosition) -> Option<Vec<InodeId>> {
+        let mut opens = Vec::new();
         // The server holds no rights of this session to be given up.
-        let has_all = self.executed(|journal| journal.restarted(position)).is_some();
-        if !has_all {
+        let has_all = self.executed(|journal| {
+            let executed = journal.restarted(position)?;
+            let operations =
+                executed.iter().flat_map(|(changes, _)| changes).map(|executed| &executed.change.operation);
+            opens.extend(operations.filter_map(|operation| match operation {
+                Operation::Open { inode, .. } => Some(*inode),
+                _ => None,
+            }));
+            Some(executed)
+        });
+        if has_all.is_none() {
             tracing::error!("the server misses changes that were durable: it was brought back from an older copy");
         }
-        has_all
+        has_all.map(|_| opens)
     }
 
     fn next_again(&self, since: Issue) -> Option<(Issue, Batch)> {

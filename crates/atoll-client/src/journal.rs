@@ -12,7 +12,9 @@ use atoll_types::limits::{COMPOUND_OPERATIONS_MAX, IO_BYTES_MAX};
 use atoll_types::{Errno, InodeId, JournalPosition, Operation, Outcome};
 use atoll_wire::Made;
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 
+use crate::chronicle::{Chronicle, Entry, Known, Told};
 use crate::session::Reply;
 
 /// Most bytes of changes that are kept; more are made by the authority at once.
@@ -28,6 +30,7 @@ const CHANGE_BYTES: usize = 640;
 const LOCK_BYTES: usize = 48;
 
 /// One change, and all inodes on whose attributes, bytes or names it works; or an open or locks, which work on none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
     pub made: Made,
     pub operation: Operation,
@@ -80,6 +83,8 @@ pub(crate) struct Journal {
     answers: BTreeMap<u64, (usize, Reply)>,
     /// The newest change of each inode.
     touched: FxHashMap<InodeId, u64>,
+    /// Where what stands in it is noted.
+    chronicle: Option<Arc<Chronicle>>,
 }
 
 fn cost(operation: &Operation) -> usize {
@@ -100,6 +105,30 @@ impl Journal {
     pub fn starting_at(position: JournalPosition) -> Journal {
         let JournalPosition(at) = position;
         Journal { durable: at, executed: at, shipped: at, end: at, wanted: at, ..Journal::default() }
+    }
+
+    /// Go on with the journal of a process that was killed. How much of it was executed, the authority knows.
+    pub fn restore(known: &Known) -> Journal {
+        let mut journal = Journal::starting_at(JournalPosition(known.durable));
+        for change in &known.journal {
+            journal.add(change.clone());
+        }
+        journal
+    }
+
+    pub fn chronicle(&self) -> Option<&Arc<Chronicle>> {
+        self.chronicle.as_ref()
+    }
+
+    /// From now on, note what stands in it.
+    pub fn note_in(&mut self, chronicle: Arc<Chronicle>) {
+        self.chronicle = Some(chronicle);
+    }
+
+    pub fn note(&self, entry: impl FnOnce() -> Entry) {
+        if let Some(chronicle) = &self.chronicle {
+            chronicle.note(entry());
+        }
     }
 
     /// Whether nothing stands in it that the authority could lose.
@@ -144,15 +173,20 @@ impl Journal {
         self.touched.contains_key(&inode)
     }
 
-    /// Add a change that was just made.
-    pub fn push(&mut self, change: Change) {
+    /// Add a change that was just made. `answer`: what the kernel is told.
+    pub fn push(&mut self, change: Change, answer: Option<Told>) {
+        self.note(|| Entry::Made { change: change.clone(), answer });
+        self.add(Arc::new(change));
+    }
+
+    fn add(&mut self, change: Arc<Change>) {
         self.end += 1;
         self.bytes += cost(&change.operation);
         self.unshipped_bytes += cost(&change.operation);
         for &inode in &change.touches {
             self.touched.insert(inode, self.end);
         }
-        self.changes.push_back(Arc::new(change));
+        self.changes.push_back(change);
     }
 
     /// Everything up to here is waited for.
@@ -244,6 +278,9 @@ impl Journal {
     }
 
     fn let_go(&mut self, position: u64) {
+        if self.durable < position {
+            self.note(|| Entry::Durable(JournalPosition(position)));
+        }
         while self.durable < position
             && let Some(change) = self.changes.pop_front()
         {
@@ -322,13 +359,15 @@ impl Journal {
             _ => None,
         };
         let unexecuted = (self.executed - self.durable) as usize;
-        let opens = self.changes.range(unexecuted..).filter_map(|change| opened(change)).collect();
+        let opens: Vec<InodeId> = self.changes.range(unexecuted..).filter_map(|change| opened(change)).collect();
         let lost = self.changes.range(if all { 0 } else { unexecuted }..);
         let is_change = |change: &&Arc<Change>| change.operation.mutates();
         let lost = lost.filter(is_change).flat_map(|change| change.touches.iter().copied());
         let lost = lost.collect();
         let executed = self.executed;
+        self.note(|| Entry::Discarded { at: JournalPosition(executed), opens: Vec::clone(&opens) });
         *self = Journal {
+            chronicle: self.chronicle.take(),
             durable: executed,
             executed,
             shipped: executed,
@@ -367,7 +406,7 @@ mod tests {
 
     fn journal(changes: usize) -> Journal {
         let mut journal = Journal::default();
-        (0..changes).for_each(|_| journal.push(write(FILE, 1)));
+        (0..changes).for_each(|_| journal.push(write(FILE, 1), None));
         journal
     }
 
@@ -377,7 +416,7 @@ mod tests {
         assert!(journal.next_batch(false).is_none());
         let first = journal.next_batch(true).unwrap();
         assert_eq!((first.after, first.made.len()), (JournalPosition(0), 3));
-        journal.push(write(OTHER, 1));
+        journal.push(write(OTHER, 1), None);
         assert!(journal.next_batch(true).is_none(), "one is on its way");
         journal.want(journal.end());
         let second = journal.next_batch(false).unwrap();
@@ -388,10 +427,10 @@ mod tests {
     fn a_batch_fits_a_frame() {
         let mut journal = journal(0);
         for _ in 0..3 {
-            journal.push(write(FILE, IO_BYTES_MAX));
+            journal.push(write(FILE, IO_BYTES_MAX), None);
         }
         for _ in 0..COMPOUND_OPERATIONS_MAX + 1 {
-            journal.push(write(FILE, 0));
+            journal.push(write(FILE, 0), None);
         }
         let counts: Vec<usize> = std::iter::from_fn(|| journal.next_batch(false)).map(|b| b.made.len()).collect();
         assert_eq!(counts, [1, 1, 1, COMPOUND_OPERATIONS_MAX], "as many as may be on their way");
@@ -401,7 +440,7 @@ mod tests {
     fn answers_that_overtake_each_other_are_taken_in_order() {
         let mut journal = journal(1);
         let first = journal.next_batch(true).unwrap();
-        journal.push(write(OTHER, 1));
+        journal.push(write(OTHER, 1), None);
         journal.want(journal.end());
         let second = journal.next_batch(false).unwrap();
         assert!(journal.answered(0, second.after, 1, good(1)).is_empty());
@@ -420,7 +459,7 @@ mod tests {
     fn an_inode_is_touched_until_its_newest_change_is_executed() {
         let mut journal = journal(1);
         let first = journal.next_batch(true).unwrap();
-        journal.push(write(FILE, 1));
+        journal.push(write(FILE, 1), None);
         journal.answered(0, first.after, 1, good(1));
         assert_eq!(journal.newest(FILE), JournalPosition(2));
     }
@@ -439,11 +478,11 @@ mod tests {
         let mut journal = journal(2);
         let batch = journal.next_batch(true).unwrap();
         let open = Operation::Open { inode: OTHER, flags: Default::default() };
-        journal.push(Change { operation: open, touches: Vec::new(), ..write(OTHER, 0) });
+        journal.push(Change { operation: open, touches: Vec::new(), ..write(OTHER, 0) }, None);
         let (lost, opens) = journal.discard(false);
         assert_eq!((lost.into_iter().collect::<Vec<_>>(), opens), (vec![FILE], vec![OTHER]));
         assert_eq!((journal.end(), journal.life()), (JournalPosition(0), 1));
-        journal.push(write(OTHER, 1));
+        journal.push(write(OTHER, 1), None);
         assert!(journal.answered(0, batch.after, 2, good(2)).is_empty());
         assert_eq!(journal.newest(OTHER), JournalPosition(1));
     }
@@ -452,11 +491,11 @@ mod tests {
     fn executed() -> Journal {
         let mut journal = journal(0);
         for round in 0..2 {
-            (0..2).for_each(|_| journal.push(write(FILE, 1)));
+            (0..2).for_each(|_| journal.push(write(FILE, 1), None));
             let batch = journal.next_batch(true).unwrap();
             journal.answered(0, batch.after, 2, Reply { order: Issue(10 + round), ..good(2) });
         }
-        journal.push(write(OTHER, 1));
+        journal.push(write(OTHER, 1), None);
         journal
     }
 
@@ -506,7 +545,7 @@ mod tests {
     fn what_is_kept_is_bounded() {
         let mut journal = Journal::default();
         while journal.has_room(IO_BYTES_MAX) {
-            journal.push(write(FILE, IO_BYTES_MAX));
+            journal.push(write(FILE, IO_BYTES_MAX), None);
         }
         assert!(journal.bytes <= BYTES_MAX + CHANGE_BYTES * 64);
     }

@@ -7,6 +7,7 @@
 
 mod address;
 mod cache;
+mod chronicle;
 mod client;
 mod clock;
 mod connection;
@@ -17,6 +18,7 @@ mod retained;
 mod session;
 
 pub use address::ServerAddress;
+pub use chronicle::{Chronicle, Handles, SENT_AGAIN};
 pub use client::{Answer, Client, ClientState, Kernel};
 pub use session::{Admin, Session};
 
@@ -33,6 +35,8 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long calls wait while the server is away before they fail with `EIO`.
     pub reply_timeout: Duration,
+    /// Note what another process needs to go on when this one is killed: see [`Client::chronicle`].
+    pub outlives: bool,
 }
 
 impl ClientConfig {
@@ -43,6 +47,7 @@ impl ClientConfig {
             ca: None,
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(30),
+            outlives: false,
         }
     }
 }
@@ -65,6 +70,8 @@ pub enum ClientError {
     /// The server said no, and why.
     #[error("{0}")]
     Refused(String),
+    #[error("no memory file: {0}")]
+    Chronicle(String),
     #[error("the server does not speak this protocol")]
     Protocol,
 }

@@ -115,6 +115,8 @@ pub(crate) struct Locks<D> {
     handing: BTreeMap<JournalPosition, InodeId>,
     /// Requests among those asked for that may wait for range locks.
     waits: usize,
+    /// Files of which other locks are held than were noted.
+    changed: FxHashSet<InodeId>,
 }
 
 impl<D> Default for Locks<D> {
@@ -126,6 +128,7 @@ impl<D> Default for Locks<D> {
             sent: FxHashMap::default(),
             handing: BTreeMap::new(),
             waits: 0,
+            changed: FxHashSet::default(),
         }
     }
 }
@@ -176,6 +179,7 @@ impl<D> Locks<D> {
     }
 
     fn decide(&mut self, inode: InodeId, request: Request<D>, moves: &mut Moves<D>) {
+        self.changed.insert(inode);
         let admitted = match &request.operation {
             Operation::TestLock { lock, .. } => {
                 let conflict = self.table.test(inode, SELF, lock);
@@ -258,6 +262,7 @@ impl<D> Locks<D> {
     }
 
     fn ask(&mut self, inode: InodeId, request: Request<D>, moves: &mut Moves<D>) {
+        self.changed.insert(inode);
         let file = self.files.entry(inode).or_default();
         match &request.operation {
             Operation::SetLock { lock, .. } => {
@@ -315,6 +320,7 @@ impl<D> Locks<D> {
 
     /// A request is over.
     fn ends(&mut self, inode: InodeId, id: u64, operation: &Operation, answer: &Answer) {
+        self.changed.insert(inode);
         self.waits -= usize::from(waits(operation));
         match (operation, answer) {
             (Operation::SetLock { lock, .. }, Ok(_)) => self.table.take(inode, SELF, lock),
@@ -426,8 +432,24 @@ impl<D> Locks<D> {
         }
     }
 
+    /// Go on from what a process held that was killed. What of it the authority knows is not known: it is told.
+    pub fn revive(&mut self, held: Vec<(InodeId, Vec<Lock>)>) {
+        for (inode, locks) in held {
+            locks.iter().for_each(|lock| self.table.take(inode, SELF, lock));
+            let file = self.files.entry(inode).or_default();
+            (file.told, file.untold) = (true, true);
+        }
+    }
+
+    /// What is held now of the files of which that has changed since it was asked last.
+    pub fn take_changed(&mut self) -> Vec<(InodeId, Vec<Lock>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|inode| (inode, self.table.of(inode, SELF))).collect()
+    }
+
     /// The authority does not let this mount hold what it held of a file. Answers whose locks are lost.
     pub fn lose(&mut self, inode: InodeId) -> (FxHashSet<Owner>, Moves<D>) {
+        self.changed.insert(inode);
         let mut moves = Moves::default();
         let owners = self.table.of(inode, SELF).into_iter().map(|lock| (lock.space, lock.owner)).collect();
         let admitted = self.table.replace(inode, SELF, &[]).unwrap_or_default();

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, SEQUENCES, Told, With};
 use crate::clock::Moment;
 use crate::connection::{self, Connection};
 use crate::journal::Batch;
@@ -86,8 +87,9 @@ pub(crate) trait Keeper: Send + Sync {
     /// The session is over: what it has not executed of the journal is lost. With `all`, so is the authority, and what
     /// is not known to be durable is lost.
     fn ended(&self, all: bool);
-    /// Another authority has the journal up to `position`. False when that is less than there was.
-    fn restarted(&self, position: JournalPosition) -> bool;
+    /// Another authority has the journal up to `position`, or the one there is told another process so. Answers opens
+    /// that were executed without an answer; `None` when the position is less than there was.
+    fn restarted(&self, position: JournalPosition) -> Option<Vec<InodeId>>;
     /// What of the journal an authority before `since` executed first, and when.
     fn next_again(&self, since: Issue) -> Option<(Issue, Batch)>;
     /// `count` changes behind `after` were made again, and stand at `order` now.
@@ -144,16 +146,21 @@ struct State {
     /// Not to be connected for now.
     suspended: bool,
     closed: bool,
+    /// It was begun by another process, and nothing was heard since.
+    revived: bool,
+    chronicle: Option<Arc<Chronicle>>,
+    /// Numbers below this one were noted.
+    noted: u64,
 }
 
 /// What the next image of this process needs to go on with a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SessionState {
-    resume: Option<Resume>,
-    instance: Option<u64>,
-    next_sequence: u64,
+    pub resume: Option<Resume>,
+    pub instance: Option<u64>,
+    pub next_sequence: u64,
     since: Issue,
-    opens: Vec<(InodeId, u32)>,
+    pub opens: Vec<(InodeId, u32)>,
 }
 
 /// A session with one volume. All methods may be called from any thread.
@@ -199,7 +206,7 @@ fn lane(execute: &Execute) -> Lane {
 impl Session {
     /// Connect to a volume. The session reconnects by itself afterwards.
     pub async fn open(config: ClientConfig, volume: &str) -> Result<Arc<Session>, ClientError> {
-        Self::open_with(config, volume, None, None).await
+        Self::open_with(config, volume, None, None, None).await
     }
 
     /// With leases, if there is somebody who keeps answers under them.
@@ -208,13 +215,21 @@ impl Session {
         volume: &str,
         keeper: Option<Arc<dyn Keeper>>,
         before: Option<SessionState>,
+        chronicle: Option<Arc<Chronicle>>,
     ) -> Result<Arc<Session>, ClientError> {
-        let mut state = State::new();
+        let mut state = State { chronicle, ..State::new() };
         if let Some(SessionState { resume, instance, next_sequence, since, opens }) = before {
             let opens = opens.into_iter().collect();
             state = State { resume, instance, next_sequence, since, opens, ..state };
         }
-        let session = Arc::new(Session {
+        let session = Self::new(config, volume, keeper, state);
+        let first = session.connect(Lane::Control).await?;
+        tokio::spawn(session.clone().keep(Some(first)));
+        Ok(session)
+    }
+
+    fn new(config: ClientConfig, volume: &str, keeper: Option<Arc<dyn Keeper>>, state: State) -> Arc<Session> {
+        Arc::new(Session {
             config,
             volume: volume.to_owned(),
             state: Mutex::new(state),
@@ -224,10 +239,36 @@ impl Session {
             ending: Notify::new(),
             ended: Notify::new(),
             stopped: Notify::new(),
-        });
-        let first = session.connect(Lane::Control).await?;
-        tokio::spawn(session.clone().keep(first));
-        Ok(session)
+        })
+    }
+
+    /// The session of a process that was killed. It is not connected before [`Session::begin`].
+    pub(crate) fn revive(
+        config: ClientConfig,
+        volume: &str,
+        keeper: Arc<dyn Keeper>,
+        chronicle: Arc<Chronicle>,
+    ) -> Arc<Session> {
+        let state = chronicle.with(|known| State::revive(known));
+        let said = chronicle.with(|known| known.said.clone());
+        let session = Self::new(config, volume, Some(keeper), State { chronicle: Some(chronicle), ..state });
+        let mut state = session.state.lock();
+        for (sequence, operations) in said {
+            let execute = Execute { sequence: OperationSeq(sequence), ..request(Caller::default(), operations) };
+            state.pending.insert(session.own_id(), Pending { execute, lane: Lane::Control, done: Box::new(|_| ()) });
+        }
+        drop(state);
+        session
+    }
+
+    /// Connect a session that was revived, and keep it so.
+    pub(crate) fn begin(self: &Arc<Self>) {
+        tokio::spawn(self.clone().keep(None));
+    }
+
+    /// What the kernel has not sent again it does not wait for any more.
+    pub(crate) fn forget_unasked(&self) {
+        self.state.lock().forget_unasked();
     }
 
     pub(crate) fn reply_timeout(&self) -> Duration {
@@ -453,9 +494,11 @@ impl Session {
                 if reply.watched {
                     state.say_heard();
                 }
-                if execute.again.is_none() {
-                    state.track(&execute.operations, &reply.results);
-                }
+                let opens = match execute.again {
+                    None => state.track(&execute.operations, &reply.results),
+                    Some(_) => Vec::new(),
+                };
+                state.note_answer(id, &execute, &reply, opens);
                 let order = reply.order;
                 // What was made here first, the journal keeps.
                 let is_kept = execute.made.is_empty() && order > state.durable;
@@ -517,8 +560,8 @@ impl Session {
     }
 
     /// Keep the session connected until it is closed.
-    async fn keep(self: Arc<Self>, first: Connection) {
-        let mut next = Some(first);
+    async fn keep(self: Arc<Self>, first: Option<Connection>) {
+        let mut next = first;
         loop {
             if let Some(control) = next.take() {
                 let bulk = self.connect(Lane::Bulk).await.ok();
@@ -579,8 +622,14 @@ impl Session {
             if is_other {
                 state.forget_requests();
             }
-            let has_all = |keeper: &Arc<dyn Keeper>| keeper.restarted(welcome.journal);
-            is_older = welcome.resumed && is_other && !self.keeper.as_ref().is_none_or(has_all);
+            let is_told = std::mem::take(&mut state.revived) || is_other;
+            let opens = match &self.keeper {
+                Some(keeper) if welcome.resumed && is_told => keeper.restarted(welcome.journal),
+                _ => Some(Vec::new()),
+            };
+            is_older = opens.is_none();
+            opens.into_iter().flatten().for_each(|inode| *state.opens.entry(inode).or_default() += 1);
+            state.note_connection();
             if is_older {
                 // A session of an older copy of the volume is not this one.
                 state.resume = None;
@@ -885,18 +934,95 @@ impl State {
             since: Issue::default(),
             suspended: false,
             closed: false,
+            revived: false,
+            chronicle: None,
+            noted: 0,
+        }
+    }
+
+    /// What a process knew that was killed.
+    fn revive(known: &Known) -> State {
+        let mut opens = known.opens.clone();
+        // Those will be counted when the journal is executed.
+        known.opens_to_come().for_each(|inode| *opens.entry(inode).or_default() -= 1);
+        let count =
+            |(inode, count): (InodeId, i64)| Some((inode, u32::try_from(count).ok().filter(|count| *count > 0)?));
+        State {
+            resume: known.with.resume.clone(),
+            instance: known.with.instance,
+            next_sequence: known.sequences.max(1),
+            noted: known.sequences,
+            unanswered: known.numbered.keys().chain(known.said.keys()).copied().collect(),
+            opens: opens.into_iter().filter_map(count).collect(),
+            away_since: Some(Instant::now()),
+            revived: true,
+            ..State::new()
         }
     }
 
     /// Number a request if executing it twice is not the same as once, and send it. Gives `done` back when it does not fit a frame.
     fn send(&mut self, id: u64, mut execute: Execute, done: Done) -> Result<(), Done> {
-        let releases = |operation: &Operation| matches!(operation, Operation::Release { .. });
-        if changes(&execute) || execute.operations.iter().any(releases) {
-            execute.sequence = OperationSeq(self.next_sequence);
-            self.next_sequence += 1;
-            self.unanswered.insert(execute.sequence.0);
+        if changes(&execute) || execute.operations.iter().any(counts) {
+            let sequence = self.number(id, &execute);
+            execute.sequence = OperationSeq(sequence);
+            self.unanswered.insert(sequence);
         }
         self.post(id, execute, done)
+    }
+
+    /// The number of a request that is to be executed once: the same when the kernel sends it again.
+    fn number(&mut self, id: u64, execute: &Execute) -> u64 {
+        let before = self.chronicle.as_ref().filter(|_| is_of_kernel(id) && id & SENT_AGAIN != 0);
+        if let Some(sequence) = before.and_then(|chronicle| chronicle.number(id)) {
+            return sequence;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        if let Some(chronicle) = &self.chronicle {
+            if self.next_sequence > self.noted {
+                self.noted = self.next_sequence + SEQUENCES;
+                chronicle.note(Entry::Sequences(self.noted));
+            }
+            if is_of_kernel(id) {
+                chronicle.note(Entry::Numbered { sequence, id: id & !SENT_AGAIN });
+            } else if !execute.journal {
+                chronicle.note(Entry::Said { sequence, operations: execute.operations.clone() });
+            }
+        }
+        sequence
+    }
+
+    /// Note what a request was answered that is not carried out again, and what the authority counts. What was made
+    /// here was noted when it was.
+    fn note_answer(&self, id: u64, execute: &Execute, reply: &Reply, opens: Vec<(InodeId, i32)>) {
+        let Some(chronicle) = self.chronicle.as_ref().filter(|_| execute.made.is_empty()) else { return };
+        let sequence = execute.sequence.0;
+        if sequence == 0 && opens.is_empty() {
+            return;
+        }
+        let answer = execute.operations.first().zip(reply.results.first()).filter(|_| is_of_kernel(id));
+        let told = |(operation, answer): (&Operation, &Result<Outcome, Errno>)| {
+            let opens = opened(operation, answer);
+            Told { id: id & !SENT_AGAIN, answer: answer.clone(), opens }
+        };
+        let answer = answer.map(told);
+        chronicle.note(Entry::Answered { sequence, answer, opens });
+    }
+
+    fn note_connection(&self) {
+        if let Some(chronicle) = &self.chronicle {
+            chronicle.note(Entry::Connected(With { resume: self.resume.clone(), instance: self.instance }));
+        }
+    }
+
+    fn forget_unasked(&mut self) {
+        let Some(chronicle) = self.chronicle.clone() else { return };
+        let asked: BTreeSet<u64> = self.pending.values().map(|pending| pending.execute.sequence.0).collect();
+        let unasked: Vec<u64> = chronicle.with(|known| known.numbered.keys().copied().collect());
+        for sequence in unasked.into_iter().filter(|sequence| !asked.contains(sequence)) {
+            self.unanswered.remove(&sequence);
+            chronicle.note(Entry::Answered { sequence, answer: None, opens: Vec::new() });
+        }
     }
 
     /// Send a request that has its number, now or when the session has returned.
@@ -1020,12 +1146,14 @@ impl State {
         }
     }
 
-    /// Count what a request opened and released.
-    fn track(&mut self, operations: &[Operation], results: &[Result<Outcome, Errno>]) {
+    /// Count what a request opened and released. Answers how many more opens there are.
+    fn track(&mut self, operations: &[Operation], results: &[Result<Outcome, Errno>]) -> Vec<(InodeId, i32)> {
         let mut previous = None;
+        let mut more = Vec::new();
         for (operation, result) in operations.iter().zip(results) {
             if let Some(inode) = opened(operation, result) {
                 *self.opens.entry(inode).or_default() += 1;
+                more.push((inode, 1));
             }
             let outcome = result.as_ref().ok();
             let released = match (operation, outcome) {
@@ -1037,6 +1165,7 @@ impl State {
                 && let Some(count) = self.opens.get_mut(&inode)
             {
                 *count -= 1;
+                more.push((inode, -1));
                 if *count == 0 {
                     self.opens.remove(&inode);
                 }
@@ -1044,7 +1173,18 @@ impl State {
             let found = outcome.and_then(Outcome::attributes);
             previous = found.map(|attributes| attributes.inode).or(previous);
         }
+        more
     }
+}
+
+/// Whether it counts what is open: neither twice.
+fn counts(operation: &Operation) -> bool {
+    matches!(operation, Operation::Open { .. } | Operation::Release { .. })
+}
+
+/// The kernel's numbers are even.
+fn is_of_kernel(id: u64) -> bool {
+    id.is_multiple_of(2)
 }
 
 fn changes(execute: &Execute) -> bool {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use atoll_client::Answer;
+use atoll_client::{Answer, Chronicle, Handles, SENT_AGAIN};
 use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::operation::{
     AllocateMode, AttributeChanges, NewTime, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode,
@@ -55,6 +55,8 @@ pub struct FsState {
     next_handle: u64,
     inodes: Vec<InodeId>,
     handles: Vec<(u64, Vec<(InodeId, LockOwner)>)>,
+    /// What is open, where that is noted.
+    open: Vec<(u64, InodeId)>,
 }
 
 /// A mounted volume.
@@ -64,6 +66,7 @@ pub struct VolumeFs {
     next_handle: AtomicU64,
     /// Where the kernel is told when what it keeps is old.
     uptake: Option<Arc<Uptake>>,
+    chronicle: Option<Arc<Chronicle>>,
 }
 
 /// A request whose answer tells the kernel attributes, or changes what it has of them.
@@ -147,7 +150,9 @@ fn answering(
 
 impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
-        VolumeFs { remote: Arc::new(remote), locked: Mutex::default(), next_handle: AtomicU64::new(1), uptake: None }
+        let chronicle = remote.chronicle();
+        let (remote, next_handle) = (Arc::new(remote), AtomicU64::new(1));
+        VolumeFs { remote, locked: Mutex::default(), next_handle, uptake: None, chronicle }
     }
 
     /// For a remote that tells the kernel, by [`KernelCaches`], when what it keeps is old.
@@ -165,16 +170,46 @@ impl VolumeFs {
             next_handle: self.next_handle.load(Ordering::Relaxed),
             inodes: locked.inodes.iter().copied().collect(),
             handles: locked.handles.iter().map(owners).collect(),
+            open: self.chronicle.as_ref().map(|noted| noted.handles().open).unwrap_or_default(),
         }
     }
 
     /// Go on from what another image knew.
     pub fn restore(&self, state: FsState) {
         self.next_handle.store(state.next_handle, Ordering::Relaxed);
+        if let Some(chronicle) = &self.chronicle {
+            state.open.into_iter().for_each(|(handle, inode)| chronicle.opened(0, handle, inode));
+            for (handle, owners) in &state.handles {
+                owners.iter().for_each(|(inode, owner)| chronicle.locked(*handle, *inode, *owner));
+            }
+        }
         let mut locked = self.locked.lock();
         locked.inodes = state.inodes.into_iter().collect();
         let owners = |(handle, owners): (u64, Vec<_>)| (handle, owners.into_iter().collect());
         locked.handles = state.handles.into_iter().map(owners).collect();
+    }
+
+    /// Go on from what a process noted that was killed.
+    pub fn revive(&self) {
+        let Some(chronicle) = &self.chronicle else { return };
+        let Handles { last, locked: handles, inodes, .. } = chronicle.handles();
+        // The kernel may send again that a handle is closed that is not known any more.
+        self.next_handle.store((last | u64::from(u32::MAX)) + 1, Ordering::Relaxed);
+        let mut locked = self.locked.lock();
+        locked.inodes = inodes.into_iter().collect();
+        for (handle, owners) in handles {
+            locked.inodes.extend(owners.iter().map(|(inode, _)| *inode));
+            locked.handles.insert(handle, owners.into_iter().collect());
+        }
+    }
+
+    /// The handle for an open: if the kernel sends the request again, the one that it was answered with.
+    fn handle(&self, unique: u64) -> (u64, bool) {
+        let again = self.chronicle.as_ref().filter(|_| unique & SENT_AGAIN != 0);
+        match again.and_then(|chronicle| chronicle.handle(unique)) {
+            Some(handle) => (handle, true),
+            None => (self.next_handle.fetch_add(1, Ordering::Relaxed), false),
+        }
     }
 
     pub(crate) fn uptake(&self) -> Option<Arc<Uptake>> {
@@ -314,10 +349,17 @@ impl VolumeFs {
             Parsed::Data(operation) => self.data(header, operation, reply),
             Parsed::Sized(operation, size) => self.sized(header, operation, size, reply),
             Parsed::Open(operation, flags) => {
-                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+                let (handle, is_open) = self.handle(header.unique);
+                if is_open {
+                    reply.ok(Body::default().open(handle, page_cache(flags, Lifetimes::default(), false)));
+                    return Ok(());
+                }
                 let truncates = matches!(&operation, Operation::Open { flags, .. } if flags.truncate);
-                let (inode, uptake) = (InodeId(header.node), self.uptake.clone());
+                let (uptake, chronicle) = (self.uptake.clone(), self.chronicle.clone());
                 let body = move |_, lifetimes| {
+                    if let Some(chronicle) = chronicle {
+                        chronicle.opened(header.unique, handle, inode);
+                    }
                     let is_disputed = uptake.is_some_and(|uptake| uptake.is_disputed(inode));
                     Ok(Body::default().open(handle, page_cache(flags, lifetimes, is_disputed)))
                 };
@@ -328,11 +370,14 @@ impl VolumeFs {
                 }
             }
             Parsed::Create(operation, flags) => {
-                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                let remote = self.remote.clone();
+                let (handle, _) = self.handle(header.unique);
+                let (remote, chronicle) = (self.remote.clone(), self.chronicle.clone());
                 let body = move |outcome, lifetimes| {
                     let attributes = attributes(outcome)?;
                     remote.looked_up(attributes.inode);
+                    if let Some(chronicle) = chronicle {
+                        chronicle.opened(header.unique, handle, attributes.inode);
+                    }
                     let open = page_cache(flags, lifetimes, false);
                     Ok(Body::default().entry(&attributes, lifetimes).open(handle, open))
                 };
@@ -396,14 +441,20 @@ impl VolumeFs {
                         range: ByteRange::EVERYTHING,
                     });
                 }
-                self.remote.tell(Operation::Release { inode });
+                // The locks first: who sends it again after the file was closed finds them given back.
+                if self.chronicle.as_ref().is_none_or(|chronicle| chronicle.closed(handle)) {
+                    self.remote.tell(Operation::Release { inode });
+                }
                 reply.ok(Body::default());
             }
             Parsed::Flush { handle, owner } => {
                 let unlock = {
                     let mut locked = self.locked.lock();
-                    if let Some(owners) = locked.handles.get_mut(&handle) {
-                        owners.remove(&(inode, owner));
+                    if let Some(owners) = locked.handles.get_mut(&handle)
+                        && owners.remove(&(inode, owner))
+                        && let Some(chronicle) = &self.chronicle
+                    {
+                        chronicle.unlocked(handle, inode, owner);
                     }
                     locked.inodes.contains(&inode)
                 };
@@ -437,6 +488,9 @@ impl VolumeFs {
                     let mut locked = self.locked.lock();
                     locked.inodes.insert(inode);
                     locked.handles.entry(handle).or_default().insert((inode, lock.owner));
+                    if let Some(chronicle) = &self.chronicle {
+                        chronicle.locked(handle, inode, lock.owner);
+                    }
                 }
                 let mut reply = reply;
                 if wait {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_client::{Answer, Client, Session};
+use atoll_client::{Answer, Chronicle, Client, Session};
 use atoll_types::{Caller, Errno, InodeId, Operation};
 
 /// How long the kernel may use what an answer says without asking again.
@@ -40,6 +40,10 @@ pub trait Remote: Send + Sync + 'static {
     }
     /// Whether the kernel may ever keep attributes, so that listings should carry them.
     fn keeps_attributes(&self) -> bool;
+    /// Where it is noted what outlives this process.
+    fn chronicle(&self) -> Option<Arc<Chronicle>> {
+        None
+    }
 }
 
 impl Remote for Client {
@@ -69,6 +73,10 @@ impl Remote for Client {
 
     fn keeps_attributes(&self) -> bool {
         true
+    }
+
+    fn chronicle(&self) -> Option<Arc<Chronicle>> {
+        Client::chronicle(self).cloned()
     }
 }
 

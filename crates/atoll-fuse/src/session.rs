@@ -74,6 +74,13 @@ impl Connection {
         self.minor >= abi::MINOR_RESEND
     }
 
+    /// Further descriptors, which a child of this process inherits as long as they are kept.
+    pub fn share(&self) -> std::io::Result<(Inherited, Vec<OwnedFd>)> {
+        let copies = self.devices.iter().map(|device| rustix::io::dup(&**device));
+        let copies: Vec<OwnedFd> = copies.collect::<Result<_, _>>()?;
+        Ok((Inherited { devices: copies.iter().map(AsRawFd::as_raw_fd).collect(), minor: self.minor }, copies))
+    }
+
     /// Let the descriptors outlive an `exec`.
     pub fn inherit(&self) -> std::io::Result<Inherited> {
         for device in &self.devices {

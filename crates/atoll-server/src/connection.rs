@@ -730,13 +730,16 @@ async fn compound(context: &Context, session: &Session, execute: Execute, mut re
     let attributes = |result: &std::result::Result<Outcome, Errno>| result.as_ref().ok()?.attributes().copied();
     let mut previous = results.iter().rev().find_map(attributes).map(|attributes| attributes.inode);
     let mut goes_on = results.last().is_none_or(Result::is_ok);
+    // That something is open the next server is told anew.
+    let lasts = |operation: &Operation| operation.mutates() || matches!(operation, Operation::Release { .. });
+    let is_noted = execute.sequence != OperationSeq(0) && execute.operations.iter().any(lasts);
     for (at, mut operation) in execute.operations.into_iter().enumerate().skip(results.len()) {
         if !goes_on {
             break;
         }
         let mark = if execute.journal {
             Mark::Journal(JournalPosition(execute.after.0 + at as u64 + 1))
-        } else if execute.sequence == OperationSeq(0) {
+        } else if !is_noted {
             Mark::None
         } else {
             let Execute { sequence, acknowledged, released, .. } = execute;

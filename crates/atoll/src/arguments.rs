@@ -81,6 +81,9 @@ pub enum Command {
     /// What a program that takes a mount over must understand.
     #[command(hide = true)]
     HandoverVersion,
+    /// Wait until the process of a mount is killed, and go on with the mount.
+    #[command(hide = true)]
+    Keep,
     /// Unmount, and wait until the mount's process has gone.
     Umount { directory: PathBuf },
     /// What the server does, and what is mounted here.

@@ -23,11 +23,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::Result;
+use crate::keeper::{self, Keeper};
 
 /// Of what one program hands to the next; a program takes over from its own version only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Tells the new program where the memory file is.
-const VARIABLE: &str = "ATOLL_HANDOVER";
+pub const VARIABLE: &str = "ATOLL_HANDOVER";
 /// How long the kernel may take over what it was told last. It may never do: then requests are taken up for a moment.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(20);
 /// How often that is tried.
@@ -68,6 +69,7 @@ pub struct Served {
     pub client: Client,
     pub filesystem: Arc<VolumeFs>,
     pub connection: Arc<Connection>,
+    pub keeper: Option<Arc<Keeper>>,
 }
 
 impl Served {
@@ -104,7 +106,12 @@ impl Served {
         let client = self.client.suspend().await?;
         let connection = self.connection.clone();
         let is_silent = blocking(move || connection.silence(SILENCE_TIMEOUT)).await?;
-        let error = is_silent.then(|| self.execute(program, client));
+        let error = is_silent.then(|| {
+            self.keeper.iter().for_each(|keeper| keeper.dismiss());
+            let error = self.execute(program, client);
+            let _ = self.keeper.iter().try_for_each(Keeper::recall);
+            error
+        });
         self.client.resume();
         match error {
             None => Ok(()),
@@ -122,7 +129,8 @@ impl Served {
             file.write_all(&serde_json::to_vec(&handover)?)?;
             let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
             let mut command = std::process::Command::new(program);
-            Ok(command.args(arguments).env(VARIABLE, file.as_raw_fd().to_string()).exec())
+            command.args(arguments).env(VARIABLE, file.as_raw_fd().to_string()).env_remove(keeper::VARIABLE);
+            Ok(command.exec())
         };
         run().unwrap_or_else(|error| error)
     }

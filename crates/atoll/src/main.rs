@@ -7,6 +7,7 @@ mod checking;
 mod copying;
 mod files;
 mod handover;
+mod keeper;
 mod leases;
 mod mounting;
 mod serving;
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
     match arguments.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+    if let Command::Keep = &arguments.command {
+        return finish(keeper::run());
     }
     if let Command::Mount { volume, directory, replace: true, .. } = &arguments.command {
         match mounting::replace(volume, directory) {
@@ -204,6 +208,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Up { .. }
         | Command::Serve(_)
         | Command::Umount { .. }
+        | Command::Keep
         | Command::HandoverVersion
         | Command::Bench(..)
         | Command::Fsck(..)

@@ -14,6 +14,7 @@ use atoll_fuse::{KernelCaches, Lifetimes, MountOptions, Mounted, NullRemote, Vol
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
 use crate::handover::{self, Handover, Served};
+use crate::keeper::{self, Keeper, Kept};
 
 /// How long `umount` waits for the mount's process.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,6 +49,8 @@ fn parse(options: &[String], config: &mut ClientConfig, mount: &mut MountOptions
                 "nodev" => mount.no_devices = true,
                 "noexec" => mount.no_exec = true,
                 "noatime" => mount.no_access_times = true,
+                "keeper" => config.outlives = true,
+                "nokeeper" => config.outlives = false,
                 "allow_other" => mount.allow_other = true,
                 "noallow_other" => mount.allow_other = false,
                 // The defaults, and what fstab says to others.
@@ -57,7 +60,7 @@ fn parse(options: &[String], config: &mut ClientConfig, mount: &mut MountOptions
                 other => {
                     return Err(format!(
                         "no mount option `{other}`: there are ro, noatime, nosuid, nodev, noexec, allow_other, \
-                         noallow_other, reply_timeout=SECONDS, server=ADDRESS, token_file=PATH, ca=PATH"
+                         noallow_other, keeper, nokeeper, reply_timeout=SECONDS, server=ADDRESS, token_file=PATH, ca=PATH"
                     ));
                 }
             },
@@ -111,6 +114,18 @@ async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], h
     filesystem.restore(state);
     let mounted = atoll_fuse::take_over(&connection, filesystem.clone());
     client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
+    Ok(Serving { client, mounted, filesystem })
+}
+
+/// Go on with a mount whose process was killed.
+fn revive(mut config: ClientConfig, volume: &str, options: &[String], kept: &Kept) -> Result<Serving> {
+    parse(options, &mut config, &mut mount_options(volume, &kept.directory))?;
+    let client = Client::revive(config, volume, kept.chronicle()?);
+    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
+    filesystem.revive();
+    // Before there is a server: who is killed need not wait for that.
+    let mounted = atoll_fuse::take_over(&kept.connection, filesystem.clone());
+    client.begin(Arc::new(KernelCaches::new(mounted.notifier())));
     Ok(Serving { client, mounted, filesystem })
 }
 
@@ -196,23 +211,38 @@ fn recorded() -> Vec<(String, String, u32)> {
 }
 
 pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
-    let handover = handover::received()?;
-    let is_first = handover.is_none();
+    let (handover, kept) = (handover::received()?, keeper::received()?);
+    let is_first = handover.is_none() && kept.is_none();
+    let config = ClientConfig { outlives: true, ..config };
     // Nobody serves a directory that is being taken over: it must not be looked at.
-    let (directory, serving) = match handover {
-        Some(handover) => (handover.directory.clone(), take_over(config, volume, options, handover).await?),
-        None => {
+    let (directory, serving) = match (handover, kept) {
+        (Some(handover), _) => (handover.directory.clone(), take_over(config, volume, options, handover).await?),
+        (None, Some(kept)) => {
+            let serving = revive(config, volume, options, &kept)?;
+            for left in [state_folder().join(kept.process.to_string()), socket_of(kept.process)] {
+                let _ = std::fs::remove_file(left);
+            }
+            (kept.directory, serving)
+        }
+        (None, None) => {
             let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
             let serving = mount(config, volume, &directory, options).await?;
             (directory, serving)
         }
     };
     let Serving { client, mounted, filesystem } = serving;
+    let connection = mounted.connection();
+    let keeper = match client.chronicle() {
+        Some(chronicle) if connection.can_be_handed_over() => {
+            Some(Keeper::start(directory.clone(), connection.clone(), chronicle.clone())?)
+        }
+        _ => None,
+    };
     let folder = state_folder();
     let (state, socket) = (folder.join(std::process::id().to_string()), socket_of(std::process::id()));
     let _ = std::fs::create_dir_all(&folder);
     let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
-    let served = Served { directory, client: client.clone(), filesystem, connection: mounted.connection() };
+    let served = Served { directory, client: client.clone(), filesystem, connection, keeper: keeper.clone() };
     let listening = handover::listen(socket.clone(), served);
     tokio::spawn(async move {
         let Err(error) = listening.await;
@@ -223,6 +253,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     }
     let joined = tokio::task::spawn_blocking(move || mounted.join()).await;
     client.close().await;
+    keeper.iter().for_each(|keeper| keeper.dismiss());
     let _ = std::fs::remove_file(state);
     let _ = std::fs::remove_file(socket);
     joined.map_err(|error| error.to_string())
@@ -294,7 +325,7 @@ pub fn detach(directory: &Path) -> Result<()> {
 }
 
 /// True for a process that was killed, also while the kernel still holds what it was doing.
-fn is_dead(process: u32) -> bool {
+pub fn is_dead(process: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return true };
     // The state follows the name, which is in parentheses and may hold any others.
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))

@@ -10,6 +10,7 @@ use atoll_types::operation::{AttributeChanges, NewTime, RenameMode, WriteAt};
 use bytes::Bytes;
 
 use super::*;
+use crate::chronicle::{SENT_AGAIN, Told};
 use crate::journal::Executed;
 use crate::session::Reply;
 
@@ -79,9 +80,11 @@ struct Birth<'a> {
 }
 
 impl Cache {
-    /// Make a change here, if its rights are held and its outcome is certain. Then it stands in the journal.
+    /// Make a change here, if its rights are held and its outcome is certain. Then it stands in the journal. `id`: of the
+    /// kernel's request.
     pub fn make(
         &mut self,
+        id: u64,
         caller: Caller,
         operation: &Operation,
         now: Timestamp,
@@ -133,7 +136,9 @@ impl Cache {
         if let Some((opened, count)) = opens {
             self.tell_opens(opened, count);
         }
-        self.journal.push(Change { made, operation: change, touches });
+        let opens = matches!(operation, O::Create { .. }).then_some(inode).flatten();
+        let told = self.journal.chronicle().map(|_| Told { id: id & !SENT_AGAIN, answer: Ok(outcome.clone()), opens });
+        self.journal.push(Change { made, operation: change, touches }, told);
         if let Some(node) = outcome.attributes().and_then(|attributes| self.nodes.get_mut(&attributes.inode)) {
             node.told = true;
         }
@@ -574,7 +579,7 @@ mod tests {
     }
 
     fn make(cache: &mut Cache, operation: &Operation) -> Option<Outcome> {
-        cache.make(CALLER, operation, NOW).map(|(result, _)| result.unwrap())
+        cache.make(2, CALLER, operation, NOW).map(|(result, _)| result.unwrap())
     }
 
     fn made(cache: &mut Cache, text: &str) -> Attributes {

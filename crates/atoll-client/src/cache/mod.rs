@@ -10,6 +10,7 @@ mod names;
 mod prefetch;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use atoll_lease::{Grant, Holding, Issue, Recall, Rights};
@@ -21,6 +22,7 @@ use atoll_types::{
 use atoll_wire::Made;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::chronicle::{Chronicle, Entry, Known};
 use crate::client::Asker;
 use crate::journal::{Change, Journal};
 use crate::locks::{Locks, Moves, Owner, Request};
@@ -86,6 +88,8 @@ const LISTED_KEPT_MAX: usize = 16_384;
 /// Inodes on which rights are held: when there are more, those not used lately are given up, down to a part.
 const HELD_MAX: usize = 150_000;
 const HELD_LEFT: usize = HELD_MAX / 5 * 4;
+/// Of an inode that the kernel was told of nobody knows how often.
+const LOOKUPS_UNKNOWN: u64 = 1 << 62;
 
 /// What has to happen outside before rights are given up.
 #[derive(Debug, Default)]
@@ -156,7 +160,7 @@ pub(crate) struct Cache {
 fn hands_over(journal: &mut Journal, at: Timestamp) -> impl FnMut(InodeId, Vec<Lock>) -> JournalPosition {
     move |inode, locks| {
         let made = Made { caller: Caller::default(), at, inode: None };
-        journal.push(Change { made, operation: Operation::HoldLocks { inode, locks }, touches: Vec::new() });
+        journal.push(Change { made, operation: Operation::HoldLocks { inode, locks }, touches: Vec::new() }, None);
         journal.end()
     }
 }
@@ -666,7 +670,7 @@ impl Cache {
         for _ in 0..count {
             let operation = Operation::Open { inode, flags: Default::default() };
             // It changes nothing that is kept.
-            self.journal.push(Change { made, operation, touches: Vec::new() });
+            self.journal.push(Change { made, operation, touches: Vec::new() }, None);
         }
     }
 
@@ -681,6 +685,14 @@ impl Cache {
     pub fn leave_locks(&mut self) -> Moves<Asker> {
         self.locks.leave_all(&mut hands_over(&mut self.journal, self.last_made));
         Moves::default()
+    }
+
+    /// Note what locks are held, where that has changed.
+    pub fn note_locks(&mut self) {
+        let changed = self.locks.take_changed();
+        for (inode, locks) in changed {
+            self.journal.note(|| Entry::Locks { inode, locks });
+        }
     }
 
     /// Opens that the authority must know of before it executes an operation that may take a file's last name.
@@ -820,9 +832,44 @@ impl Cache {
         cache
     }
 
+    /// Go on from what a process knew that was killed. How often it told the kernel of an inode is not known: the kernel
+    /// is never taken to have forgotten one of them. Answers opens that the authority counts and nobody has.
+    pub fn revive(known: &Known, chronicle: Arc<Chronicle>) -> (Cache, Vec<InodeId>) {
+        let mut cache =
+            Cache { lookups: known.inodes.iter().map(|inode| (*inode, LOOKUPS_UNKNOWN)).collect(), ..Cache::default() };
+        cache.journal = Journal::restore(known);
+        cache.journal.note_in(chronicle);
+        let mut here: FxHashMap<InodeId, i64> = FxHashMap::default();
+        known.handles.values().chain(known.opening.values()).for_each(|inode| *here.entry(*inode).or_default() += 1);
+        known.opens.iter().for_each(|(inode, count)| *here.entry(*inode).or_default() -= count);
+        for operation in known.said.values().flatten() {
+            match operation {
+                Operation::Open { inode, .. } => *here.entry(*inode).or_default() -= 1,
+                Operation::Release { inode } => *here.entry(*inode).or_default() += 1,
+                _ => {}
+            }
+        }
+        let mut surplus = Vec::new();
+        for (inode, count) in here {
+            match u32::try_from(count) {
+                Ok(0) => {}
+                Ok(count) => cache.node(inode).local_opens = count,
+                Err(_) => surplus.extend((count..0).map(|_| inode)),
+            }
+        }
+        let locks = known.locks.iter().map(|(inode, locks)| (*inode, locks.clone())).collect();
+        cache.locks.revive(locks);
+        cache.leave_locks();
+        (cache, surplus)
+    }
+
     /// The kernel was told of an inode once more.
     pub fn looked_up(&mut self, inode: InodeId) {
-        *self.lookups.entry(inode).or_default() += 1;
+        let count = self.lookups.entry(inode).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.journal.note(|| Entry::Shown(inode));
+        }
         if let Some(node) = self.nodes.get_mut(&inode) {
             node.is_forgotten = false;
         }
@@ -836,6 +883,7 @@ impl Cache {
                 return None;
             }
             self.lookups.remove(&inode);
+            self.journal.note(|| Entry::Forgotten(inode));
         }
         let node = self.nodes.get_mut(&inode)?;
         if node.local_opens > 0 || inode == InodeId::ROOT {
