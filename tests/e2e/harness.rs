@@ -171,14 +171,16 @@ impl Site {
 
     /// The process that serves a mount.
     pub fn process_of(&self, mount: &Path) -> rustix::process::Pid {
+        self.find_process_of(mount).unwrap_or_else(|| panic!("nobody serves {}", mount.display()))
+    }
+
+    /// The same, if there is one right now.
+    pub fn find_process_of(&self, mount: &Path) -> Option<rustix::process::Pid> {
         let text = self.atoll(["--json", "status"]).must_succeed();
         let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let mounts = status["mounts"].as_array().expect("mounts");
-        let of = mounts
-            .iter()
-            .find(|m| m["dir"].as_str() == mount.to_str())
-            .unwrap_or_else(|| panic!("{} is not listed: {text}", mount.display()));
-        rustix::process::Pid::from_raw(of["pid"].as_i64().expect("a number") as i32).expect("a process")
+        let of = mounts.iter().find(|m| m["dir"].as_str() == mount.to_str())?;
+        rustix::process::Pid::from_raw(of["pid"].as_i64().expect("a number") as i32)
     }
 
     pub fn server(&self) -> rustix::process::Pid {

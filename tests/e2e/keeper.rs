@@ -12,15 +12,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::*;
 
-/// Who serves a mount, if anybody does right now.
-fn process_of(site: &Site, mount: &Path) -> Option<Pid> {
-    let text = site.atoll(["--json", "status"]).must_succeed();
-    let status: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let mounts = status["mounts"].as_array().expect("mounts");
-    let of = mounts.iter().find(|m| m["dir"].as_str() == mount.to_str())?;
-    Pid::from_raw(of["pid"].as_i64()? as i32)
-}
-
 /// SIGKILL who serves a mount; answers who did.
 fn kill(site: &Site, mount: &Path) -> Pid {
     let process = site.process_of(mount);
@@ -29,7 +20,9 @@ fn kill(site: &Site, mount: &Path) -> Pid {
 }
 
 fn eventually_served_by_another(site: &Site, mount: &Path, than: Pid) {
-    eventually("another process serves the mount", || process_of(site, mount).is_some_and(|process| process != than));
+    eventually("another process serves the mount", || {
+        site.find_process_of(mount).is_some_and(|process| process != than)
+    });
 }
 
 /// Names come, move and go; a log grows by a line a round; a record is overwritten, synced now and then, and read back.
@@ -230,4 +223,26 @@ fn a_killed_keeper_is_replaced_and_an_unmounted_one_ends() {
     eventually_served_by_another(&site, &a, killed);
     site.unmount(&a);
     eventually("the keeper ends", || keepers(&site).is_empty());
+}
+
+#[test]
+fn a_mount_that_is_asked_to_stop_unmounts_when_nobody_uses_it() {
+    let mut site = Site::new();
+    let a = site.mount("m1");
+    let file = File::create(a.join("file")).unwrap();
+    kill_process(site.process_of(&a), Signal::TERM).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(is_mounted(&a), "it is in use");
+    drop(file);
+    eventually("it is unmounted", || !is_mounted(&a));
+    eventually("nobody serves it", || site.find_process_of(&a).is_none());
+
+    let b = site.mount("m2");
+    let file = File::open(b.join("file")).unwrap();
+    let process = site.process_of(&b);
+    kill_process(process, Signal::INT).unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    kill_process(process, Signal::INT).unwrap();
+    eventually("it is gone all the same", || !is_mounted(&b) && site.find_process_of(&b).is_none());
+    drop(file);
 }

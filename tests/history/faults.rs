@@ -22,7 +22,7 @@ const RECOVERY_MAX: Duration = Duration::from_secs(5);
 pub enum Kind {
     /// SIGSTOP for a while, then SIGCONT.
     Freeze,
-    /// SIGKILL, and a new mount after a while.
+    /// SIGKILL, and a new mount after a while; or the mount outlives it.
     Kill,
     /// All connections of the mount break.
     Cut,
@@ -99,6 +99,14 @@ pub fn inject(
                 drop(stalled);
                 std::thread::sleep(length);
             });
+        }
+        Kind::Kill if mount.outlives() => {
+            drop(stalled);
+            for _ in 0..1 + random.below(3) {
+                mount.hand_on(site);
+                wait_for(progress, 1 + random.below(60));
+            }
+            kind = Kind::Replace;
         }
         Kind::Kill => {
             mount.kill();

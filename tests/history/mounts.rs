@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::hands::{Common, Span};
 use crate::harness::{self, PATIENCE, Site};
@@ -89,6 +89,8 @@ pub struct Mount {
     kind: Kind,
     proxy: Option<Proxy>,
     child: Option<Child>,
+    /// Who serves it, when that is another process than the one that was started.
+    heir: Option<Pid>,
     log: PathBuf,
 }
 
@@ -99,7 +101,7 @@ impl Mount {
         let now = Now { generation: 0, directory: PathBuf::new(), is_dead: true };
         let place = Arc::new(Place { now: Mutex::new(now), changed: Condvar::new(), frozen: Mutex::new(None) });
         let log = site.path(&format!("mount{number}.log"));
-        let mut mount = Mount { number, place, kind, proxy, child: None, log };
+        let mut mount = Mount { number, place, kind, proxy, child: None, heir: None, log };
         mount.mount(site);
         mount
     }
@@ -119,7 +121,9 @@ impl Mount {
             }
             Kind::Direct | Kind::Proxied => {
                 let mut command = site.command(["mount", "vol", "--foreground"]);
-                command.arg(&directory).env("ATOLL_SERVER", &server);
+                // Every other one stays dead when it is killed.
+                let keeper = if self.outlives() { "keeper" } else { "nokeeper" };
+                command.args(["-o", keeper]).arg(&directory).env("ATOLL_SERVER", &server);
                 command
             }
         };
@@ -153,8 +157,31 @@ impl Mount {
         self.place.note_freeze((start_ns, common.now_ns()));
     }
 
+    fn process(&self) -> Pid {
+        self.heir.unwrap_or_else(|| Pid::from_child(self.child.as_ref().expect("a mount's process")))
+    }
+
     fn signal(&self, signal: Signal) {
-        harness::signal(self.child.as_ref().expect("a mount's process"), signal);
+        rustix::process::kill_process(self.process(), signal).expect("the process lives");
+    }
+
+    /// Whether the mount goes on when its process is killed.
+    pub fn outlives(&self) -> bool {
+        self.kind != Kind::Broken && self.number.is_multiple_of(2)
+    }
+
+    /// SIGKILL of the process, and nobody who uses the mount notices.
+    pub fn hand_on(&mut self, site: &Site) {
+        let killed = self.process();
+        self.signal(Signal::KILL);
+        if let Some(mut child) = self.child.take() {
+            child.wait().expect("it was killed");
+        }
+        let directory = self.place.lock().directory.clone();
+        harness::eventually("another process serves the mount", || {
+            self.heir = site.find_process_of(&directory).filter(|process| *process != killed);
+            self.heir.is_some()
+        });
     }
 
     /// Have the process become another image of its program.
@@ -170,6 +197,7 @@ impl Mount {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.heir = None;
     }
 
     /// Take what a killed process left away, and mount again elsewhere.
@@ -188,7 +216,12 @@ impl Mount {
             refused != Err(rustix::io::Errno::BUSY)
         });
         refused.map_err(|error| format!("mount {} cannot be unmounted: {error}", self.number))?;
-        let mut child = self.child.take().expect("a mount's process");
+        let Some(mut child) = self.child.take() else {
+            let heir = self.process();
+            // It is nobody's child here.
+            harness::eventually("the mount's process ends", || rustix::process::test_kill_process(heir).is_err());
+            return Ok(());
+        };
         match harness::wait_bounded(&mut child) {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(format!("mount {} ended with {status}: {}", self.number, self.log())),

@@ -10,14 +10,15 @@
 //! So after the kernel was told that attributes are old, they are given to one asker at a time, and not to be kept,
 //! until its next request shows that it has taken them in. The others wait, and are answered anew. Then the
 //! attributes are as good as any, and may be kept. The same holds for answers that may not be kept in the first place,
-//! and for those that are never dropped.
+//! and for those that are never dropped. Answers to writes may be taken in together, but with none of these.
 //!
 //! Invariant: between a word that attributes are old and the first answer that may be kept, at most one answer with
-//! attributes is under way in the kernel, and no further such word is sent before it is taken in.
+//! attributes is under way in the kernel, beside which no write is answered, and no further such word is sent before it
+//! is taken in.
 //!
 //! What is left is a limit of the kernel: it reads by a size that it takes from answers in the order of its threads. An
-//! answer that came without a right is not recalled, and a write of this mount moves the size to its end; an asker
-//! that is not run for as long as a change elsewhere takes can bring the older size back then, for one read of others.
+//! answer that came without a right is not recalled; an asker that is not run for as long as a change elsewhere takes
+//! can bring the older size back then, for one read of others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,11 +79,17 @@ pub(crate) enum Turn {
     Wait,
 }
 
-/// An answer that its asker may not have taken in.
-struct Lead {
+/// Who may not have taken an answer in.
+struct Taker {
     thread: u32,
     /// When it was given; `None`: it is just being written to the kernel, and its asker cannot have run.
     since: Option<Instant>,
+}
+
+/// An answer that its asker may not have taken in, or those to writes.
+struct Lead {
+    takers: Vec<Taker>,
+    writes: bool,
     /// The kernel is up to date when it has.
     settles: bool,
     waiting: Vec<Next>,
@@ -111,22 +118,39 @@ pub(crate) struct Uptake {
 }
 
 impl State {
-    fn leads(&mut self, inode: InodeId, thread: u32, settles: bool) {
-        let waiting = self.leads.remove(&inode).map(|lead| lead.waiting).unwrap_or_default();
+    fn leads(&mut self, inode: InodeId, thread: u32, writes: bool, settles: bool) {
+        let before = self.leads.remove(&inode);
+        let (mut takers, mut waiting, mut teller) = (Vec::new(), Vec::new(), None);
+        if let Some(before) = before {
+            if before.writes && writes {
+                takers = before.takers;
+                teller = before.teller;
+                let is_new = |taker: &Taker| taker.since.is_none_or(|since| since.elapsed() < UNSEEN_TIMEOUT);
+                takers.retain(|taker| taker.thread != thread || (thread == UNSEEN && is_new(taker)));
+            }
+            waiting = before.waiting;
+        }
         if thread != UNSEEN {
             self.threads.insert(thread, inode);
         }
-        self.leads.insert(inode, Lead { thread, since: None, settles, waiting, teller: None });
+        takers.push(Taker { thread, since: None });
+        self.leads.insert(inode, Lead { takers, writes, settles, waiting, teller });
     }
 
-    /// An answer was taken in. Gives what waited for that.
-    fn taken(&mut self, inode: InodeId) -> Vec<Next> {
-        let Some(Lead { thread, settles, waiting, teller, .. }) = self.leads.remove(&inode) else { return Vec::new() };
+    /// Answers were taken in by those takers. Gives what waited for that, if nothing else is to be taken in.
+    fn taken(&mut self, inode: InodeId, by: impl Fn(&Taker) -> bool) -> Vec<Next> {
+        let Some(lead) = self.leads.get_mut(&inode) else { return Vec::new() };
+        for taker in lead.takers.extract_if(.., |taker| by(taker)) {
+            if self.threads.get(&taker.thread) == Some(&inode) {
+                self.threads.remove(&taker.thread);
+            }
+        }
+        if !lead.takers.is_empty() {
+            return Vec::new();
+        }
+        let Some(Lead { settles, waiting, teller, .. }) = self.leads.remove(&inode) else { return Vec::new() };
         if let Some(teller) = teller {
             let _ = teller.send(());
-        }
-        if self.threads.get(&thread) == Some(&inode) {
-            self.threads.remove(&thread);
         }
         if settles {
             self.behind.remove(&inode);
@@ -155,14 +179,14 @@ impl Uptake {
         }
         let next = self.with(|state| {
             let inode = state.threads.remove(&thread);
-            inode.map(|inode| state.taken(inode)).unwrap_or_default()
+            inode.map(|inode| state.taken(inode, |taker| taker.thread == thread)).unwrap_or_default()
         });
         next.into_iter().for_each(|next| next());
     }
 
     /// There is an answer for an asker: what becomes of it. `kept`: the attributes may be kept.
     pub fn turn(&self, inode: InodeId, asker: Asker, effect: Effect, kept: bool) -> Turn {
-        let matters = effect == Effect::Sets || (effect == Effect::Tells && !kept);
+        let matters = effect == Effect::Sets || (matches!(effect, Effect::Tells | Effect::Grows) && !kept);
         if !self.is_active() && !matters {
             return Turn::Free;
         }
@@ -171,29 +195,28 @@ impl Uptake {
                 state.behind.remove(&inode);
                 return Turn::Free;
             }
+            let writes = effect == Effect::Grows;
+            let is_other = |taker: &Taker| taker.thread != asker.thread || taker.thread == UNSEEN;
             match state.leads.get(&inode) {
-                Some(lead) if lead.thread != asker.thread || lead.thread == UNSEEN => return Turn::Wait,
+                Some(lead) if !(lead.writes && writes) && lead.takers.iter().any(is_other) => return Turn::Wait,
                 _ => {}
             }
             let behind = state.behind.get(&inode).copied();
-            match effect {
-                Effect::Grows => return Turn::Free,
-                Effect::Tells if kept && behind.is_none() => return Turn::Free,
-                _ => {}
+            if matches!(effect, Effect::Tells | Effect::Grows) && kept && behind.is_none() {
+                return Turn::Free;
             }
             let asked_later = |since: Instant| asker.at.is_some_and(|at| at > since);
             let settles = effect == Effect::Tells && kept && behind.flatten().is_some_and(asked_later);
-            state.leads(inode, asker.thread, settles);
+            state.leads(inode, asker.thread, writes, settles);
             Turn::Once
         })
     }
 
     /// An answer whose turn it was is with the kernel.
     pub fn gave(&self, inode: InodeId, asker: Asker) {
-        if let Some(lead) = self.state.lock().leads.get_mut(&inode)
-            && lead.thread == asker.thread
-        {
-            lead.since = Some(Instant::now());
+        if let Some(lead) = self.state.lock().leads.get_mut(&inode) {
+            let is_it = |taker: &&mut Taker| taker.thread == asker.thread && taker.since.is_none();
+            lead.takers.iter_mut().find(is_it).into_iter().for_each(|taker| taker.since = Some(Instant::now()));
         }
     }
 
@@ -226,7 +249,9 @@ impl Uptake {
                 let is_waited_for = |lead: &Lead| !lead.waiting.is_empty() || lead.teller.is_some();
                 let waited_for = || state.leads.iter().filter(|(_, lead)| is_waited_for(lead));
                 state.is_looking = waited_for().next().is_some();
-                let given = waited_for().filter_map(|(inode, lead)| Some((*inode, lead.thread, lead.since?)));
+                let takers =
+                    waited_for().flat_map(|(inode, lead)| lead.takers.iter().map(move |taker| (*inode, taker)));
+                let given = takers.filter_map(|(inode, taker)| Some((inode, taker.thread, taker.since?)));
                 state.is_looking.then(|| given.collect())
             });
             let Some(waited_for) = waited_for else { return };
@@ -239,10 +264,8 @@ impl Uptake {
                 if !has_run && since.elapsed() < timeout {
                     continue;
                 }
-                let next = self.with(|state| match state.leads.get(&inode) {
-                    Some(lead) if lead.since == Some(since) => state.taken(inode),
-                    _ => Vec::new(),
-                });
+                let is_it = |taker: &Taker| taker.thread == thread && taker.since == Some(since);
+                let next = self.with(|state| state.taken(inode, is_it));
                 next.into_iter().for_each(|next| next());
             }
         }
@@ -253,6 +276,8 @@ impl Uptake {
     pub fn tells_old(self: &Arc<Self>, inode: InodeId) -> bool {
         let (teller, taken) = mpsc::channel();
         let is_led = self.with(|state| match state.leads.get_mut(&inode) {
+            // The kernel takes a write in whatever it is told.
+            Some(lead) if lead.writes => false,
             None => false,
             Some(lead) => {
                 lead.teller = Some(teller);
@@ -307,7 +332,7 @@ impl Uptake {
         if self.is_active() {
             let next = self.with(|state| {
                 state.behind.remove(&inode);
-                state.taken(inode)
+                state.taken(inode, |_| true)
             });
             next.into_iter().for_each(|next| next());
         }
@@ -393,6 +418,7 @@ mod tests {
         for (effect, kept) in [(Effect::Tells, false), (Effect::Sets, true), (Effect::Sets, false)] {
             assert_eq!(uptake.turn(FILE, asker(1), effect, kept), Turn::Once);
             assert_eq!(tells(&uptake, 2), Turn::Wait);
+            assert_eq!(uptake.turn(FILE, asker(2), Effect::Grows, false), Turn::Wait);
             assert_eq!(uptake.turn(FILE, asker(2), Effect::Grows, true), Turn::Wait);
             uptake.heard_of(1);
             assert!(!uptake.is_active());
@@ -419,6 +445,23 @@ mod tests {
         uptake.gave(FILE, asker(sleeper));
         receiver.recv_timeout(Duration::from_secs(10)).unwrap();
         drop(hold);
+    }
+
+    #[test]
+    fn writes_are_taken_in_together_and_attributes_after_them() {
+        let uptake = Arc::new(Uptake::default());
+        let writes = |thread| uptake.turn(FILE, asker(thread), Effect::Grows, false);
+        assert_eq!((writes(1), writes(2), writes(1)), (Turn::Once, Turn::Once, Turn::Once));
+        assert_eq!((tells(&uptake, 1), tells(&uptake, 3)), (Turn::Wait, Turn::Wait));
+        uptake.heard_of(1);
+        assert_eq!((tells(&uptake, 1), tells(&uptake, 2)), (Turn::Wait, Turn::Free));
+        uptake.heard_of(2);
+        assert_eq!(uptake.turn(FILE, asker(3), Effect::Tells, false), Turn::Once);
+        assert_eq!(writes(1), Turn::Wait);
+        uptake.heard_of(3);
+        assert_eq!(writes(1), Turn::Once);
+        // It does not matter to a write what the kernel is told.
+        assert!(uptake.tells_old(FILE));
     }
 
     #[test]

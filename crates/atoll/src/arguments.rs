@@ -73,8 +73,8 @@ pub enum Command {
         /// without anybody who uses the mount noticing. It keeps the options that it was started with.
         #[arg(long)]
         replace: bool,
-        /// As in fstab: ro, noatime, nosuid, nodev, noexec, allow_other, noallow_other, reply_timeout=SECONDS,
-        /// server=ADDRESS, token_file=PATH, ca=PATH.
+        /// As in fstab: ro, noatime, nosuid, nodev, noexec, allow_other, noallow_other, keeper, nokeeper,
+        /// reply_timeout=SECONDS, server=ADDRESS, token_file=PATH, ca=PATH.
         #[arg(short, long = "options", value_delimiter = ',')]
         options: Vec<String>,
     },

@@ -34,6 +34,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const END_TIMEOUT: Duration = Duration::from_millis(200);
 /// Pause before a process that was killed at once is replaced.
 const SHORT_LIFE: Duration = Duration::from_millis(100);
+/// A process that lives longer does not die of the mount.
+const LONG_LIFE: Duration = Duration::from_secs(10);
+/// So many short lives in a row are enough: then the mount ends.
+const SHORT_LIVES_MAX: u32 = 1000;
 /// Says that the mount is no more, or another process's.
 const GOODBYE: &[u8] = b"x";
 
@@ -46,6 +50,8 @@ pub struct Kept {
     socket: i32,
     /// Who serves the mount.
     pub process: u32,
+    /// How many before it lived for a short time, in a row.
+    pub short_lives: u32,
     arguments: Vec<OsString>,
 }
 
@@ -67,7 +73,7 @@ pub fn received() -> Result<Option<Kept>> {
 
 /// What runs as `atoll keep`: returns when the mount is no more, and becomes its process if that is killed.
 pub fn run() -> Result<()> {
-    let kept = received()?.ok_or("a mount starts its keeper itself")?;
+    let mut kept = received()?.ok_or("a mount starts its keeper itself")?;
     let mut socket = UnixStream::from(OwnedFd::from(atoll_fuse::inherited(kept.socket)));
     socket.set_read_timeout(Some(LOOK_INTERVAL)).map_err(|error| error.to_string())?;
     let begun = Instant::now();
@@ -88,11 +94,16 @@ pub fn run() -> Result<()> {
     while is_running() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(1));
     }
+    kept.short_lives = if begun.elapsed() < LONG_LIFE { kept.short_lives + 1 } else { 0 };
+    if kept.short_lives > SHORT_LIVES_MAX {
+        return Err(format!("{SHORT_LIVES_MAX} processes of {} were killed in a row", kept.directory.display()));
+    }
     if begun.elapsed() < SHORT_LIFE {
         std::thread::sleep(SHORT_LIFE);
     }
-    // Descriptors stay open over it; its own environment tells the new program what they are.
-    Err(Command::new("/proc/self/exe").args(&kept.arguments).env_remove(handover::VARIABLE).exec().to_string())
+    // Descriptors stay open over it.
+    let text = serde_json::to_string(&kept).map_err(|error| error.to_string())?;
+    Err(Command::new("/proc/self/exe").args(&kept.arguments).env(VARIABLE, text).exec().to_string())
 }
 
 /// The keeper of the mount that this process serves, as long as it lives.
@@ -100,13 +111,20 @@ pub struct Keeper {
     directory: PathBuf,
     connection: Arc<Connection>,
     chronicle: Arc<Chronicle>,
+    short_lives: u32,
     socket: Mutex<Option<UnixStream>>,
 }
 
 impl Keeper {
-    /// For a mount that can outlive its process.
-    pub fn start(directory: PathBuf, connection: Arc<Connection>, chronicle: Arc<Chronicle>) -> Result<Arc<Keeper>> {
-        let keeper = Arc::new(Keeper { directory, connection, chronicle, socket: Mutex::default() });
+    /// For a mount that can outlive its process. `short_lives`: [`Kept::short_lives`].
+    pub fn start(
+        directory: PathBuf,
+        connection: Arc<Connection>,
+        chronicle: Arc<Chronicle>,
+        short_lives: u32,
+    ) -> Result<Arc<Keeper>> {
+        let keeper = Keeper { directory, connection, chronicle, short_lives, socket: Mutex::default() };
+        let keeper = Arc::new(keeper);
         let socket = keeper.spawn().map_err(|error| format!("cannot start the mount's keeper: {error}"))?;
         keeper.watch(socket)?;
         Ok(keeper)
@@ -125,6 +143,7 @@ impl Keeper {
             chronicle: [first.as_raw_fd(), second.as_raw_fd()],
             socket: theirs.as_raw_fd(),
             process: std::process::id(),
+            short_lives: self.short_lives,
             arguments: std::env::args_os().skip(1).collect(),
         };
         let mut command = Command::new("/proc/self/exe");

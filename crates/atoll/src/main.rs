@@ -11,6 +11,7 @@ mod keeper;
 mod leases;
 mod mounting;
 mod serving;
+mod signals;
 mod snapshots;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
 use crate::handover::{self, Handover, Served};
 use crate::keeper::{self, Keeper, Kept};
+use crate::signals::asked_to_stop;
 
 /// How long `umount` waits for the mount's process.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -213,6 +214,7 @@ fn recorded() -> Vec<(String, String, u32)> {
 pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
     let (handover, kept) = (handover::received()?, keeper::received()?);
     let is_first = handover.is_none() && kept.is_none();
+    let short_lives = kept.as_ref().map(|kept| kept.short_lives).unwrap_or_default();
     let config = ClientConfig { outlives: true, ..config };
     // Nobody serves a directory that is being taken over: it must not be looked at.
     let (directory, serving) = match (handover, kept) {
@@ -234,7 +236,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let connection = mounted.connection();
     let keeper = match client.chronicle() {
         Some(chronicle) if connection.can_be_handed_over() => {
-            Some(Keeper::start(directory.clone(), connection.clone(), chronicle.clone())?)
+            Some(Keeper::start(directory.clone(), connection.clone(), chronicle.clone(), short_lives)?)
         }
         _ => None,
     };
@@ -242,12 +244,14 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let (state, socket) = (folder.join(std::process::id().to_string()), socket_of(std::process::id()));
     let _ = std::fs::create_dir_all(&folder);
     let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
+    let at = directory.clone();
     let served = Served { directory, client: client.clone(), filesystem, connection, keeper: keeper.clone() };
     let listening = handover::listen(socket.clone(), served);
     tokio::spawn(async move {
         let Err(error) = listening.await;
         eprintln!("atoll: the process of this mount cannot be replaced: {error}");
     });
+    tokio::spawn(unmount_when_asked(at, keeper.clone()));
     if is_first {
         println!("ready");
     }
@@ -257,6 +261,32 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let _ = std::fs::remove_file(state);
     let _ = std::fs::remove_file(socket);
     joined.map_err(|error| error.to_string())
+}
+
+/// Unmount at SIGTERM or Ctrl-C. If the mount is in use, it is taken away when that is said a second time.
+async fn unmount_when_asked(directory: PathBuf, keeper: Option<Arc<Keeper>>) {
+    for is_last in [false, true] {
+        if asked_to_stop().await.is_err() {
+            return;
+        }
+        let at = directory.clone();
+        let unmount = move || {
+            if !is_last {
+                return detach(&at);
+            }
+            atoll_fuse::abandon(&at);
+            Ok(())
+        };
+        let unmounted = tokio::task::spawn_blocking(unmount);
+        match unmounted.await {
+            Ok(Err(error)) => eprintln!("atoll: {error}; say it again to end all the same"),
+            // The process ends with the mount.
+            _ => break,
+        }
+    }
+    if let Some(keeper) = keeper {
+        keeper.dismiss();
+    }
 }
 
 /// Where the process of a mount listens.

@@ -5,21 +5,13 @@ use std::path::{Path, PathBuf};
 use atoll_client::{Admin, ClientConfig, ServerAddress};
 use atoll_server::{Server, ServerConfig};
 use atoll_wire::{AdminReply, AdminRequest};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Result;
 use crate::arguments::Serve;
 use crate::mounting::{self, Serving};
+use crate::signals::asked_to_stop;
 
 const CACHE_MIB: u32 = 256;
-
-/// Ready at SIGTERM or Ctrl-C.
-pub async fn asked_to_stop() -> Result<()> {
-    let mut term = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
-    tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-    Ok(())
-}
 
 pub async fn serve(arguments: &Serve) -> Result<()> {
     let arguments = arguments.with_file()?;

@@ -39,7 +39,7 @@ pub async fn run(options: Bench, as_json: bool) -> Result<()> {
     std::thread::spawn(move || drop(sender.send(benchmark(&options, scale, as_json))));
     tokio::select! {
         result = &mut finished => return result.unwrap_or_else(|_| Err("the benchmark panicked".into())),
-        asked = crate::serving::asked_to_stop() => asked?,
+        asked = crate::signals::asked_to_stop() => asked?,
     }
     stop.set();
     finished.await.unwrap_or_else(|_| Err("the benchmark panicked".into()))
