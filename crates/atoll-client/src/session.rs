@@ -376,6 +376,9 @@ impl Session {
                 let (session, operations) = (Arc::downgrade(self), pending.execute.operations.clone());
                 let late = move |reply: Reply| {
                     let Some(session) = session.upgrade() else { return };
+                    if let Some(chronicle) = &session.state.lock().chronicle {
+                        chronicle.note(Entry::Abandoned { id: id & !SENT_AGAIN });
+                    }
                     for (operation, result) in operations.iter().zip(&reply.results) {
                         if let Some(inode) = opened(operation, result) {
                             session.tell(Operation::Release { inode });

@@ -251,7 +251,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
         let Err(error) = listening.await;
         eprintln!("atoll: the process of this mount cannot be replaced: {error}");
     });
-    tokio::spawn(unmount_when_asked(at, keeper.clone()));
+    tokio::spawn(unmount_when_asked(at));
     if is_first {
         println!("ready");
     }
@@ -264,7 +264,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
 }
 
 /// Unmount at SIGTERM or Ctrl-C. If the mount is in use, it is taken away when that is said a second time.
-async fn unmount_when_asked(directory: PathBuf, keeper: Option<Arc<Keeper>>) {
+async fn unmount_when_asked(directory: PathBuf) {
     for is_last in [false, true] {
         if asked_to_stop().await.is_err() {
             return;
@@ -281,11 +281,8 @@ async fn unmount_when_asked(directory: PathBuf, keeper: Option<Arc<Keeper>>) {
         match unmounted.await {
             Ok(Err(error)) => eprintln!("atoll: {error}; say it again to end all the same"),
             // The process ends with the mount.
-            _ => break,
+            _ => return,
         }
-    }
-    if let Some(keeper) = keeper {
-        keeper.dismiss();
     }
 }
 
