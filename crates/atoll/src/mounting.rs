@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_client::{Client, ClientConfig, ClientError};
+use atoll_client::{Chronicle, Client, ClientConfig, ClientError};
 use atoll_fuse::{KernelCaches, Lifetimes, MountOptions, Mounted, NullRemote, VolumeFs};
 
 use crate::Result;
@@ -118,7 +118,7 @@ async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], h
     Ok(Serving { client, mounted, filesystem })
 }
 
-/// Go on with a mount whose process was killed.
+/// Go on with a mount whose process was killed. The client is still to [begin](Client::begin).
 fn revive(mut config: ClientConfig, volume: &str, options: &[String], kept: &Kept) -> Result<Serving> {
     parse(options, &mut config, &mut mount_options(volume, &kept.directory))?;
     let client = Client::revive(config, volume, kept.chronicle()?);
@@ -126,8 +126,15 @@ fn revive(mut config: ClientConfig, volume: &str, options: &[String], kept: &Kep
     filesystem.revive();
     // Before there is a server: who is killed need not wait for that.
     let mounted = atoll_fuse::take_over(&kept.connection, filesystem.clone());
-    client.begin(Arc::new(KernelCaches::new(mounted.notifier())));
     Ok(Serving { client, mounted, filesystem })
+}
+
+/// Whether the kernel sends requests again that were read and not answered: then a mount can outlive its process.
+fn sends_again() -> bool {
+    const SINCE: (u32, u32) = (6, 9);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map_while(|number| number.trim().parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SINCE
 }
 
 fn mount_options(volume: &str, directory: &Path) -> MountOptions {
@@ -215,7 +222,8 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let (handover, kept) = (handover::received()?, keeper::received()?);
     let is_first = handover.is_none() && kept.is_none();
     let short_lives = kept.as_ref().map(|kept| kept.short_lives).unwrap_or_default();
-    let config = ClientConfig { outlives: true, ..config };
+    let is_revived = handover.is_none() && kept.is_some();
+    let config = ClientConfig { outlives: sends_again(), ..config };
     // Nobody serves a directory that is being taken over: it must not be looked at.
     let (directory, serving) = match (handover, kept) {
         (Some(handover), _) => (handover.directory.clone(), take_over(config, volume, options, handover).await?),
@@ -234,12 +242,15 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     };
     let Serving { client, mounted, filesystem } = serving;
     let connection = mounted.connection();
-    let keeper = match client.chronicle() {
-        Some(chronicle) if connection.can_be_handed_over() => {
-            Some(Keeper::start(directory.clone(), connection.clone(), chronicle.clone(), short_lives)?)
-        }
-        _ => None,
+    let start = |chronicle: &Arc<Chronicle>| {
+        let keeper = Keeper::start(directory.clone(), connection.clone(), chronicle.clone(), short_lives);
+        keeper.inspect_err(|error| eprintln!("atoll: {error}: the mount does not outlive its process")).ok()
     };
+    let keeper = client.chronicle().filter(|_| connection.can_be_handed_over()).and_then(start);
+    if is_revived {
+        // With a keeper already: this process may be killed, too.
+        client.begin(Arc::new(KernelCaches::new(mounted.notifier())));
+    }
     let folder = state_folder();
     let (state, socket) = (folder.join(std::process::id().to_string()), socket_of(std::process::id()));
     let _ = std::fs::create_dir_all(&folder);
