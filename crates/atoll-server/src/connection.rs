@@ -708,17 +708,35 @@ async fn once(context: &Context, session: &Session, execute: Execute) -> Reply {
     }
 }
 
-/// Execute what comes next in the session's journal.
-async fn journaled(context: &Context, session: &Session, execute: Execute) -> Reply {
+/// Execute what comes next in the session's journal. A part that another process of the client has sent already, which
+/// was killed, is not executed again: what it answered, nobody knows.
+async fn journaled(context: &Context, session: &Session, mut execute: Execute) -> Reply {
     let changes = execute.operations.len();
-    let Some(end) = session.begin(execute.after, changes as u64) else {
-        tracing::warn!(session = %session.id, after = %execute.after, "a part of the journal came a second time");
+    let Some(end) = execute.after.0.checked_add(changes as u64).map(JournalPosition) else {
         return only(vec![Err(Errno::EPROTO); changes]);
     };
-    let reply = compound(context, session, execute, Vec::new()).await;
-    context.metrics.journaled(&reply.0);
+    let mut before = 0;
+    loop {
+        let (start, is_now) = session.begin(execute.after, end);
+        if is_now {
+            break;
+        }
+        if let Err(errno) = session.until_executed(start).await {
+            return only(vec![Err(errno); changes]);
+        }
+        let done = (start.0 - execute.after.0) as usize;
+        execute.operations.drain(..done);
+        execute.made.drain(..done);
+        (execute.after, before) = (start, before + done);
+        if execute.operations.is_empty() {
+            let earned = Earned { order: session.volume.newest(), ..Earned::default() };
+            return (vec![Ok(Outcome::Done); changes], earned);
+        }
+    }
+    let (results, earned) = compound(context, session, execute, Vec::new()).await;
+    context.metrics.journaled(&results);
     session.advance(end);
-    reply
+    (std::iter::repeat_n(Ok(Outcome::Done), before).chain(results).collect(), earned)
 }
 
 /// Execute operations in order behind those that have `results`: of a journal all, else up to the first that fails.

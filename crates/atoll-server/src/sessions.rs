@@ -193,13 +193,17 @@ impl Session {
         if self.has_ended() { Err(Errno::EIO) } else { Ok(()) }
     }
 
-    /// The `count` changes of the journal behind `after` are executed now; answers where they end. `None` when they
-    /// have been before: what stands in the journal is executed once, whatever number it comes with.
-    pub fn begin(&self, after: JournalPosition, count: u64) -> Option<JournalPosition> {
+    /// The changes of the journal from `after` to `end` are to be executed. What stands in it is executed once, whatever
+    /// number it comes with: answers from where on they are to be, and whether that is now. If not, those before were
+    /// begun, and may not be done.
+    pub fn begin(&self, after: JournalPosition, end: JournalPosition) -> (JournalPosition, bool) {
         let mut state = self.state.lock();
-        let end = JournalPosition(after.0.checked_add(count)?);
-        (state.begun == after).then(|| state.begun = end)?;
-        Some(end)
+        let start = after.max(state.begun).min(end);
+        let is_now = start == after && state.begun == after;
+        if is_now {
+            state.begun = end;
+        }
+        (start, is_now)
     }
 
     /// The journal was executed up to `end`.

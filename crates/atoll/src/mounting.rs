@@ -274,27 +274,23 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     joined.map_err(|error| error.to_string())
 }
 
-/// Unmount at SIGTERM or Ctrl-C. If the mount is in use, it is taken away when that is said a second time.
+/// Unmount at SIGTERM or Ctrl-C; the process ends with the mount. One that is in use is taken away when that is said a
+/// second time.
 async fn unmount_when_asked(directory: PathBuf) {
-    for is_last in [false, true] {
-        if asked_to_stop().await.is_err() {
-            return;
-        }
-        let at = directory.clone();
-        let unmount = move || {
-            if !is_last {
-                return detach(&at);
-            }
-            atoll_fuse::abandon(&at);
-            Ok(())
-        };
-        let unmounted = tokio::task::spawn_blocking(unmount);
-        match unmounted.await {
-            Ok(Err(error)) => eprintln!("atoll: {error}; say it again to end all the same"),
-            // The process ends with the mount.
-            _ => return,
-        }
+    if asked_to_stop().await.is_err() {
+        return;
     }
+    let at = directory.clone();
+    let detached = tokio::task::spawn_blocking(move || detach(&at));
+    tokio::select! {
+        detached = detached => {
+            let Ok(Err(error)) = detached else { return };
+            eprintln!("atoll: {error}; say it again to end all the same");
+            let _ = asked_to_stop().await;
+        }
+        _ = asked_to_stop() => {}
+    }
+    let _ = tokio::task::spawn_blocking(move || atoll_fuse::abandon(&directory)).await;
 }
 
 /// Where the process of a mount listens.
