@@ -103,7 +103,7 @@ pub fn run() -> Result<()> {
     }
     // Descriptors stay open over it.
     let text = serde_json::to_string(&kept).map_err(|error| error.to_string())?;
-    Err(Command::new("/proc/self/exe").args(&kept.arguments).env(VARIABLE, text).exec().to_string())
+    Err(Command::new("/proc/self/exe").arg0("atoll").args(&kept.arguments).env(VARIABLE, text).exec().to_string())
 }
 
 /// The keeper of the mount that this process serves, as long as it lives.
@@ -147,7 +147,7 @@ impl Keeper {
             arguments: std::env::args_os().skip(1).collect(),
         };
         let mut command = Command::new("/proc/self/exe");
-        command.arg("keep").env(VARIABLE, serde_json::to_string(&kept)?).env_remove(handover::VARIABLE);
+        command.arg0("atoll").arg("keep").env(VARIABLE, serde_json::to_string(&kept)?).env_remove(handover::VARIABLE);
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()?;
         Ok(ours)
     }
