@@ -130,6 +130,7 @@ struct Shared {
     /// Why changes of an inode that were made here are lost.
     failed: Mutex<FxHashMap<InodeId, Errno>>,
     clock: Offset,
+    chronicle: Option<Arc<Chronicle>>,
     /// Itself, for what outlives a call.
     this: Weak<Shared>,
 }
@@ -139,7 +140,6 @@ struct Shared {
 pub struct Client {
     session: Arc<Session>,
     shared: Arc<Shared>,
-    chronicle: Option<Arc<Chronicle>>,
 }
 
 impl Client {
@@ -173,7 +173,7 @@ impl Client {
         let shared = Shared::new(cache, lost_locks, failed);
         let keeper = Some(shared.clone() as Arc<dyn Keeper>);
         let session = Session::open_with(config, volume, keeper, before, chronicle.clone()).await?;
-        Ok(Self::with(session, shared, chronicle))
+        Ok(Self::with(session, shared))
     }
 
     /// Go on from what a process noted that was killed. Nothing is sent before [`Client::begin`].
@@ -189,7 +189,7 @@ impl Client {
         chronicle.with(|noted| *noted = known);
         let shared = Shared::new(cache, lost_locks, failed);
         let session = Session::revive(config, volume, shared.clone(), chronicle.clone());
-        let client = Self::with(session, shared, Some(chronicle));
+        let client = Self::with(session, shared);
         surplus.into_iter().for_each(|inode| client.shared.tell(Operation::Release { inode }));
         client
     }
@@ -200,7 +200,7 @@ impl Client {
         let (inodes, shown) = self.shared.cache.lock().clear();
         kernel.drop_everything(inodes, shown);
         self.session.begin();
-        let Some(chronicle) = self.chronicle.clone() else { return };
+        let Some(chronicle) = self.chronicle().cloned() else { return };
         let (opening, client) = (chronicle.with(|known| known.opening.clone()), self.clone());
         tokio::spawn(async move {
             tokio::time::sleep(RESEND_TIMEOUT).await;
@@ -214,10 +214,10 @@ impl Client {
         });
     }
 
-    fn with(session: Arc<Session>, shared: Arc<Shared>, chronicle: Option<Arc<Chronicle>>) -> Client {
+    fn with(session: Arc<Session>, shared: Arc<Shared>) -> Client {
         let _ = shared.session.set(Arc::downgrade(&session));
         tokio::spawn(tend(Arc::downgrade(&shared)));
-        Client { session, shared, chronicle }
+        Client { session, shared }
     }
 
     /// The kernel that keeps answers; before it is there, none may be kept.
@@ -231,14 +231,14 @@ impl Client {
 
     /// Where it notes what outlives this process, if it does.
     pub fn chronicle(&self) -> Option<&Arc<Chronicle>> {
-        self.chronicle.as_ref()
+        self.shared.chronicle.as_ref()
     }
 
     /// Send one operation, or answer it from what is kept; `done` may run on this thread and must not block.
     /// `id` as for [`Session::submit`].
     pub fn submit(&self, id: u64, caller: Caller, operation: Operation, done: Asker) {
         debug_assert!(id.is_multiple_of(2));
-        let answered = self.chronicle.as_ref().filter(|_| id & SENT_AGAIN != 0).and_then(|noted| noted.answer(id));
+        let answered = self.chronicle().filter(|_| id & SENT_AGAIN != 0).and_then(|noted| noted.answer(id));
         if let Some(result) = answered {
             return done(Answer::once(result));
         }
@@ -528,6 +528,7 @@ impl Shared {
     fn new(cache: Cache, lost_locks: LostLocks, failed: FxHashMap<InodeId, Errno>) -> Arc<Shared> {
         let (work, queue) = mpsc::channel();
         let shared = Arc::new_cyclic(|this| Shared {
+            chronicle: cache.journal.chronicle().cloned(),
             this: this.clone(),
             made: Notify::new(),
             full: Notify::new(),
@@ -580,8 +581,7 @@ impl Shared {
         }
         let (Operation::ReadDirectory { inode, .. }, Some(session)) = (operation, self.session()) else { return };
         let waiting = self.waiting.lock().remove(&inode).unwrap_or_default();
-        let client =
-            Client { session, chronicle: self.cache.lock().journal.chronicle().cloned(), shared: self.clone() };
+        let client = Client { session, shared: self };
         for Waiting { id, caller, operation, done } in waiting {
             client.shared.cache.lock().waited(&operation);
             client.submit(id, caller, operation, done);
@@ -947,12 +947,8 @@ impl Keeper for Shared {
         // The server holds no rights of this session to be given up.
         let has_all = self.executed(|journal| {
             let executed = journal.restarted(position)?;
-            let operations =
-                executed.iter().flat_map(|(changes, _)| changes).map(|executed| &executed.change.operation);
-            opens.extend(operations.filter_map(|operation| match operation {
-                Operation::Open { inode, .. } => Some(*inode),
-                _ => None,
-            }));
+            let changes = executed.iter().flat_map(|(changes, _)| changes);
+            opens.extend(changes.filter_map(|executed| executed.change.opens()));
             Some(executed)
         });
         if has_all.is_none() {

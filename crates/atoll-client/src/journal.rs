@@ -37,6 +37,16 @@ pub(crate) struct Change {
     pub touches: Vec<InodeId>,
 }
 
+impl Change {
+    /// What it opens: an open stands in the journal for the authority's count only.
+    pub fn opens(&self) -> Option<InodeId> {
+        match self.operation {
+            Operation::Open { inode, .. } => Some(inode),
+            _ => None,
+        }
+    }
+}
+
 /// What is shipped at once: the changes behind `after`.
 pub(crate) struct Batch {
     pub after: JournalPosition,
@@ -354,12 +364,8 @@ impl Journal {
     /// Give up what is not executed: the session is over; with `all`, also what is not durable: so is its authority.
     /// Answers the inodes whose changes are lost, and opens that nobody counts.
     pub fn discard(&mut self, all: bool) -> (FxHashSet<InodeId>, Vec<InodeId>) {
-        let opened = |change: &Change| match change.operation {
-            Operation::Open { inode, .. } => Some(inode),
-            _ => None,
-        };
         let unexecuted = (self.executed - self.durable) as usize;
-        let opens: Vec<InodeId> = self.changes.range(unexecuted..).filter_map(|change| opened(change)).collect();
+        let opens: Vec<InodeId> = self.changes.range(unexecuted..).filter_map(|change| change.opens()).collect();
         let lost = self.changes.range(if all { 0 } else { unexecuted }..);
         let is_change = |change: &&Arc<Change>| change.operation.mutates();
         let lost = lost.filter(is_change).flat_map(|change| change.touches.iter().copied());

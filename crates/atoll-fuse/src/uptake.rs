@@ -120,11 +120,10 @@ pub(crate) struct Uptake {
 impl State {
     fn leads(&mut self, inode: InodeId, thread: u32, writes: bool, settles: bool) {
         let before = self.leads.remove(&inode);
-        let (mut takers, mut waiting, mut teller) = (Vec::new(), Vec::new(), None);
+        let (mut takers, mut waiting) = (Vec::new(), Vec::new());
         if let Some(before) = before {
             if before.writes && writes {
                 takers = before.takers;
-                teller = before.teller;
                 let is_new = |taker: &Taker| taker.since.is_none_or(|since| since.elapsed() < UNSEEN_TIMEOUT);
                 takers.retain(|taker| taker.thread != thread || (thread == UNSEEN && is_new(taker)));
             }
@@ -134,7 +133,7 @@ impl State {
             self.threads.insert(thread, inode);
         }
         takers.push(Taker { thread, since: None });
-        self.leads.insert(inode, Lead { takers, writes, settles, waiting, teller });
+        self.leads.insert(inode, Lead { takers, writes, settles, waiting, teller: None });
     }
 
     /// Answers were taken in by those takers. Gives what waited for that, if nothing else is to be taken in.

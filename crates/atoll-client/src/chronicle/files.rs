@@ -24,6 +24,7 @@ const ENTRY_BYTES_MAX: usize = 1 << 30;
 enum Beginning<'a> {
     Everything(&'a Known),
 }
+
 /// The bytes of a write go beside its entry.
 fn payload(entry: &mut Entry) -> Option<&mut Bytes> {
     match entry {

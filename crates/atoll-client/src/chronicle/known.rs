@@ -170,13 +170,6 @@ pub(crate) struct Known {
     pub failed: FxHashMap<InodeId, Errno>,
 }
 
-fn opened(change: &Change) -> Option<InodeId> {
-    match change.operation {
-        Operation::Open { inode, .. } => Some(inode),
-        _ => None,
-    }
-}
-
 impl Known {
     fn count(&mut self, inode: InodeId, more: i64) {
         let count = self.opens.entry(inode).or_default();
@@ -250,7 +243,7 @@ impl Known {
     }
 
     fn made(&mut self, change: Arc<Change>, answer: Option<Told>) {
-        if let Some(inode) = opened(&change) {
+        if let Some(inode) = change.opens() {
             self.count(inode, 1);
         }
         self.told(answer);
@@ -259,6 +252,6 @@ impl Known {
 
     /// Opens of the journal: the authority counts them when it executes it.
     pub fn opens_to_come(&self) -> impl Iterator<Item = InodeId> {
-        self.journal.iter().filter_map(|change| opened(change))
+        self.journal.iter().filter_map(|change| change.opens())
     }
 }
