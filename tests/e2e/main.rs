@@ -18,6 +18,7 @@ mod leases;
 mod lifecycle;
 mod locks;
 mod mounting;
+mod moving;
 mod programs;
 mod quota;
 mod serving;

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::care;
+use crate::moving::Import;
 use crate::names::parts;
 use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
@@ -64,6 +65,8 @@ struct Connection {
     in_flight: Arc<Semaphore>,
     lock_waits: Arc<Semaphore>,
     journal_waits: Arc<Semaphore>,
+    /// The volume that this connection is making of an export.
+    importing: tokio::sync::Mutex<Option<Import>>,
 }
 
 /// What a request that does not end at once waits for.
@@ -120,6 +123,7 @@ where
                     in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
                     lock_waits: Arc::new(Semaphore::new(LOCK_WAITS_MAX)),
                     journal_waits: Arc::new(Semaphore::new(JOURNAL_WAITS_MAX)),
+                    importing: tokio::sync::Mutex::default(),
                 };
                 connection.run(&mut reader, &mut received).await;
             }
@@ -545,6 +549,30 @@ impl Connection {
             AdminRequest::SnapshotRestore { volume, name } => {
                 context.registry.restore_snapshot(&volume, &name).await?;
                 AdminReply::Done
+            }
+            AdminRequest::Export { volume, snapshot } => {
+                AdminReply::Exported(context.registry.export(&volume, &snapshot).await?)
+            }
+            AdminRequest::ExportRecords { volume, snapshot, from } => {
+                let (records, next) = context.registry.export_records(&volume, &snapshot, from).await?;
+                AdminReply::Records { records, next }
+            }
+            AdminRequest::Import { name, durability, compression, source } => {
+                let mut importing = self.importing.lock().await;
+                // One that was begun before is over, and its name is free.
+                importing.take();
+                *importing = Some(context.registry.import(&name, &durability, &compression, source).await?);
+                AdminReply::Done
+            }
+            AdminRequest::ImportRecords(records) => {
+                self.importing.lock().await.as_ref().ok_or("no import was begun")?.add(records).await?;
+                AdminReply::Done
+            }
+            AdminRequest::ImportEnd => {
+                let import = self.importing.lock().await.take().ok_or("no import was begun")?;
+                let (tell, heard) = care::progress();
+                let (inodes, bytes) = self.watched(id, heard, context.registry.end_import(import, &tell)).await?;
+                AdminReply::Imported { inodes, bytes }
             }
             AdminRequest::Status => AdminReply::Status(context.status().await?),
         })

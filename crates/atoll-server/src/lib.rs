@@ -8,6 +8,7 @@ mod clones;
 mod connection;
 mod durable;
 mod metrics;
+mod moving;
 mod names;
 mod registry;
 mod server;

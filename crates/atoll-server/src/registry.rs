@@ -16,7 +16,7 @@ use std::time::Duration;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_object::{ObjectRoot, probe};
 use atoll_store::{SlateConfig, SlateStore};
-use atoll_types::Caller;
+use atoll_types::{Caller, Epoch};
 use atoll_volume::{Compression, Durability, Quota, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
@@ -72,7 +72,7 @@ pub(crate) struct Record {
 
 type Result<T> = std::result::Result<T, String>;
 
-fn durability_named(name: &str) -> Result<Durability> {
+pub(crate) fn durability_named(name: &str) -> Result<Durability> {
     match name {
         "local" => Ok(Durability::Local),
         "object" => Ok(Durability::Object),
@@ -81,7 +81,7 @@ fn durability_named(name: &str) -> Result<Durability> {
     }
 }
 
-fn compression_named(name: &str) -> Result<Compression> {
+pub(crate) fn compression_named(name: &str) -> Result<Compression> {
     match name {
         "none" => Ok(Compression::None),
         "lz4" => Ok(Compression::Lz4),
@@ -148,7 +148,7 @@ impl Registry {
     }
 
     pub(crate) fn remote(&self, name: &str) -> ObjectRoot {
-        self.root.child(&format!("volumes/{name}"))
+        self.root.child(&place_of_volume(name))
     }
 
     pub(crate) fn record(&self, name: &str) -> Result<Record> {
@@ -311,6 +311,16 @@ impl Registry {
     }
 
     pub(crate) async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
+        self.open_store_behind(name, durability, Epoch(0)).await
+    }
+
+    /// The same, in an epoch behind `before`.
+    pub(crate) async fn open_store_behind(
+        &self,
+        name: &str,
+        durability: Durability,
+        before: Epoch,
+    ) -> Result<Arc<SlateStore>> {
         let local = self.local(name);
         std::fs::create_dir_all(&local).map_err(|error| format!("cannot write {}: {error}", local.display()))?;
         let remote = self.remote(name);
@@ -318,7 +328,7 @@ impl Registry {
         if let Err(error) = remote.store.head(&ObjectPath::from("volume.json")).await {
             return Err(format!("volume `{name}`: cannot read {}: {error}", remote.url));
         }
-        let store = SlateStore::open(self.store_config(name, durability))
+        let store = SlateStore::open_behind(self.store_config(name, durability), before)
             .await
             .map_err(|error| format!("volume `{name}`: {error}"))?;
         Ok(Arc::new(store))
@@ -326,20 +336,22 @@ impl Registry {
 
     /// Where the segments lie that a volume has from those of which it is a clone.
     pub(crate) fn ancestors(&self, settings: VolumeSettings) -> Vec<atoll_blob::Ancestor> {
-        let place = |ancestor: atoll_volume::Ancestor| {
-            let segments = self.remote(&ancestor.volume).child("segments");
-            atoll_blob::Ancestor {
-                newest: ancestor.newest,
-                objects: segments.store,
-                prefix: ObjectPath::default(),
-                folder: segments.folder,
-            }
-        };
-        settings.ancestors.into_iter().map(place).collect()
+        ancestors_below(&self.root, settings)
     }
 
     pub(crate) async fn open_volume(
         &self,
+        name: &str,
+        durability: Durability,
+        store: Arc<SlateStore>,
+    ) -> Result<Volume> {
+        self.open_volume_below(&self.root, name, durability, store).await
+    }
+
+    /// The same, with what it has of other volumes below another root.
+    pub(crate) async fn open_volume_below(
+        &self,
+        others: &ObjectRoot,
         name: &str,
         durability: Durability,
         store: Arc<SlateStore>,
@@ -353,7 +365,7 @@ impl Registry {
         let mut config = BlobConfig::new(segments.store, ObjectPath::default(), staging);
         let settings = atoll_volume::settings(&*store).await.map_err(|error| format!("volume `{name}`: {error}"))?;
         config.compress = settings.compression == Compression::Lz4;
-        config.ancestors = self.ancestors(settings);
+        config.ancestors = ancestors_below(others, settings);
         config.cache_bytes_max = self.cache_bytes_max;
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(config, epoch, recovered))
@@ -503,9 +515,27 @@ impl Registry {
     }
 }
 
+/// Where a volume lies below a store's root.
+fn place_of_volume(name: &str) -> String {
+    format!("volumes/{name}")
+}
+
+fn ancestors_below(root: &ObjectRoot, settings: VolumeSettings) -> Vec<atoll_blob::Ancestor> {
+    let place = |ancestor: atoll_volume::Ancestor| {
+        let segments = root.child(&place_of_volume(&ancestor.volume)).child("segments");
+        atoll_blob::Ancestor {
+            newest: ancestor.newest,
+            objects: segments.store,
+            prefix: ObjectPath::default(),
+            folder: segments.folder,
+        }
+    };
+    settings.ancestors.into_iter().map(place).collect()
+}
+
 /// Where the metadata of a volume lies below the store's root.
 pub(crate) fn place_of_metadata(name: &str) -> String {
-    format!("volumes/{name}/meta")
+    format!("{}/meta", place_of_volume(name))
 }
 
 pub(crate) fn new_id() -> Result<u128> {

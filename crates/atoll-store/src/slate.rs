@@ -161,6 +161,11 @@ impl SlateStore {
 
     /// Claim the next epoch and replay what the log holds beyond SlateDB.
     pub async fn open(config: SlateConfig) -> Result<SlateStore> {
+        SlateStore::open_behind(config, Epoch(0)).await
+    }
+
+    /// The same, with an epoch behind `before`: of a store that is to hold what epochs of another one have left.
+    pub async fn open_behind(config: SlateConfig, before: Epoch) -> Result<SlateStore> {
         // The log first: it refuses a second server before SlateDB fences the first.
         let log = config.log.as_deref().map(LogFolder::open).transpose()?;
         let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
@@ -197,7 +202,7 @@ impl SlateStore {
             newest = record.seq;
             apply(&db, record.seq, &record.batch).await?;
         }
-        epoch += 1;
+        epoch = epoch.max(before.0) + 1;
         let shared = Shared {
             db: db.clone(),
             next: AtomicU64::new(newest + 1),

@@ -9,6 +9,7 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use atoll_blob::Location;
 use atoll_types::{Errno, InodeId, SegmentId};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -21,9 +22,9 @@ use crate::format;
 use crate::volume::{Inner, Volume};
 
 /// Extents are moved together up to so many bytes …
-const MOVED_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const MOVED_BYTES_MAX: u64 = 4 << 20;
 /// … and up to so many of them.
-const MOVED_MAX: usize = 1024;
+pub(crate) const MOVED_MAX: usize = 1024;
 
 /// When segments are compacted, and how fast.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +57,17 @@ impl Default for Compaction {
 }
 
 /// What lies in a segment that is to be emptied.
-struct Moving {
-    inode: InodeId,
-    offset: u64,
-    extent: Extent,
+pub(crate) struct Moving {
+    pub inode: InodeId,
+    pub offset: u64,
+    pub extent: Extent,
+}
+
+impl Moving {
+    /// What is to be read of it.
+    pub fn wanted(&self) -> (Location, u32, u32) {
+        (self.extent.location, self.extent.skip, self.extent.length)
+    }
 }
 
 /// Look now and then, until the volume is closed.
@@ -99,7 +107,7 @@ impl Volume {
                 }
             }
             if is_last || bytes >= MOVED_BYTES_MAX || moving.len() >= MOVED_MAX {
-                self.relocate(std::mem::take(&mut moving)).await?;
+                self.compact_some(std::mem::take(&mut moving)).await?;
                 moved += std::mem::take(&mut bytes);
                 let due =
                     Duration::from_secs_f64(moved as f64 / shared.config.compaction.bytes_per_second.max(1) as f64);
@@ -140,29 +148,32 @@ impl Volume {
         Ok(if gained >= least.max(1) { chosen } else { HashSet::new() })
     }
 
-    /// Write extents again, and let their files refer to that.
-    async fn relocate(&self, moving: Vec<Moving>) -> Result<(), VolumeError> {
+    /// Write extents again as far as they can be read, and let their files refer to that.
+    async fn compact_some(&self, moving: Vec<Moving>) -> Result<(), VolumeError> {
         let blob = &self.inner.shared.blob;
-        let wanted: Vec<_> = moving.iter().map(|m| (m.extent.location, m.extent.skip, m.extent.length)).collect();
-        let contents: Vec<Option<Bytes>> = match blob.read_many(&wanted).await {
-            Ok(contents) => contents.into_iter().map(Some).collect(),
-            Err(_) => {
-                let mut contents = Vec::with_capacity(wanted.len());
-                for (location, skip, length) in wanted {
-                    let content = blob.read(location, skip, length).await;
-                    if let Err(error) = &content {
-                        tracing::warn!(%error, segment = %location.segment, "cannot compact: it stays as it is");
-                        self.inner.incompactible.lock().insert(location.segment);
-                    }
-                    contents.push(content.ok());
+        let wanted: Vec<_> = moving.iter().map(Moving::wanted).collect();
+        if let Ok(contents) = blob.read_many(&wanted).await {
+            return self.relocate(moving.into_iter().zip(contents)).await;
+        }
+        let mut readable = Vec::with_capacity(moving.len());
+        for moving in moving {
+            let (location, skip, length) = moving.wanted();
+            match blob.read(location, skip, length).await {
+                Ok(content) => readable.push((moving, content)),
+                Err(error) => {
+                    tracing::warn!(%error, segment = %location.segment, "cannot compact: it stays as it is");
+                    self.inner.incompactible.lock().insert(location.segment);
                 }
-                contents
             }
-        };
-        for (Moving { inode, offset, extent }, content) in moving.into_iter().zip(contents) {
-            let Some(content) = content else { continue };
+        }
+        self.relocate(readable.into_iter()).await
+    }
+
+    /// Write what extents hold again, and let their files refer to that.
+    pub(crate) async fn relocate(&self, moving: impl Iterator<Item = (Moving, Bytes)>) -> Result<(), VolumeError> {
+        for (Moving { inode, offset, extent }, content) in moving {
             // A copy: what was read may be a part of something large. One piece, as the extent is in one.
-            for location in blob.append(Bytes::copy_from_slice(&content)).await? {
+            for location in self.inner.shared.blob.append(Bytes::copy_from_slice(&content)).await? {
                 let relocated = self.alone(|core| core.relocate(inode, offset, extent, location)).await;
                 match relocated {
                     // The file is gone, and with it what it held.

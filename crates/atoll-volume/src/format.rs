@@ -5,6 +5,7 @@
 //! bounded and never panics: stored bytes are not trusted.
 
 use atoll_blob::{Codec, Location};
+use atoll_types::limits::{NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use atoll_types::{Epoch, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -151,6 +152,47 @@ pub fn all_fragments() -> KeyRange {
 
 pub fn all_sessions() -> KeyRange {
     all(SESSION)
+}
+
+/// Every key of a volume.
+pub fn everything() -> KeyRange {
+    (Bytes::copy_from_slice(&TAGS[..1]), Bytes::copy_from_slice(&[TAGS[TAGS.len() - 1] + 1]))
+}
+
+/// Whether a record means something outside its store. The others are what a server needs to go on after a crash.
+pub fn is_portable(key: &[u8]) -> bool {
+    !matches!(key.first(), Some(&FRAGMENT | &SESSION))
+}
+
+/// Whether this can be a record of a volume, and one that [means something](is_portable) outside its store.
+pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
+    let tag = *key.first().ok_or_else(|| corrupt("key"))?;
+    let length = match tag {
+        SUPERBLOCK | COUNTERS | QUOTA => 1..=1,
+        INODE | ORPHAN | SEGMENT => 9..=9,
+        COOKIE | EXTENT => 17..=17,
+        DENTRY => 10..=9 + NAME_BYTES_MAX,
+        XATTR => 10..=9 + XATTR_NAME_BYTES_MAX,
+        _ => return Err(corrupt("key")),
+    };
+    if !length.contains(&key.len()) {
+        return Err(corrupt("key"));
+    }
+    match tag {
+        SUPERBLOCK => VolumeSettings::decode(value).map(drop),
+        COUNTERS => Counters::decode(value).map(drop),
+        QUOTA => Quota::decode(value).map(drop),
+        INODE => InodeRecord::decode(value).map(drop),
+        ORPHAN => Fields::new(value, "orphan")?.end(),
+        SEGMENT => SegmentRecord::decode(value).map(drop),
+        COOKIE => decode_cookie(value).map(drop),
+        EXTENT => decode_extent(value).map(drop),
+        DENTRY => {
+            Name::new(key_rest(key)).map_err(|_| corrupt("name"))?;
+            Dentry::decode(value).map(drop)
+        }
+        _ => decode_xattr(value).map(drop),
+    }
 }
 
 /// What follows the tag and the number.
@@ -628,6 +670,12 @@ mod tests {
         #[test]
         fn decoding_foreign_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let bytes = Bytes::from([&[FORMAT_VERSION][..], &bytes].concat());
+            for tag in TAGS {
+                let key = Bytes::from([&[tag][..], &bytes].concat());
+                for length in [0, 1, 9, 12, 17, key.len()] {
+                    let _ = check(&key.slice(..length.min(key.len())), &bytes);
+                }
+            }
             let _ = InodeRecord::decode(&bytes);
             let _ = Dentry::decode(&bytes);
             let _ = decode_cookie(&bytes);
@@ -643,6 +691,20 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         assert!(matches!(VolumeSettings::decode(&[9, 0]), Err(VolumeError::FutureFormat(9))));
         assert!(matches!(VolumeSettings::decode(&[1, 0]), Err(VolumeError::Corrupt(_))));
+    }
+
+    #[test]
+    fn what_a_server_needs_after_a_crash_is_in_no_export() {
+        for key in [session_key(SessionId(1)), fragment_key(SegmentId(1), 2)] {
+            assert!(!is_portable(&key) && check(&key, &Bytes::from_static(&[FORMAT_VERSION])).is_err());
+        }
+        let name = Name::new(&b"n"[..]).unwrap();
+        let dentry = Dentry { inode: InodeId(2), kind: FileKind::Regular, cookie: 3 };
+        let (key, value) = (dentry_key(InodeId(1), &name), dentry.encode());
+        assert!(is_portable(&key));
+        check(&key, &value).unwrap();
+        check(&key.slice(..9), &value).unwrap_err();
+        check(&key, &value.slice(1..)).unwrap_err();
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `compaction` the one that gives space back, `format` what lies in the store,
-//! `snapshots` what stays of earlier versions, `fsck` what checks and mends it.
+//! `snapshots` what stays of earlier versions, `portable` what leaves and enters the store, `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
@@ -23,6 +23,7 @@ pub mod format;
 pub mod fsck;
 mod grace;
 mod leases;
+mod portable;
 mod quota;
 mod sessions;
 mod snapshots;
@@ -32,6 +33,7 @@ pub use compaction::Compaction;
 pub use error::VolumeError;
 pub use format::{Ancestor, Compression, Durability, Quota, VolumeSettings};
 pub use leases::Earned;
+pub use portable::{Imported, Record, import, settle};
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};
 pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format, settings};

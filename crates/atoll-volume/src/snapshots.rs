@@ -159,7 +159,7 @@ impl Volume {
         self.check_view(&*self.snapshot_view(name).await?, bytes, watch).await
     }
 
-    async fn snapshot_view(&self, name: &str) -> Result<Arc<dyn Read>, VolumeError> {
+    pub(crate) async fn snapshot_view(&self, name: &str) -> Result<Arc<dyn Read>, VolumeError> {
         Ok(self.inner.shared.store.at(&checkpoint_name(name)).await?)
     }
 

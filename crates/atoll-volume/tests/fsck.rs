@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_store::{Batch, MemoryMedium, MemoryStore, Read, Scan, Store};
-use atoll_types::operation::{OpenFlags, WriteAt, XattrMode};
+use atoll_types::operation::{AllocateMode, AttributeChanges, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode};
 use atoll_types::{ByteRange, Caller, FileKind, InodeId, Name, Operation, Outcome, SegmentId, SessionId};
 use atoll_volume::fsck::{self, FINDINGS_MAX, Problem, Report};
-use atoll_volume::{Durability, Volume, VolumeConfig, VolumeSettings, format};
+use atoll_volume::{Durability, Volume, VolumeConfig, VolumeError, VolumeSettings, format};
 use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
 
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 const SESSION: SessionId = SessionId(1);
 
 /// What outlives an authority.
@@ -26,12 +29,16 @@ struct Remains {
 
 impl Remains {
     async fn open(&self) -> Volume {
+        self.try_open().await.unwrap()
+    }
+
+    async fn try_open(&self) -> Result<Volume, VolumeError> {
         let config = BlobConfig::new(self.objects.clone(), Path::default(), Staging::Memory);
         let store = Arc::new(MemoryStore::open(&self.medium));
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(config, epoch, recovered))
         };
-        Volume::open(store, opening, VolumeConfig::default()).await.unwrap()
+        Volume::open(store, opening, VolumeConfig::default()).await
     }
 
     async fn entries(&self) -> BTreeMap<Bytes, Bytes> {
@@ -399,6 +406,76 @@ impl Damage {
     }
 }
 
+/// Everything that a client can ask about inodes with small numbers and names that are there.
+fn everything() -> Vec<Operation> {
+    let names = ["a", "b", "deep", "empty", "linked", "again", "symlink", "plain", "new"];
+    let some = ByteRange::new(0, 1 << 20);
+    let mut all = vec![Operation::Statistics];
+    for inode in (1..16).map(InodeId) {
+        let flags = OpenFlags::default();
+        let listing =
+            Operation::ReadDirectory { inode, after: 0, entries_max: 100, with_attributes: true, ahead: false };
+        let data = Bytes::from_static(b"written");
+        let mode = XattrMode::Set;
+        let xattr = Bytes::from_static(b"user.x");
+        all.extend([
+            Operation::GetAttributes { inode },
+            Operation::Parent { inode },
+            listing,
+            Operation::Open { inode, flags },
+            Operation::Read { inode, range: some },
+            Operation::Seek { inode, offset: 1, to: SeekTo::Data },
+            Operation::Write { inode, at: WriteAt::Offset(3), data: data.clone(), drop_privileges: false },
+            Operation::Write { inode, at: WriteAt::End, data: data.clone(), drop_privileges: true },
+            Operation::Allocate {
+                inode,
+                mode: AllocateMode::PunchHole,
+                range: ByteRange::new(1, 9),
+                drop_privileges: false,
+            },
+            Operation::SetAttributes {
+                inode,
+                changes: AttributeChanges { size: Some(5), ..AttributeChanges::default() },
+            },
+            Operation::CloneRange {
+                source: inode,
+                source_offset: 0,
+                target: InodeId(inode.0 + 1),
+                target_offset: 0,
+                length: 4096,
+            },
+            Operation::Release { inode },
+            Operation::ReadSymlink { inode },
+            Operation::ListXattrs { inode },
+            Operation::GetXattr { inode, name: xattr.clone() },
+            Operation::SetXattr { inode, name: xattr.clone(), value: data, mode, drop_privileges: false },
+            Operation::RemoveXattr { inode, name: xattr },
+        ]);
+        for text in names {
+            all.push(Operation::Lookup { parent: inode, name: name(text) });
+        }
+        let new = || name(&format!("new{inode}"));
+        all.extend([
+            Operation::MakeDirectory { parent: inode, name: new(), permissions: 0o755, umask: 0 },
+            Operation::Link { inode, parent: InodeId::ROOT, name: new() },
+            Operation::Rename {
+                parent: inode,
+                name: name(names[inode.0 as usize % names.len()]),
+                new_parent: InodeId(inode.0 % 5 + 1),
+                new_name: name("plain"),
+                mode: RenameMode::Replace,
+            },
+        ]);
+    }
+    for parent in (1..16).rev().map(InodeId) {
+        for text in names {
+            all.push(Operation::Unlink { parent, name: name(text) });
+            all.push(Operation::RemoveDirectory { parent, name: name(text) });
+        }
+    }
+    all
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
@@ -418,6 +495,25 @@ proptest! {
             if left.is_empty() {
                 tree(&site.remains).await;
             }
+        });
+    }
+
+    #[test]
+    fn whatever_is_damaged_using_it_fails_at_worst(damages in prop::collection::vec(damage(), 1..6)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let site = site().await;
+            let entries: Vec<_> = site.remains.entries().await.into_iter().collect();
+            let writes: Vec<_> = damages.iter().filter_map(|damage| damage.writes(&entries)).collect();
+            site.remains.damage(writes).await;
+            let Ok(volume) = site.remains.try_open().await else { return };
+            let caller = Caller::default();
+            for operation in everything() {
+                let text = format!("{operation:?}");
+                let done = volume.execute(SESSION, &caller, operation);
+                let _ = tokio::time::timeout(PATIENCE, done).await.unwrap_or_else(|_| panic!("no answer: {text}"));
+            }
+            let _ = tokio::time::timeout(PATIENCE, volume.close()).await.expect("it closes");
         });
     }
 }

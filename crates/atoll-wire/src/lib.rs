@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -294,6 +294,27 @@ pub enum AdminRequest {
     SnapshotList {
         volume: String,
     },
+    /// Have the bytes that a snapshot refers to uploaded, and tell what an import of it needs to know.
+    Export {
+        volume: String,
+        snapshot: String,
+    },
+    /// Records of a snapshot's metadata, from this key on.
+    ExportRecords {
+        volume: String,
+        snapshot: String,
+        from: Option<Bytes>,
+    },
+    /// Make a volume of what an export says. The next records come on this connection; when it ends, nothing is left.
+    Import {
+        name: String,
+        durability: String,
+        compression: String,
+        source: Exported,
+    },
+    ImportRecords(Vec<(Bytes, Bytes)>),
+    /// All records were sent: check them, and write the bytes again that they refer to. The volume is there afterwards.
+    ImportEnd,
     SnapshotDelete {
         volume: String,
         name: String,
@@ -360,10 +381,32 @@ pub enum AdminReply {
     Fsck(Box<FsckReport>),
     /// Oldest first.
     Snapshots(Vec<SnapshotInfo>),
+    Exported(Exported),
+    Records {
+        records: Vec<(Bytes, Bytes)>,
+        /// The next ones start here; `None` at the end.
+        next: Option<Bytes>,
+    },
+    Imported {
+        inodes: u64,
+        bytes: u64,
+    },
     Garbage {
         objects: u64,
         bytes: u64,
     },
+}
+
+/// What an import has to know of the volume beside its records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    pub volume: String,
+    /// Its server's store, below which the bytes lie.
+    pub store: String,
+    pub durability: String,
+    pub compression: String,
+    /// Its newest epoch.
+    pub epoch: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

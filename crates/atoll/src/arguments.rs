@@ -274,6 +274,28 @@ pub enum VolumeCommand {
         source: String,
         name: String,
     },
+    /// Write a volume's metadata to a file, as it is now or at a snapshot. Its bytes stay in the store.
+    Export {
+        /// VOLUME, or VOLUME@SNAPSHOT: its bytes stay for an import until the snapshot is deleted.
+        volume: String,
+        /// A new file; `-` is the output.
+        file: PathBuf,
+    },
+    /// Make a volume of what was exported, at this server or another one: bytes are read from where they lie, checked, and
+    /// written again. Nothing of the exported volume is needed afterwards.
+    Import {
+        file: PathBuf,
+        name: String,
+        /// Where the bytes lie: the store of the exported volume's server [default: as the file says].
+        #[arg(long)]
+        store: Option<String>,
+        /// local or object [default: as what was exported].
+        #[arg(long)]
+        durability: Option<String>,
+        /// lz4 or none [default: as what was exported].
+        #[arg(long)]
+        compression: Option<String>,
+    },
     List,
     Info {
         name: String,

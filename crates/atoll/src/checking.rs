@@ -11,7 +11,11 @@ use crate::{Result, admin, print};
 
 /// Ask a server for long work; the terminal shows how far it is.
 async fn watched(config: &ClientConfig, request: AdminRequest) -> Result<AdminReply> {
-    let admin = Admin::connect(config).await.map_err(|error| error.to_string())?;
+    watched_on(&Admin::connect(config).await.map_err(|error| error.to_string())?, request).await
+}
+
+/// The same, on a connection that is there.
+pub async fn watched_on(admin: &Admin, request: AdminRequest) -> Result<AdminReply> {
     // Draws on a terminal only.
     let bar = ProgressBar::new_spinner();
     let reply = admin.call_watched(request, |progress| {

@@ -5,11 +5,13 @@ mod arguments;
 mod bench;
 mod checking;
 mod copying;
+mod export_file;
 mod files;
 mod handover;
 mod keeper;
 mod leases;
 mod mounting;
+mod moving;
 mod serving;
 mod signals;
 mod snapshots;
@@ -152,11 +154,15 @@ async fn run(arguments: Arguments) -> Result<()> {
                 }
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
                 VolumeCommand::Clone { source, name } => {
-                    let (source, snapshot) = match source.split_once('@') {
-                        Some((volume, snapshot)) => (volume.to_owned(), Some(snapshot.to_owned())),
-                        None => (source, None),
-                    };
-                    AdminRequest::VolumeClone { source, snapshot, name }
+                    let (source, snapshot) = snapshots::parts(&source);
+                    AdminRequest::VolumeClone { source: source.into(), snapshot: snapshot.map(str::to_owned), name }
+                }
+                VolumeCommand::Export { volume, file } => {
+                    return moving::export(&config, &volume, &file, as_json).await;
+                }
+                VolumeCommand::Import { file, name, store, durability, compression } => {
+                    let wishes = moving::Wishes { store, durability, compression };
+                    return moving::import(&config, &file, name, wishes, as_json).await;
                 }
                 VolumeCommand::Quota { name, bytes, inodes, none: _ } => {
                     AdminRequest::VolumeQuota { name, bytes: bytes.map(|size| size.as_u64()), inodes }

@@ -13,7 +13,7 @@ pub async fn run(config: &ClientConfig, command: SnapshotCommand, as_json: bool)
         SnapshotCommand::Create { volume, name } => {
             let name = match name {
                 Some(name) => name,
-                None => time(Utc::now()),
+                None => name_of_now(),
             };
             admin(config, AdminRequest::SnapshotCreate { volume: volume.clone(), name: name.clone() }).await?;
             if as_json {
@@ -45,6 +45,16 @@ pub async fn run(config: &ClientConfig, command: SnapshotCommand, as_json: bool)
         }
     }
     Ok(())
+}
+
+/// What a snapshot is called that has no other name.
+pub fn name_of_now() -> String {
+    time(Utc::now())
+}
+
+/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
+pub fn parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }
 
 /// A time as it can stand in a name: 2026-01-31T23.59.59Z.
