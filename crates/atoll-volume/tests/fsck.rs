@@ -352,6 +352,20 @@ async fn more_than_one_round_can_tell_is_mended() {
     assert_eq!(repair.mended, count);
 }
 
+#[tokio::test]
+async fn a_malformed_record_of_a_segment_that_nothing_refers_to_goes() {
+    let site = site().await;
+    let entries = site.remains.entries().await;
+    let mut writes: Vec<_> = entries.keys().filter(|key| key[0] == b'e').map(|key| (key.clone(), None)).collect();
+    let segment = entries.keys().find(|key| key[0] == b's').unwrap();
+    writes.push((segment.clone(), Some(Bytes::from_static(&[format::FORMAT_VERSION]))));
+    site.remains.damage(writes).await;
+    let repair = site.remains.repair().await;
+    assert_eq!(repair.before.problems[&Problem::Malformed], 1);
+    assert!(repair.after.is_clean());
+    site.remains.open().await.close().await.unwrap();
+}
+
 /// One way to damage the metadata.
 #[derive(Clone, Debug)]
 enum Damage {

@@ -13,6 +13,8 @@ use crate::format::{self, SegmentRecord, SegmentState, VolumeSettings};
 struct Segment {
     /// `None`: it has an object and no record.
     record: Option<SegmentRecord>,
+    /// There is one that cannot be read.
+    is_malformed: bool,
     /// Logical bytes that extents refer to.
     live: i64,
     object: Option<u64>,
@@ -62,17 +64,23 @@ impl Check<'_> {
             match SegmentRecord::decode(&value) {
                 Ok(record) if key == format::segment_key(id) => {
                     let object = objects.get(&id).copied();
-                    let segment = Segment { record: Some(record), live: 0, object, is_own: is_own(id) };
+                    let segment =
+                        Segment { record: Some(record), is_malformed: false, live: 0, object, is_own: is_own(id) };
                     self.segments.known.insert(id, segment);
                     self.report.segments += 1;
                 }
-                // One that has an object gets a record again.
-                _ if objects.contains_key(&id) && key == format::segment_key(id) => {}
+                // One that has an object gets a record again, if anything refers to it.
+                _ if objects.contains_key(&id) && key == format::segment_key(id) => {
+                    let object = objects.get(&id).copied();
+                    let segment = Segment { record: None, is_malformed: true, live: 0, object, is_own: is_own(id) };
+                    self.segments.known.insert(id, segment);
+                }
                 _ => self.report.delete(Problem::Malformed, None, format!("the record of segment {id}"), key),
             }
         }
         for (id, bytes) in objects {
-            let segment = Segment { record: None, live: 0, object: Some(bytes), is_own: is_own(id) };
+            let segment =
+                Segment { record: None, is_malformed: false, live: 0, object: Some(bytes), is_own: is_own(id) };
             self.segments.known.entry(id).or_insert(segment);
         }
         Ok(())
@@ -111,6 +119,10 @@ impl Check<'_> {
             None if segment.live > 0 => {
                 let text = format!("segment {id} has an object and {} bytes in use, and no record", segment.live);
                 self.report.find(Problem::SegmentRecord, None, text, put(SegmentState::Uploaded));
+            }
+            None if segment.is_malformed => {
+                let text = format!("the record of segment {id}, of which nothing is in use");
+                self.report.delete(Problem::Malformed, None, text, format::segment_key(id));
             }
             None => {
                 let may_come = id.0 >> 32 >= self.subject.epoch.0;
