@@ -62,9 +62,10 @@ pub enum Command {
     /// VOLUME@SNAPSHOT stands for one wherever a volume is named: mount it, list it, copy from it. It is read-only.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Mount a volume, or VOLUME@SNAPSHOT read-only; returns once it is usable.
+    /// Mount a volume, or the directory VOLUME:/path of it; a snapshot, VOLUME@SNAPSHOT, read-only. Returns once it is usable.
     Mount {
-        volume: String,
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        source: String,
         directory: PathBuf,
         /// Stay in the foreground.
         #[arg(long)]

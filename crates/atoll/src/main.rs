@@ -43,14 +43,14 @@ fn main() -> ExitCode {
     if let Command::Keep = &arguments.command {
         return finish(keeper::run());
     }
-    if let Command::Mount { volume, directory, replace: true, .. } = &arguments.command {
-        match mounting::replace(volume, directory) {
+    if let Command::Mount { source, directory, replace: true, .. } = &arguments.command {
+        match mounting::replace(source, directory) {
             Ok(false) => {}
             result => return finish(result.map(drop)),
         }
     }
-    if let Command::Mount { volume, directory, foreground: false, options, .. } = &arguments.command {
-        return finish(mounting::in_background(&arguments, volume, directory, options));
+    if let Command::Mount { source, directory, foreground: false, options, .. } = &arguments.command {
+        return finish(mounting::in_background(&arguments, source, directory, options));
     }
     die_whole();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -120,8 +120,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
     let config = arguments.client()?;
     match arguments.command {
-        Command::Mount { volume, directory, options, .. } => {
-            mounting::in_foreground(config, &volume, &directory, &options).await
+        Command::Mount { source, directory, options, .. } => {
+            mounting::in_foreground(config, &source, &directory, &options).await
         }
         Command::Status { leases: Some(path) } => leases::show(config, &path, as_json).await,
         Command::Lease(LeaseCommand::Revoke { session }) => leases::revoke(&config, session).await,
