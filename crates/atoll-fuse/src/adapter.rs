@@ -412,7 +412,7 @@ impl VolumeFs {
                 _ => Err(Errno::EPROTO),
             }),
             Parsed::Statistics => {
-                self.submit(header, Operation::Statistics, reply, |outcome, _| match outcome {
+                self.submit(header, Operation::Statistics { inode }, reply, |outcome, _| match outcome {
                     Outcome::Space(s) => {
                         const BLOCK: u64 = 4096;
                         let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;

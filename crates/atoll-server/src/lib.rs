@@ -9,6 +9,7 @@ mod connection;
 mod durable;
 mod metrics;
 mod names;
+mod quotas;
 mod registry;
 mod server;
 mod sessions;

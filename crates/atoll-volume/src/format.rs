@@ -53,6 +53,10 @@ pub fn quota_key() -> Bytes {
     Bytes::from_static(&[QUOTA])
 }
 
+pub fn directory_quota_key(directory: InodeId) -> Bytes {
+    key(QUOTA, directory.0, &[])
+}
+
 pub fn inode_key(inode: InodeId) -> Bytes {
     key(INODE, inode.0, &[])
 }
@@ -149,6 +153,10 @@ pub fn all_fragments() -> KeyRange {
     all(FRAGMENT)
 }
 
+pub fn all_directory_quotas() -> KeyRange {
+    (directory_quota_key(InodeId::NONE), all(QUOTA).1)
+}
+
 pub fn all_sessions() -> KeyRange {
     all(SESSION)
 }
@@ -201,6 +209,14 @@ impl<'a> Fields<'a> {
 
     pub fn u8(&mut self) -> Result<u8> {
         Ok(self.take::<1>()?[0])
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(corrupt(self.what)),
+        }
     }
 
     pub fn u32(&mut self) -> Result<u32> {
@@ -264,6 +280,10 @@ pub struct InodeRecord {
     pub parent: InodeId,
     /// Of a directory: the cookie that the next name gets.
     pub next_cookie: u64,
+    /// The quota root that it is charged to; `NONE`: none.
+    pub quota_root: InodeId,
+    /// It had several names when it came to its quota root: some of them may lie outside.
+    pub strays: bool,
     /// Of a symlink.
     pub target: Bytes,
 }
@@ -274,7 +294,7 @@ impl InodeRecord {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut v = value(112 + self.target.len());
+        let mut v = value(121 + self.target.len());
         for word in [self.mode.0, self.links, self.uid, self.gid, self.device] {
             v.put_u32(word);
         }
@@ -285,6 +305,8 @@ impl InodeRecord {
         }
         v.put_u64(self.parent.0);
         v.put_u64(self.next_cookie);
+        v.put_u64(self.quota_root.0);
+        v.put_u8(u8::from(self.strays));
         v.put_slice(&self.target);
         v.freeze()
     }
@@ -305,6 +327,8 @@ impl InodeRecord {
             created: f.time()?,
             parent: InodeId(f.u64()?),
             next_cookie: f.u64()?,
+            quota_root: InodeId(f.u64()?),
+            strays: f.flag()?,
             target: bytes.slice_ref(f.rest),
         };
         if record.mode.kind().is_none() { Err(corrupt("inode")) } else { Ok(record) }
@@ -457,7 +481,7 @@ impl SegmentRecord {
     }
 }
 
-/// How much a volume may hold.
+/// How much a volume may hold, or a directory with everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Bytes of files, holes not counted.
@@ -478,6 +502,78 @@ impl Quota {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut f = Fields::new(bytes, "quota")?;
         let quota = Quota { bytes: f.u64()?, inodes: f.u64()? };
+        f.end()?;
+        Ok(quota)
+    }
+}
+
+/// What is charged to a quota root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of files, holes not counted.
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// Where the quota of a directory is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotaState {
+    /// What was there before is being charged to it; its limits do not hold yet.
+    Counting,
+    Kept,
+    /// What is charged to it is being charged to what holds it; its limits hold no longer.
+    Leaving,
+}
+
+impl QuotaState {
+    pub fn name(self) -> &'static str {
+        match self {
+            QuotaState::Counting => "counting",
+            QuotaState::Kept => "kept",
+            QuotaState::Leaving => "leaving",
+        }
+    }
+}
+
+/// The quota of one directory, a *quota root*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryQuota {
+    pub state: QuotaState,
+    /// The quota root that holds it; `NONE`: none.
+    pub parent: InodeId,
+    pub limits: Quota,
+    /// Charged to it and to the quota roots that it holds.
+    pub used: Usage,
+}
+
+impl DirectoryQuota {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(41);
+        v.put_u8(match self.state {
+            QuotaState::Counting => 0,
+            QuotaState::Kept => 1,
+            QuotaState::Leaving => 2,
+        });
+        for number in [self.parent.0, self.limits.bytes, self.limits.inodes, self.used.bytes, self.used.inodes] {
+            v.put_u64(number);
+        }
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "quota of a directory")?;
+        let state = match f.u8()? {
+            0 => QuotaState::Counting,
+            1 => QuotaState::Kept,
+            2 => QuotaState::Leaving,
+            _ => return Err(corrupt("quota of a directory")),
+        };
+        let quota = DirectoryQuota {
+            state,
+            parent: InodeId(f.u64()?),
+            limits: Quota { bytes: f.u64()?, inodes: f.u64()? },
+            used: Usage { bytes: f.u64()?, inodes: f.u64()? },
+        };
         f.end()?;
         Ok(quota)
     }
@@ -662,6 +758,8 @@ mod tests {
             created: time,
             parent: InodeId(8),
             next_cookie: 9,
+            quota_root: InodeId(6),
+            strays: true,
             target: Bytes::from_static(b"to"),
         };
         assert_eq!(InodeRecord::decode(&record.encode()).unwrap(), record);

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -280,6 +280,18 @@ pub enum AdminRequest {
         bytes: Option<u64>,
         inodes: Option<u64>,
     },
+    /// What a directory of a volume may hold with everything below; `None` takes its quota away. Progress may come before
+    /// the reply.
+    DirectoryQuota {
+        volume: String,
+        directory: InodeId,
+        limits: Option<QuotaLimits>,
+    },
+    /// Quotas of directories whose numbers are behind this one, as many as fit; answered by [`AdminReply::Quotas`].
+    DirectoryQuotas {
+        volume: String,
+        after: InodeId,
+    },
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     VolumeClone {
         source: String,
@@ -358,12 +370,33 @@ pub enum AdminReply {
         total: u64,
     },
     Fsck(Box<FsckReport>),
+    /// By number; none when there are no more.
+    Quotas(Vec<QuotaInfo>),
     /// Oldest first.
     Snapshots(Vec<SnapshotInfo>),
     Garbage {
         objects: u64,
         bytes: u64,
     },
+}
+
+/// `None` is no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaLimits {
+    pub bytes: Option<u64>,
+    pub inodes: Option<u64>,
+}
+
+/// The quota of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaInfo {
+    pub directory: InodeId,
+    /// `None` when the directory is gone and something of it is still open.
+    pub path: Option<String>,
+    pub state: String,
+    pub limits: QuotaLimits,
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -279,9 +279,11 @@ pub enum VolumeCommand {
     Info {
         name: String,
     },
-    /// Bound what a volume may hold: more fails with EDQUOT, and `df` shows the bound. What is there already stays.
+    /// Bound what a volume may hold, or a directory of it with everything below: more fails with EDQUOT, and `df` there shows the
+    /// bound. What is there already stays, and is counted first.
     Quota {
-        name: String,
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        target: String,
         /// Bytes of files, as 500MiB or 2TB; holes are not counted, and what is packed counts unpacked.
         #[arg(long, required_unless_present_any = ["inodes", "none"])]
         bytes: Option<bytesize::ByteSize>,
@@ -291,6 +293,11 @@ pub enum VolumeCommand {
         /// No bound.
         #[arg(long, conflicts_with_all = ["bytes", "inodes"])]
         none: bool,
+    },
+    /// What a volume and its directories with quotas hold and may hold, or one such directory.
+    Quotas {
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        target: String,
     },
     /// Delete a volume and everything in it.
     Delete {

@@ -10,6 +10,7 @@ mod handover;
 mod keeper;
 mod leases;
 mod mounting;
+mod quotas;
 mod serving;
 mod signals;
 mod snapshots;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Command, LeaseCommand, LogFormat, TokenCommand, VolumeCommand};
 use atoll_client::{Admin, ClientConfig};
-use atoll_wire::{AdminReply, AdminRequest, TokenInfo, VolumeInfo};
+use atoll_wire::{AdminReply, AdminRequest, QuotaLimits, TokenInfo, VolumeInfo};
 use clap::{CommandFactory, Parser};
 use files::Remote;
 use serde_json::json;
@@ -158,9 +159,11 @@ async fn run(arguments: Arguments) -> Result<()> {
                     };
                     AdminRequest::VolumeClone { source, snapshot, name }
                 }
-                VolumeCommand::Quota { name, bytes, inodes, none: _ } => {
-                    AdminRequest::VolumeQuota { name, bytes: bytes.map(|size| size.as_u64()), inodes }
+                VolumeCommand::Quota { target, bytes, inodes, none } => {
+                    let limits = QuotaLimits { bytes: bytes.map(|size| size.as_u64()), inodes };
+                    return quotas::set(&config, &target, (!none).then_some(limits)).await;
                 }
+                VolumeCommand::Quotas { target } => return quotas::list(&config, &target, as_json).await,
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },
