@@ -92,7 +92,7 @@ fn two_mounts_together_write_what_a_directory_may_hold_and_no_more() {
     assert!(df.lines().any(|line| line.trim() == "40"), "{df}");
 
     // What is there can be read, changed and removed, and makes room again; for others as well, and after a crash.
-    fs::remove_file(part.join("before")).unwrap();
+    fs::OpenOptions::new().write(true).open(part.join("before")).unwrap().set_len(MIB).unwrap();
     fs::write(b.join("home/ann/again"), vec![2; 2 * MIB as usize]).unwrap();
     site.kill();
     site.start();
@@ -170,6 +170,12 @@ fn what_is_moved_from_one_quota_to_another_is_charged_there() {
     site.atoll(["snapshot", "create", "vol", "then"]).must_succeed();
     let then = site.atoll(["volume", "quotas", "vol@then"]).must_succeed();
     assert!(then.contains("/b: 20000 of 1073741824 bytes, 23 of 1000000 inodes"), "{then}");
+    let part = site.mount_volume("vol@then:/b", "then", &[]);
+    assert_eq!(fs::read(part.join("tree/19")).unwrap(), vec![1; 1000]);
+    assert_eq!(error(fs::write(part.join("new"), "")), ErrorKind::ReadOnlyFilesystem);
+    let space = rustix::fs::statvfs(&part).unwrap();
+    assert_eq!((space.f_blocks * space.f_frsize, space.f_files), (1 << 30, 1_000_000));
+    site.unmount(&part);
     site.atoll(["volume", "clone", "vol", "copy"]).must_succeed();
     site.atoll(["volume", "quotas", "copy:/a/renamed"]).must_succeed();
     site.atoll(["volume", "quotas", "vol:/b/tree"]).must_fail_saying(&["vol:/b/tree has no quota"]);

@@ -1,6 +1,7 @@
 //! Quotas of directories: set, taken away, and what is below them charged anew meanwhile (`core::stamping`).
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use atoll_lease::{Claim, Rights};
 use atoll_store::Scan;
@@ -121,18 +122,18 @@ impl Volume {
         work.await.unwrap_or(Err(QuotaError::Other(Errno::EIO)))
     }
 
-    /// Go on with what an earlier authority has begun.
+    /// Go on with what an earlier authority has begun, when its sessions are back or over.
     pub(crate) fn resume_stamping(&self) {
+        if !self.inner.left_stamping.swap(false, Ordering::AcqRel) {
+            return;
+        }
         let is_begun = |quota: DirectoryQuota| quota.state != QuotaState::Kept;
         if !self.inner.shared.core.lock().roots.all().any(|(_, quota)| is_begun(quota)) {
             return;
         }
-        let inner = std::sync::Arc::downgrade(&self.inner);
+        let volume = self.clone();
         tokio::spawn(async move {
-            let Some(inner) = inner.upgrade() else { return };
-            let volume = Volume { inner };
             let _alone = volume.inner.stamping.lock().await;
-            volume.inner.leases.grace.over().await;
             if let Err(errno) = volume.stamp_pending(&|_| ()).await
                 && !volume.inner.shared.is_closing()
             {

@@ -462,6 +462,7 @@ impl Volume {
             return;
         }
         self.reap_orphans().await;
+        self.resume_stamping();
         let gone = self.inner.shared.core.lock().lingered(Instant::now());
         self.reap_all(gone).await;
     }

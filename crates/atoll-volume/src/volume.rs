@@ -134,6 +134,8 @@ pub(crate) struct Inner {
     pub taking_back_roots: Mutex<HashSet<InodeId>>,
     /// Held while what is below a directory is charged to another quota root.
     pub stamping: tokio::sync::Mutex<()>,
+    /// An earlier authority may have left something of that to be done.
+    pub left_stamping: AtomicBool,
     /// There is room again, perhaps.
     pub room: Notify,
     pub bytes_compacted: AtomicU64,
@@ -297,6 +299,7 @@ impl Volume {
                 taking_back: Mutex::default(),
                 taking_back_roots: Mutex::default(),
                 stamping: tokio::sync::Mutex::default(),
+                left_stamping: AtomicBool::new(!config.read_only),
                 room: Notify::new(),
                 bytes_compacted: AtomicU64::new(0),
                 incompactible: Mutex::default(),
@@ -309,9 +312,9 @@ impl Volume {
         };
         if volume.restored_sessions().is_empty() {
             volume.reap_orphans().await;
+            volume.resume_stamping();
         }
         if !config.read_only {
-            volume.resume_stamping();
             *volume.inner.compactor.lock() = Some(tokio::spawn(compaction::run(Arc::downgrade(&volume.inner))));
         }
         Ok(volume)

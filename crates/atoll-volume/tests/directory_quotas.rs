@@ -9,7 +9,7 @@ use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_store::{MemoryMedium, MemoryStore};
 use atoll_types::limits::QUOTA_DEPTH_MAX;
 use atoll_types::operation::{RenameMode, WriteAt};
-use atoll_types::{Caller, Errno, FileKind, InodeId, Mode, Name, Operation, Outcome, SessionId};
+use atoll_types::{Caller, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp};
 use atoll_volume::{Durability, Quota, QuotaError, QuotaState, Usage, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -321,5 +321,30 @@ async fn what_is_open_without_a_name_is_charged_until_it_is_closed() {
     must_be_sound(&volume).await;
     run(&volume, Operation::Release { inode }).await.unwrap();
     assert_eq!(used(), []);
+    must_be_sound(&volume).await;
+}
+
+#[tokio::test]
+async fn what_was_answered_already_is_executed_and_counted() {
+    let volume = World::new().await.open().await;
+    volume.enroll(SESSION);
+    let (one, other) = (directory(&volume, ROOT, "one").await, directory(&volume, ROOT, "other").await);
+    let inode = file(&volume, one, "f").await;
+    run(&volume, Operation::Link { inode, parent: one, name: name("g") }).await.unwrap();
+    for directory in [one, other] {
+        volume.set_directory_quota(directory, Quota { bytes: 10, inodes: 2 }, |_| ()).await.unwrap();
+    }
+    let made = Made { at: Timestamp::now(), ..Made::default() };
+    let data = Bytes::from_static(b"more than there may be");
+    let write = Operation::Write { inode, at: WriteAt::Offset(0), data, drop_privileges: false };
+    assert!(volume.execute_made(SESSION, &made, write).await.0.is_ok());
+    assert_eq!(self::write(&volume, inode, 1).await, Err(Errno::EDQUOT));
+    let (parent, new_parent) = (one, other);
+    let (from, to) = (name("f"), name("f"));
+    let rename = Operation::Rename { parent, name: from, new_parent, new_name: to, mode: RenameMode::Replace };
+    assert_eq!(run(&volume, rename.clone()).await, Err(Errno::EXDEV));
+    assert_eq!(volume.execute_made(SESSION, &made, rename).await.0, Ok(Outcome::Done));
+    let used: Vec<Usage> = volume.directory_quotas().into_iter().map(|(_, quota)| quota.used).collect();
+    assert_eq!(used, [Usage { bytes: 0, inodes: 1 }, Usage { bytes: 22, inodes: 2 }]);
     must_be_sound(&volume).await;
 }

@@ -646,6 +646,25 @@ mod tests {
     }
 
     #[test]
+    fn what_leads_from_one_quota_to_another_is_asked_for() {
+        let mut cache = cache();
+        made(&mut cache, "f");
+        let folder =
+            |text| Operation::MakeDirectory { parent: DIRECTORY, name: name(text), permissions: 0o755, umask: 0 };
+        let inner = *make(&mut cache, &folder("inner")).unwrap().attributes().unwrap();
+        let rename = |parent, new_parent| {
+            let (name, new_name, mode) = (name("f"), name("f"), RenameMode::Replace);
+            Operation::Rename { parent, name, new_parent, new_name, mode }
+        };
+        make(&mut cache, &rename(DIRECTORY, inner.inode)).unwrap();
+        cache.put(Attributes { quota_root: inner.inode, ..of(&mut cache, inner.inode) });
+        assert!(make(&mut cache, &rename(inner.inode, DIRECTORY)).is_none());
+        let inside = Operation::MakeSymlink { parent: inner.inode, name: name("s"), target: Bytes::from_static(b"t") };
+        let inside = make(&mut cache, &inside).unwrap();
+        assert_eq!(inside.attributes().unwrap().quota_root, inner.inode, "what is made there is charged there");
+    }
+
+    #[test]
     fn nothing_is_made_beside_a_request_of_our_own() {
         let mut cache = cache();
         let file = made(&mut cache, "f").inode;

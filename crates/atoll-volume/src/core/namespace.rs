@@ -406,7 +406,7 @@ impl Core {
             return Err(Errno::EINVAL.into());
         }
         let (here, there) = (self.record(parent)?.quota_root, self.record(new_parent)?.quota_root);
-        if here != there {
+        if here != there && self.making.is_none() {
             return Err(Errno::EXDEV.into());
         }
         let source_root = self.moved_root(source, parent, new_parent)?;

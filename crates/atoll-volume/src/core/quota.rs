@@ -46,6 +46,9 @@ impl Core {
     /// Whether so little is left in the volume, or in a directory with a quota around one of these, that every change there
     /// has to be asked for.
     pub fn is_tight_at(&self, claims: &[Claim]) -> bool {
+        if self.roots.is_empty() {
+            return self.is_tight();
+        }
         let clients = self.leases.enrolled() as u64;
         let root = |claim: &Claim| self.inodes.get(&claim.inode).map(|cached| cached.record.quota_root);
         self.is_tight() || claims.iter().filter_map(root).any(|root| self.roots.is_tight(root, clients))

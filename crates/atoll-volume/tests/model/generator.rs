@@ -79,7 +79,7 @@ impl Generator {
             return Step::Yield;
         }
         let bound = |random: &mut Random, most: u64| if random.chance(30) { u64::MAX } else { random.below(most) };
-        let limits = Quota { bytes: bound(&mut self.random, 600_000), inodes: bound(&mut self.random, 25) };
+        let limits = Quota { bytes: bound(&mut self.random, 150_000), inodes: bound(&mut self.random, 25) };
         Step::SetQuota(self.random.pick(&directories), limits)
     }
 
