@@ -294,12 +294,14 @@ async fn limits_hold_for_all_that_is_below_and_all_around() {
     run(&volume, Operation::Unlink { parent: outer, name: name("beside") }).await.unwrap();
     must_be_sound(&volume).await;
 
-    let mut parent = ROOT;
+    let around = directory(&volume, ROOT, "around").await;
+    let mut parent = around;
     for depth in 0..=QUOTA_DEPTH_MAX {
         parent = directory(&volume, parent, "d").await;
         let set = volume.set_directory_quota(parent, BOUND, |_| ()).await;
         assert_eq!(set, if depth < QUOTA_DEPTH_MAX { Ok(()) } else { Err(QuotaError::TooDeep) });
     }
+    assert_eq!(volume.set_directory_quota(around, BOUND, |_| ()).await, Err(QuotaError::TooDeep));
     assert_eq!(volume.set_directory_quota(kept, BOUND, |_| ()).await, Err(QuotaError::NotDirectory));
     assert_eq!(volume.set_directory_quota(ROOT, BOUND, |_| ()).await, Err(QuotaError::Root));
     must_be_sound(&volume).await;

@@ -4,8 +4,8 @@
 //! charged leaves for the store in the batch of the change that charges it. So the record of a quota root is the sum over
 //! these inodes in every version of the store, also while they are being charged anew (`stamping`).
 //!
-//! What was answered already is never refused. An earlier authority has found both places in one quota root then, was charging what is
-//! below anew (`stamping`), and not all of that was durable: it is done once more.
+//! What was answered already is never refused. Where two places were in one quota root then and are not now, an earlier
+//! authority was charging what is below anew (`stamping`), not all of that was durable, and it is about to be done again.
 //!
 //! An inode gets the quota root of the directory in which it is made, keeps it without a name, and changes it with its only
 //! name. A quota root is charged to itself, and its record goes with the last inode that is.
@@ -99,6 +99,19 @@ impl Roots {
         std::iter::successors(next(root), move |(_, quota)| next(quota.parent)).take(QUOTA_DEPTH_MAX)
     }
 
+    /// Those right inside of `parent` in which, themselves included, more than so many are inside of each other.
+    pub(super) fn higher_than(&self, parent: InodeId, most: usize) -> Vec<InodeId> {
+        let mut heights: FxHashMap<InodeId, usize> = FxHashMap::default();
+        for &root in self.known.keys() {
+            for (depth, (above, _)) in self.chain(root).enumerate() {
+                let height = heights.entry(above).or_default();
+                *height = (depth + 1).max(*height);
+            }
+        }
+        let inside = self.known.iter().filter(|(_, quota)| quota.parent == parent).map(|(root, _)| *root);
+        inside.filter(|root| heights.get(root).is_some_and(|height| *height > most)).collect()
+    }
+
     /// Whether so little is left that every change has to be asked for.
     pub fn is_tight(&self, root: InodeId, clients: u64) -> bool {
         self.chain(root).any(|(_, quota)| quota.is_tight(clients))
@@ -136,7 +149,8 @@ impl Roots {
 
     /// What there is in the quota root, and no more than there is in what holds it.
     pub(super) fn statistics(&self, root: InodeId, whole: VolumeStatistics) -> VolumeStatistics {
-        let Some(nearest) = self.known.get(&root) else { return whole };
+        let stays = |(_, quota): &(_, &DirectoryQuota)| quota.state != QuotaState::Leaving;
+        let Some((_, nearest)) = self.chain(root).find(stays) else { return whole };
         let mut bytes = whole.bytes_total - whole.bytes_used;
         let mut inodes = whole.inodes_total - whole.inodes_used;
         for (_, quota) in self.chain(root).filter(|(_, quota)| quota.state == QuotaState::Kept) {

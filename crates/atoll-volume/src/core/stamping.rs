@@ -26,10 +26,8 @@ impl Core {
     pub fn begin_counting(&mut self, directory: InodeId, limits: Quota) -> Step<()> {
         let parent = self.living_directory(directory)?.quota_root;
         let above = self.roots.chain(parent).count();
-        let inner: Vec<InodeId> =
-            self.roots.all().filter(|(_, quota)| quota.parent == parent).map(|(inner, _)| inner).collect();
-        for inner in inner {
-            if above + 1 + self.height(inner) > QUOTA_DEPTH_MAX && self.is_above(directory, inner)? {
+        for inner in self.roots.higher_than(parent, QUOTA_DEPTH_MAX.saturating_sub(above + 1)) {
+            if self.is_above(directory, inner)? {
                 return Err(Errno::ELOOP.into());
             }
         }
@@ -44,12 +42,6 @@ impl Core {
         self.recharge(directory, directory, false);
         self.order();
         Ok(())
-    }
-
-    /// How many quota roots are inside of each other there, itself included.
-    fn height(&self, root: InodeId) -> usize {
-        let depth = |inner: InodeId| self.roots.chain(inner).position(|(above, _)| above == root);
-        self.roots.all().filter_map(|(inner, _)| depth(inner)).max().map_or(0, |deepest| deepest + 1)
     }
 
     /// Change a quota that is there, with its state.
