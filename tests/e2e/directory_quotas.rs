@@ -135,6 +135,33 @@ fn a_mount_that_writes_without_asking_is_stopped_where_the_quota_of_a_directory_
 }
 
 #[test]
+fn a_mount_that_may_write_thousands_of_files_alone_asks_before_the_quota_is_reached() {
+    const FILES: usize = 3000;
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    fs::create_dir(mount.join("own")).unwrap();
+    set(&site, "vol:/own", &["--bytes", "150MiB"]);
+    let path = |number: usize| mount.join(format!("own/{number}"));
+    for number in 0..FILES {
+        fs::write(path(number), "").unwrap();
+    }
+    let mut written = 0;
+    for number in 0..FILES {
+        // Nothing here says to the server that it is about to be written.
+        let mut file = fs::OpenOptions::new().write(true).open(path(number)).unwrap();
+        match file.write(&vec![1; 200 << 10]) {
+            Ok(bytes) => written += bytes as u64,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::QuotaExceeded, "{error}");
+                break;
+            }
+        }
+    }
+    assert!(written <= 150 * MIB && written > 149 * MIB, "{written}");
+    assert_eq!(used(&site, "/own").0, written);
+}
+
+#[test]
 fn what_is_moved_from_one_quota_to_another_is_charged_there() {
     let mut site = Site::new();
     let (mount, other) = (site.mount("m1"), site.mount("m2"));

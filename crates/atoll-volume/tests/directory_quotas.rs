@@ -329,13 +329,13 @@ async fn what_is_open_without_a_name_is_charged_until_it_is_closed() {
 #[tokio::test]
 async fn what_was_answered_already_is_executed_and_counted() {
     let volume = World::new().await.open().await;
-    volume.enroll(SESSION);
     let (one, other) = (directory(&volume, ROOT, "one").await, directory(&volume, ROOT, "other").await);
     let inode = file(&volume, one, "f").await;
     run(&volume, Operation::Link { inode, parent: one, name: name("g") }).await.unwrap();
     for directory in [one, other] {
         volume.set_directory_quota(directory, Quota { bytes: 10, inodes: 2 }, |_| ()).await.unwrap();
     }
+    volume.enroll(SESSION);
     let made = Made { at: Timestamp::now(), ..Made::default() };
     let data = Bytes::from_static(b"more than there may be");
     let write = Operation::Write { inode, at: WriteAt::Offset(0), data, drop_privileges: false };

@@ -657,7 +657,8 @@ mod tests {
             Operation::Rename { parent, name, new_parent, new_name, mode }
         };
         make(&mut cache, &rename(DIRECTORY, inner.inode)).unwrap();
-        cache.put(Attributes { quota_root: inner.inode, ..of(&mut cache, inner.inode) });
+        let moved = Attributes { quota_root: inner.inode, ..of(&mut cache, inner.inode) };
+        cache.put(moved);
         assert!(make(&mut cache, &rename(inner.inode, DIRECTORY)).is_none());
         let inside = Operation::MakeSymlink { parent: inner.inode, name: name("s"), target: Bytes::from_static(b"t") };
         let inside = make(&mut cache, &inside).unwrap();
