@@ -74,6 +74,7 @@ fn listing(c: &mut Criterion) {
 
 fn attributes() -> Attributes {
     Attributes {
+        quota_root: InodeId::NONE,
         inode: InodeId(123_456),
         mode: Mode::new(FileKind::Regular, 0o644),
         links: 1,

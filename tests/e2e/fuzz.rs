@@ -60,7 +60,7 @@ fn operations() -> Vec<Operation> {
         O::SetXattr { inode, name: data(), value: data(), mode: XattrMode::Set, drop_privileges: false },
         O::ListXattrs { inode },
         O::RemoveXattr { inode, name: data() },
-        O::Statistics,
+        O::Statistics { inode },
         O::TestLock { inode, lock },
         O::SetLock { inode, lock, wait: true },
         O::Unlock { inode, space: LockSpace::Range, owner, range },

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -202,4 +203,70 @@ fn status_lists_the_mounts_of_this_machine() {
     let command = fs::File::open(format!("/proc/{}/cmdline", listed["pid"])).unwrap();
     let command = BufReader::new(command).split(0).next().unwrap().unwrap();
     assert!(String::from_utf8_lossy(&command).ends_with("atoll"));
+}
+
+#[test]
+fn a_directory_of_a_volume_is_mounted_by_itself_and_stays_that_when_it_is_renamed() {
+    let mut site = Site::new();
+    let whole = site.mount("m");
+    fs::create_dir_all(whole.join("a/b c/inside")).unwrap();
+    fs::write(whole.join("a/b c/f"), "there").unwrap();
+    fs::write(whole.join("a/file"), "").unwrap();
+    let source = "vol:/a/b c";
+    let part = site.mount_volume(source, "part", &[]);
+    let names = |folder: &Path| {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&part), ["f", "inside"]);
+    assert_eq!(fs::read(part.join("f")).unwrap(), b"there");
+    let number = |path: std::path::PathBuf| fs::metadata(path).unwrap().ino();
+    assert_eq!(number(part.clone()), number(whole.join("a/b c")), "inode numbers are the volume's");
+    assert_eq!(number(part.join("inside/..")), number(part.clone()));
+    assert_eq!(number(part.join("..")), number(site.path(".")), "nothing of the volume is above");
+    let status = site.atoll(["status"]).must_succeed();
+    assert!(status.contains(source), "{status}");
+
+    // Each sees at once what the other one does, in the root of the mount, too.
+    for round in 0..20 {
+        let name = format!("new-{round}");
+        fs::write(whole.join("a/b c").join(&name), &name).unwrap();
+        assert_eq!(fs::read(part.join(&name)).unwrap(), name.as_bytes());
+        fs::rename(part.join(&name), part.join("inside").join(&name)).unwrap();
+        assert!(!whole.join("a/b c").join(&name).exists());
+        assert!(whole.join("a/b c/inside").join(&name).exists());
+        fs::set_permissions(whole.join("a/b c"), fs::Permissions::from_mode(0o700 + round % 8)).unwrap();
+        assert_eq!(fs::metadata(&part).unwrap().mode() & 0o777, 0o700 + round % 8);
+        assert_eq!(names(&part), names(&whole.join("a/b c")));
+    }
+
+    fs::rename(whole.join("a"), whole.join("z")).unwrap();
+    fs::rename(whole.join("z/b c"), whole.join("moved")).unwrap();
+    fs::write(part.join("later"), "later").unwrap();
+    assert_eq!(fs::read(whole.join("moved/later")).unwrap(), b"later");
+    // Neither a new program nor a new process looks for the path again.
+    let open = fs::File::open(part.join("f")).unwrap();
+    site.atoll(["mount", "--replace", source, part.to_str().unwrap()]).must_succeed();
+    assert_eq!(fs::read(part.join("later")).unwrap(), b"later");
+    let process = site.process_of(&part);
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    eventually("another process serves the mount", || site.find_process_of(&part).is_some_and(|now| now != process));
+    fs::write(part.join("f"), "by another process").unwrap();
+    assert_eq!(fs::read(whole.join("moved/f")).unwrap(), b"by another process");
+    assert_eq!(std::io::read_to_string(open).unwrap(), "by another process");
+
+    fs::remove_dir_all(whole.join("moved")).unwrap();
+    let gone = fs::write(part.join("f"), "").unwrap_err().raw_os_error().unwrap();
+    assert!(
+        [rustix::io::Errno::NOENT, rustix::io::Errno::STALE].map(|errno| errno.raw_os_error()).contains(&gone),
+        "{gone}"
+    );
+
+    let at = site.path("part");
+    site.unmount(&at);
+    let at = at.to_str().unwrap();
+    site.atoll(["mount", "vol:/nothing/here", at]).must_fail_saying(&["vol:/nothing/here", "no `nothing`"]);
+    site.atoll(["mount", "vol:/z/file", at]).must_fail_saying(&["`file` is not a directory"]);
+    site.atoll(["mount", "vol:z", at]).must_fail_saying(&["VOLUME:/path"]);
 }

@@ -181,6 +181,7 @@ mod tests {
             modified: AT,
             changed: AT,
             created: AT,
+            quota_root: InodeId::NONE,
         }
     }
 

@@ -1303,6 +1303,7 @@ mod tests {
                 modified: at,
                 changed: at,
                 created: at,
+                quota_root: InodeId::NONE,
             }))
         };
         let name = atoll_types::Name::new(&b"f"[..]).unwrap();

@@ -1,8 +1,18 @@
 //! Numbers and layouts of the kernel protocol (linux/fuse.h, protocol 7.31 and later).
 
-use atoll_types::{Attributes, Caller, Timestamp};
+use atoll_types::{Attributes, Caller, InodeId, Timestamp};
 
 use crate::remote::Lifetimes;
+
+/// What the kernel calls by this number; `root` is the directory that it knows as the mount's root.
+pub fn inode(node: u64, root: InodeId) -> InodeId {
+    if node == InodeId::ROOT.0 { root } else { InodeId(node) }
+}
+
+/// How the kernel calls it.
+pub fn node(inode: InodeId, root: InodeId) -> u64 {
+    if inode == root { InodeId::ROOT.0 } else { inode.0 }
+}
 
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
@@ -232,6 +242,14 @@ impl Body {
             .u32(l.entry.subsec_nanos())
             .u32(l.attributes.subsec_nanos())
             .attributes(a)
+    }
+
+    /// `fuse_entry_out` of the mount's root.
+    pub fn root(self, a: &Attributes, l: Lifetimes) -> Self {
+        let start = self.0.len();
+        let mut body = self.entry(a, l);
+        body.0[start..start + 8].copy_from_slice(&InodeId::ROOT.0.to_ne_bytes());
+        body
     }
 
     /// `fuse_entry_out` of a name that is not there.

@@ -64,6 +64,8 @@ pub struct VolumeFs {
     remote: Arc<dyn Remote>,
     locked: Mutex<Locked>,
     next_handle: AtomicU64,
+    /// The directory that the kernel knows as the mount's root.
+    root: InodeId,
     /// Where the kernel is told when what it keeps is old.
     uptake: Option<Arc<Uptake>>,
     chronicle: Option<Arc<Chronicle>>,
@@ -152,7 +154,7 @@ impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
         let chronicle = remote.chronicle();
         let (remote, next_handle) = (Arc::new(remote), AtomicU64::new(1));
-        VolumeFs { remote, locked: Mutex::default(), next_handle, uptake: None, chronicle }
+        VolumeFs { remote, locked: Mutex::default(), next_handle, root: InodeId::ROOT, uptake: None, chronicle }
     }
 
     /// For a remote that tells the kernel, by [`KernelCaches`], when what it keeps is old.
@@ -160,6 +162,15 @@ impl VolumeFs {
     /// [`KernelCaches`]: crate::KernelCaches
     pub fn with_recalls(remote: impl Remote) -> Self {
         VolumeFs { uptake: Some(Arc::default()), ..Self::new(remote) }
+    }
+
+    /// The same with another directory as the root of the mount.
+    pub fn rooted_at(self, root: InodeId) -> Self {
+        VolumeFs { root, ..self }
+    }
+
+    pub fn root(&self) -> InodeId {
+        self.root
     }
 
     /// When no request is being carried out.
@@ -239,11 +250,17 @@ impl VolumeFs {
     }
 
     fn entry(&self, from: Header, operation: Operation, reply: Reply) {
-        let remote = self.remote.clone();
+        let (remote, root) = (self.remote.clone(), self.root);
         let entry = move |outcome, lifetimes| {
             let attributes = attributes(outcome)?;
+            if attributes.inode == InodeId::ROOT && root != InodeId::ROOT {
+                // Above a directory that was moved out of the mount; the kernel would take it for the mount's root.
+                return Err(Errno::ESTALE);
+            }
             remote.looked_up(attributes.inode);
-            Ok(Body::default().entry(&attributes, lifetimes))
+            let is_root = attributes.inode == root;
+            let body = Body::default();
+            Ok(if is_root { body.root(&attributes, lifetimes) } else { body.entry(&attributes, lifetimes) })
         };
         self.submit_telling(from, operation, answering(reply, entry));
     }
@@ -304,10 +321,10 @@ impl VolumeFs {
     pub(crate) fn forget(&self, header: Header, body: &[u8]) {
         let mut f = Fields::new(body);
         let forgotten = if header.opcode == abi::FORGET {
-            vec![(InodeId(header.node), f.u64())]
+            vec![(abi::inode(header.node, self.root), f.u64())]
         } else {
             let (count, _) = (f.u32() as usize, f.u32());
-            (0..count.min(body.len() / 16)).map(|_| (InodeId(f.u64()), f.u64())).collect()
+            (0..count.min(body.len() / 16)).map(|_| (abi::inode(f.u64(), self.root), f.u64())).collect()
         };
         self.remote.forget(&forgotten);
         if let Some(uptake) = &self.uptake {
@@ -326,7 +343,7 @@ impl VolumeFs {
     }
 
     fn try_dispatch(&self, header: Header, f: &mut Fields<'_>, reply: Reply) -> Result<(), (Reply, Errno)> {
-        let inode = InodeId(header.node);
+        let inode = abi::inode(header.node, self.root);
         let operation = match self.parse(header, f) {
             Ok(operation) => operation,
             Err(errno) => return Err((reply, errno)),
@@ -394,25 +411,27 @@ impl VolumeFs {
                 Outcome::Offset(offset) => Ok(Body::default().u64(offset)),
                 _ => Err(Errno::EPROTO),
             }),
-            Parsed::Statistics => self.submit(header, Operation::Statistics, reply, |outcome, _| match outcome {
-                Outcome::Space(s) => {
-                    const BLOCK: u64 = 4096;
-                    let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;
-                    let files_free = s.inodes_total.saturating_sub(s.inodes_used);
-                    let mut body = Body::default()
-                        .u64(s.bytes_total / BLOCK)
-                        .u64(free)
-                        .u64(free)
-                        .u64(s.inodes_total)
-                        .u64(files_free)
-                        .u32(BLOCK as u32)
-                        .u32(255)
-                        .u32(BLOCK as u32);
-                    body.0.resize(80, 0);
-                    Ok(body)
-                }
-                _ => Err(Errno::EPROTO),
-            }),
+            Parsed::Statistics => {
+                self.submit(header, Operation::Statistics { inode }, reply, |outcome, _| match outcome {
+                    Outcome::Space(s) => {
+                        const BLOCK: u64 = 4096;
+                        let free = s.bytes_total.saturating_sub(s.bytes_used) / BLOCK;
+                        let files_free = s.inodes_total.saturating_sub(s.inodes_used);
+                        let mut body = Body::default()
+                            .u64(s.bytes_total / BLOCK)
+                            .u64(free)
+                            .u64(free)
+                            .u64(s.inodes_total)
+                            .u64(files_free)
+                            .u32(BLOCK as u32)
+                            .u32(255)
+                            .u32(BLOCK as u32);
+                        body.0.resize(80, 0);
+                        Ok(body)
+                    }
+                    _ => Err(Errno::EPROTO),
+                })
+            }
             Parsed::List { offset, size, plus } => self.list(header, inode, offset, size as usize, plus, reply),
             Parsed::Sync => {
                 let remote = self.remote.clone();
@@ -549,11 +568,12 @@ impl VolumeFs {
 
     fn parse(&self, header: Header, f: &mut Fields<'_>) -> Result<Parsed, Errno> {
         use Operation as O;
-        let inode = InodeId(header.node);
+        let inode = abi::inode(header.node, self.root);
         let parent = inode;
         Ok(match header.opcode {
             abi::LOOKUP => match f.string() {
                 b"." => Parsed::Entry(O::GetAttributes { inode }),
+                b".." if inode == self.root => Parsed::Entry(O::GetAttributes { inode }),
                 b".." => Parsed::Entry(O::Parent { inode }),
                 bytes => Parsed::Lookup(O::Lookup { parent, name: name(bytes)? }),
             },
@@ -577,7 +597,7 @@ impl VolumeFs {
             abi::UNLINK => Parsed::Done(O::Unlink { parent, name: name(f.string())? }),
             abi::RMDIR => Parsed::Done(O::RemoveDirectory { parent, name: name(f.string())? }),
             abi::RENAME | abi::RENAME2 => {
-                let new_parent = InodeId(f.u64());
+                let new_parent = abi::inode(f.u64(), self.root);
                 let flags = if header.opcode == abi::RENAME2 {
                     let flags = f.u32();
                     f.u32();

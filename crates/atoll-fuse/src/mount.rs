@@ -99,8 +99,9 @@ fn by_helper(options: &MountOptions) -> Result<File, FuseError> {
         (options.no_exec, "noexec"),
         (options.no_access_times, "noatime"),
     ];
-    let mut text =
-        format!("fsname={},subtype=atoll,default_permissions,max_read={WRITE_BYTES_MAX},nosuid,nodev", options.source);
+    // A comma would end it.
+    let source = options.source.replace('\\', r"\\").replace(',', r"\,");
+    let mut text = format!("fsname={source},subtype=atoll,default_permissions,max_read={WRITE_BYTES_MAX},nosuid,nodev");
     for (_, option) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
         text.push(',');
         text.push_str(option);

@@ -17,6 +17,7 @@ use atoll_types::{InodeId, Name};
 use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
+use crate::adapter::VolumeFs;
 use crate::gate::Gate;
 use crate::uptake::Uptake;
 
@@ -27,35 +28,41 @@ pub struct Notifier {
     has_epochs: bool,
     uptake: Option<Arc<Uptake>>,
     gate: Arc<Gate>,
+    root: InodeId,
 }
 
 impl Notifier {
-    pub(crate) fn new(device: Arc<File>, has_epochs: bool, uptake: Option<Arc<Uptake>>, gate: Arc<Gate>) -> Self {
-        Notifier { device, has_epochs, uptake, gate }
+    pub(crate) fn new(device: Arc<File>, has_epochs: bool, filesystem: &VolumeFs, gate: Arc<Gate>) -> Self {
+        Notifier { device, has_epochs, uptake: filesystem.uptake(), gate, root: filesystem.root() }
+    }
+
+    /// How the kernel calls it.
+    fn node(&self, inode: InodeId) -> u64 {
+        abi::node(inode, self.root)
     }
 
     /// Attributes and all cached bytes of an inode; waits for reads of it that are in flight. False when the kernel
     /// does not know the inode.
     pub fn inode(&self, inode: InodeId) -> std::io::Result<bool> {
-        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(0).u64(0), &[])
+        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(self.node(inode)).u64(0).u64(0), &[])
     }
 
     /// Attributes alone, without waiting for anything. False when the kernel does not know the inode.
     pub fn attributes(&self, inode: InodeId) -> std::io::Result<bool> {
         const NO_BYTES: u64 = -1i64 as u64;
-        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(inode.0).u64(NO_BYTES).u64(0), &[])
+        self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(self.node(inode)).u64(NO_BYTES).u64(0), &[])
     }
 
     /// What a name stands for, that it is not there included.
     pub fn entry(&self, parent: InodeId, name: &Name) -> std::io::Result<bool> {
         let name = name.as_bytes();
-        self.send(abi::NOTIFY_INVAL_ENTRY, Body::default().u64(parent.0).u32(name.len() as u32).u32(0), name)
+        self.send(abi::NOTIFY_INVAL_ENTRY, Body::default().u64(self.node(parent)).u32(name.len() as u32).u32(0), name)
     }
 
     /// A name was removed with what it stood for: who works in it is told.
     pub fn deleted(&self, parent: InodeId, inode: InodeId, name: &Name) -> std::io::Result<bool> {
         let name = name.as_bytes();
-        let body = Body::default().u64(parent.0).u64(inode.0).u32(name.len() as u32).u32(0);
+        let body = Body::default().u64(self.node(parent)).u64(self.node(inode)).u32(name.len() as u32).u32(0);
         self.send(abi::NOTIFY_DELETE, body, name)
     }
 

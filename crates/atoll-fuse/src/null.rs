@@ -320,7 +320,7 @@ impl NullRemote {
             }
             O::Write { inode, at, data, .. } => self.write(inode, at, &data)?,
             O::ReadDirectory { inode, after, entries_max, .. } => self.list(inode, after, entries_max as usize)?,
-            O::Statistics => Outcome::Space(VolumeStatistics {
+            O::Statistics { .. } => Outcome::Space(VolumeStatistics {
                 bytes_total: 1 << 40,
                 bytes_used: 0,
                 inodes_total: 1 << 32,
@@ -363,6 +363,7 @@ fn new_attributes(inode: InodeId, mode: Mode, caller: Caller) -> Attributes {
         modified: now,
         changed: now,
         created: now,
+        quota_root: InodeId::NONE,
     }
 }
 

@@ -201,7 +201,7 @@ pub fn take_over(connection: &Inherited, filesystem: Arc<VolumeFs>) -> Mounted {
 fn serve(devices: Vec<File>, minor: u32, filesystem: Arc<VolumeFs>) -> Mounted {
     let devices: Vec<Arc<File>> = devices.into_iter().map(Arc::new).collect();
     let notices = Arc::<Gate>::default();
-    let notifier = Notifier::new(devices[0].clone(), minor >= abi::MINOR_EPOCH, filesystem.uptake(), notices.clone());
+    let notifier = Notifier::new(devices[0].clone(), minor >= abi::MINOR_EPOCH, &filesystem, notices.clone());
     let connection = Arc::new(Connection { devices, minor, requests: Gate::default(), notices });
     let threads = connection.devices.iter().map(|device| {
         let (device, connection, filesystem) = (device.clone(), connection.clone(), filesystem.clone());

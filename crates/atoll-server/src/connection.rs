@@ -471,6 +471,15 @@ impl Connection {
                 set.map_err(|errno| format!("volume `{name}`: {errno}"))?;
                 AdminReply::Done
             }
+            AdminRequest::DirectoryQuota { volume, directory, limits } => {
+                let (tell, heard) = care::progress();
+                let work = context.registry.set_directory_quota(&volume, directory, limits, tell);
+                self.watched(id, heard, work).await?;
+                AdminReply::Done
+            }
+            AdminRequest::DirectoryQuotas { volume, after } => {
+                AdminReply::Quotas(context.registry.directory_quotas(&volume, after).await?)
+            }
             AdminRequest::VolumeClone { source, snapshot, name } => {
                 context.registry.clone_volume(&source, snapshot.as_deref(), &name).await?;
                 AdminReply::Done

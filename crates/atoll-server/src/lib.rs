@@ -10,6 +10,7 @@ mod durable;
 mod metrics;
 mod moving;
 mod names;
+mod quotas;
 mod registry;
 mod server;
 mod sessions;

@@ -95,6 +95,11 @@ impl Record {
     }
 }
 
+/// A bound, for people.
+pub(crate) fn bound(most: u64) -> Option<u64> {
+    (most != u64::MAX).then_some(most)
+}
+
 impl Registry {
     pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64, sessions: Arc<Sessions>) -> Result<Self> {
         let path = folder.join("owner");
@@ -411,7 +416,6 @@ impl Registry {
         let volume = self.peek(name);
         let report = volume.as_ref().map(Volume::report);
         let quota = volume.as_ref().map_or(Quota::NONE, Volume::quota);
-        let bound = |most: u64| (most != u64::MAX).then_some(most);
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
@@ -441,6 +445,7 @@ impl Registry {
                 ("bytes_live", v.bytes_live),
                 ("bytes_dead", v.bytes_dead),
                 ("bytes_compacted", v.bytes_compacted),
+                ("quota_roots", v.quota_roots as u64),
                 ("opens", v.opens as u64),
                 ("locks", v.locks as u64),
                 ("changes_ordered", v.ordered),

@@ -119,6 +119,8 @@ pub struct Attributes {
     pub modified: Timestamp,
     pub changed: Timestamp,
     pub created: Timestamp,
+    /// The directory to whose quota it is charged, and to those that hold that one; `NONE`: the volume alone.
+    pub quota_root: InodeId,
 }
 
 impl Attributes {

@@ -76,6 +76,8 @@ impl std::str::FromStr for SessionId {
 impl InodeId {
     /// The root directory of every volume (the number FUSE reserves for it).
     pub const ROOT: InodeId = InodeId(1);
+    /// No inode's.
+    pub const NONE: InodeId = InodeId(0);
     /// In a compound request: the inode that the operation before this one returned.
     pub const PREVIOUS: InodeId = InodeId(u64::MAX);
 }

@@ -26,5 +26,9 @@ pub const COMPOUND_OPERATIONS_MAX: usize = 256;
 pub const LOCKS_PER_FILE_MAX: usize = 4096;
 /// Inode numbers that a client reserves at a time.
 pub const INODES_RESERVED: u32 = 4096;
+/// Most directories of a volume that have quotas.
+pub const QUOTA_ROOTS_MAX: usize = 10_000;
+/// Most directories with quotas inside of each other.
+pub const QUOTA_DEPTH_MAX: usize = 8;
 /// Longest volume name, in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 63;

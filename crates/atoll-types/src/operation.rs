@@ -166,8 +166,8 @@ pub enum Operation {
     ListXattrs { inode: InodeId },
     /// → [`Outcome::Done`]
     RemoveXattr { inode: InodeId, name: Bytes },
-    /// → [`Outcome::Space`]
-    Statistics,
+    /// What there is where the inode is: in the quota that holds it most closely, or in the volume → [`Outcome::Space`].
+    Statistics { inode: InodeId },
     /// The first lock that `lock` would have to wait for → [`Outcome::Conflict`].
     TestLock { inode: InodeId, lock: Lock },
     /// Take or convert; with `wait` queue first-in-first-out until granted, `EDEADLK` or cancelled
@@ -302,14 +302,15 @@ impl Operation {
             | O::TestLock { inode, .. }
             | O::SetLock { inode, .. }
             | O::Unlock { inode, .. }
-            | O::HoldLocks { inode, .. } => visit(inode),
+            | O::HoldLocks { inode, .. }
+            | O::Statistics { inode } => visit(inode),
             O::Link { inode: first, parent: second, .. }
             | O::Rename { parent: first, new_parent: second, .. }
             | O::CloneRange { source: first, target: second, .. } => {
                 visit(first);
                 visit(second);
             }
-            O::Sync | O::Statistics => {}
+            O::Sync => {}
         }
     }
 

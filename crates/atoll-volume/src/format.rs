@@ -12,8 +12,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::error::VolumeError;
 use crate::extents::Extent;
 
-/// Version of everything below. A volume with a larger one is refused untouched.
-pub const FORMAT_VERSION: u8 = 1;
+/// Version of everything below. A volume with a larger one is refused untouched; values of smaller ones are read.
+pub const FORMAT_VERSION: u8 = 2;
+/// The last one whose inodes had no quota root.
+const WITHOUT_QUOTA_ROOTS: u8 = 1;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -52,6 +54,10 @@ pub fn counters_key() -> Bytes {
 
 pub fn quota_key() -> Bytes {
     Bytes::from_static(&[QUOTA])
+}
+
+pub fn directory_quota_key(directory: InodeId) -> Bytes {
+    key(QUOTA, directory.0, &[])
 }
 
 pub fn inode_key(inode: InodeId) -> Bytes {
@@ -150,6 +156,10 @@ pub fn all_fragments() -> KeyRange {
     all(FRAGMENT)
 }
 
+pub fn all_directory_quotas() -> KeyRange {
+    (directory_quota_key(InodeId::NONE), all(QUOTA).1)
+}
+
 pub fn all_sessions() -> KeyRange {
     all(SESSION)
 }
@@ -168,7 +178,10 @@ pub fn is_portable(key: &[u8]) -> bool {
 pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
     let tag = *key.first().ok_or_else(|| corrupt("key"))?;
     let length = match tag {
-        SUPERBLOCK | COUNTERS | QUOTA => 1..=1,
+        SUPERBLOCK | COUNTERS => 1..=1,
+        // The volume's own, and those of directories.
+        QUOTA if key.len() == 1 => 1..=1,
+        QUOTA => 9..=9,
         INODE | ORPHAN | SEGMENT => 9..=9,
         COOKIE | EXTENT => 17..=17,
         DENTRY => 10..=9 + NAME_BYTES_MAX,
@@ -181,7 +194,8 @@ pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
     match tag {
         SUPERBLOCK => VolumeSettings::decode(value).map(drop),
         COUNTERS => Counters::decode(value).map(drop),
-        QUOTA => Quota::decode(value).map(drop),
+        QUOTA if key.len() == 1 => Quota::decode(value).map(drop),
+        QUOTA => DirectoryQuota::decode(value).map(drop),
         INODE => InodeRecord::decode(value).map(drop),
         ORPHAN => Fields::new(value, "orphan")?.end(),
         SEGMENT => SegmentRecord::decode(value).map(drop),
@@ -223,13 +237,14 @@ fn corrupt(what: &str) -> VolumeError {
 /// Reads fields of a value in order.
 pub(crate) struct Fields<'a> {
     rest: &'a [u8],
+    version: u8,
     what: &'static str,
 }
 
 impl<'a> Fields<'a> {
     pub fn new(value: &'a [u8], what: &'static str) -> Result<Self> {
         match value.split_first() {
-            Some((&FORMAT_VERSION, rest)) => Ok(Fields { rest, what }),
+            Some((&version @ 1..=FORMAT_VERSION, rest)) => Ok(Fields { rest, version, what }),
             Some((&newer, _)) if newer > FORMAT_VERSION => Err(VolumeError::FutureFormat(u32::from(newer))),
             _ => Err(corrupt(what)),
         }
@@ -243,6 +258,14 @@ impl<'a> Fields<'a> {
 
     pub fn u8(&mut self) -> Result<u8> {
         Ok(self.take::<1>()?[0])
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(corrupt(self.what)),
+        }
     }
 
     pub fn u32(&mut self) -> Result<u32> {
@@ -306,6 +329,10 @@ pub struct InodeRecord {
     pub parent: InodeId,
     /// Of a directory: the cookie that the next name gets.
     pub next_cookie: u64,
+    /// The quota root that it is charged to; `NONE`: none.
+    pub quota_root: InodeId,
+    /// It had several names when it came to its quota root: some of them may lie outside.
+    pub strays: bool,
     /// Of a symlink.
     pub target: Bytes,
 }
@@ -316,7 +343,7 @@ impl InodeRecord {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut v = value(112 + self.target.len());
+        let mut v = value(121 + self.target.len());
         for word in [self.mode.0, self.links, self.uid, self.gid, self.device] {
             v.put_u32(word);
         }
@@ -327,12 +354,15 @@ impl InodeRecord {
         }
         v.put_u64(self.parent.0);
         v.put_u64(self.next_cookie);
+        v.put_u64(self.quota_root.0);
+        v.put_u8(u8::from(self.strays));
         v.put_slice(&self.target);
         v.freeze()
     }
 
     pub fn decode(bytes: &Bytes) -> Result<Self> {
         let mut f = Fields::new(bytes, "inode")?;
+        let has_root = f.version > WITHOUT_QUOTA_ROOTS;
         let record = InodeRecord {
             mode: Mode(f.u32()?),
             links: f.u32()?,
@@ -347,6 +377,8 @@ impl InodeRecord {
             created: f.time()?,
             parent: InodeId(f.u64()?),
             next_cookie: f.u64()?,
+            quota_root: InodeId(if has_root { f.u64()? } else { 0 }),
+            strays: has_root && f.flag()?,
             target: bytes.slice_ref(f.rest),
         };
         if record.mode.kind().is_none() { Err(corrupt("inode")) } else { Ok(record) }
@@ -499,7 +531,7 @@ impl SegmentRecord {
     }
 }
 
-/// How much a volume may hold.
+/// How much a volume may hold, or a directory with everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Bytes of files, holes not counted.
@@ -520,6 +552,78 @@ impl Quota {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut f = Fields::new(bytes, "quota")?;
         let quota = Quota { bytes: f.u64()?, inodes: f.u64()? };
+        f.end()?;
+        Ok(quota)
+    }
+}
+
+/// What is charged to a quota root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Bytes of files, holes not counted.
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// Where the quota of a directory is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotaState {
+    /// What was there before is being charged to it; its limits do not hold yet.
+    Counting,
+    Kept,
+    /// What is charged to it is being charged to what holds it; its limits hold no longer.
+    Leaving,
+}
+
+impl QuotaState {
+    pub fn name(self) -> &'static str {
+        match self {
+            QuotaState::Counting => "counting",
+            QuotaState::Kept => "kept",
+            QuotaState::Leaving => "leaving",
+        }
+    }
+}
+
+/// The quota of one directory, a *quota root*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryQuota {
+    pub state: QuotaState,
+    /// The quota root that holds it; `NONE`: none.
+    pub parent: InodeId,
+    pub limits: Quota,
+    /// Charged to it and to the quota roots that it holds.
+    pub used: Usage,
+}
+
+impl DirectoryQuota {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(41);
+        v.put_u8(match self.state {
+            QuotaState::Counting => 0,
+            QuotaState::Kept => 1,
+            QuotaState::Leaving => 2,
+        });
+        for number in [self.parent.0, self.limits.bytes, self.limits.inodes, self.used.bytes, self.used.inodes] {
+            v.put_u64(number);
+        }
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "quota of a directory")?;
+        let state = match f.u8()? {
+            0 => QuotaState::Counting,
+            1 => QuotaState::Kept,
+            2 => QuotaState::Leaving,
+            _ => return Err(corrupt("quota of a directory")),
+        };
+        let quota = DirectoryQuota {
+            state,
+            parent: InodeId(f.u64()?),
+            limits: Quota { bytes: f.u64()?, inodes: f.u64()? },
+            used: Usage { bytes: f.u64()?, inodes: f.u64()? },
+        };
         f.end()?;
         Ok(quota)
     }
@@ -724,9 +828,15 @@ mod tests {
             created: time,
             parent: InodeId(8),
             next_cookie: 9,
+            quota_root: InodeId(6),
+            strays: true,
             target: Bytes::from_static(b"to"),
         };
         assert_eq!(InodeRecord::decode(&record.encode()).unwrap(), record);
+        let (new, at) = (record.encode(), 101);
+        let of_old = Bytes::from([&[WITHOUT_QUOTA_ROOTS], &new[1..at], &new[at + 9..]].concat());
+        let without = InodeRecord { quota_root: InodeId::NONE, strays: false, ..record };
+        assert_eq!(InodeRecord::decode(&of_old).unwrap(), without);
         let name = Name::new(&b"n"[..]).unwrap();
         assert_eq!(
             decode_cookie(&encode_cookie(InodeId(1), FileKind::Fifo, &name)).unwrap(),

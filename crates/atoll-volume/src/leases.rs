@@ -93,6 +93,8 @@ pub(crate) struct Leasing<'a> {
     /// What the answer shows, and whose clients may not have heard of it.
     unheard: Unheard,
     earned: Earned,
+    /// Quota roots in which little is left by now.
+    tightened: Vec<InodeId>,
     /// It was made without asking, and so little is left that the next change is to be asked for.
     is_tight: bool,
 }
@@ -127,6 +129,7 @@ impl<'a> Leasing<'a> {
             claims: Vec::new(),
             unheard: Unheard::default(),
             earned: Earned::default(),
+            tightened: Vec::new(),
             is_tight: false,
         }
     }
@@ -147,6 +150,11 @@ impl<'a> Leasing<'a> {
     /// What the session is to ask for from now on before it changes it.
     pub fn to_be_asked(&self) -> impl Iterator<Item = InodeId> {
         self.claims.iter().filter(|_| self.is_tight).map(|claim| claim.inode)
+    }
+
+    /// Quota roots in which nobody is to change anything without asking any more.
+    pub fn take_tightened(&mut self) -> Vec<InodeId> {
+        std::mem::take(&mut self.tightened)
     }
 
     /// The answer will show these inodes.
@@ -196,8 +204,9 @@ impl<'a> Leasing<'a> {
         let now_ms = self.volume.inner.leases.now_ms();
         if self.asking.made.is_some() {
             core.leases.progress(self.session(), now_ms);
-            self.is_tight = core.is_tight();
+            self.is_tight = core.is_tight_at(&self.claims);
         }
+        self.tightened = core.roots.take_tightened();
         let asked = Asked {
             session: self.session(),
             operation: self.operation,
@@ -333,6 +342,36 @@ impl Volume {
         futures_util::future::join_all(asked).await;
     }
 
+    /// Run a step that is no session's until nothing is missing and no session holds what it excludes.
+    pub(crate) async fn excluding<T>(
+        &self,
+        claim: Claim,
+        mut run: impl FnMut(&mut Core) -> Step<T>,
+    ) -> Result<T, Errno> {
+        let mut waiting = Waiting::new(self);
+        loop {
+            let stopped = {
+                let mut core = self.inner.shared.core.lock();
+                if core.leases.is_free(NOBODY, &[claim]) {
+                    match run(&mut core) {
+                        Ok(value) => {
+                            core.evict();
+                            return Ok(value);
+                        }
+                        Err(stop) => Err(stop),
+                    }
+                } else {
+                    Ok(waiting.begin(&mut core, NOBODY, vec![claim]))
+                }
+            };
+            match stopped {
+                Ok(blocked) => self.inner.leases.until_free(blocked).await,
+                Err(Stop::Error(errno)) => return Err(errno),
+                Err(Stop::Load(need)) => self.load(need).await?,
+            }
+        }
+    }
+
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at
     /// the latest, and told them of changes that the store does not hold: operations wait until then, or until each of
     /// them has [returned](Volume::returned). What was [made before](Asking::made) does not wait.
@@ -423,6 +462,7 @@ impl Volume {
             return;
         }
         self.reap_orphans().await;
+        self.resume_stamping();
         let gone = self.inner.shared.core.lock().lingered(Instant::now());
         self.reap_all(gone).await;
     }

@@ -17,6 +17,7 @@ mod committer;
 mod compaction;
 mod core;
 mod cursor;
+mod directory_quotas;
 mod error;
 pub mod extents;
 pub mod format;
@@ -30,8 +31,9 @@ mod snapshots;
 mod volume;
 
 pub use compaction::Compaction;
+pub use directory_quotas::QuotaError;
 pub use error::VolumeError;
-pub use format::{Ancestor, Compression, Durability, Quota, VolumeSettings};
+pub use format::{Ancestor, Compression, DirectoryQuota, Durability, Quota, QuotaState, Usage, VolumeSettings};
 pub use leases::Earned;
 pub use portable::{Imported, Record, import, settle};
 pub use sessions::{Mark, Results, SessionInfo};

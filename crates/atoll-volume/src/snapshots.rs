@@ -219,6 +219,8 @@ pub async fn restore(store: &dyn Store, name: &str) -> Result<(), VolumeError> {
         format::all_cookies(),
         format::all_orphans(),
         format::all_xattrs(),
+        // They go with what is charged to them. That of the volume stays.
+        format::all_directory_quotas(),
     ] {
         put_back(&*now, &*then, range, &mut batch).await?;
     }

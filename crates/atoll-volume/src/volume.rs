@@ -14,7 +14,6 @@ use atoll_lease::Issue;
 use atoll_lease::locks::{SetOutcome, WaiterId};
 use atoll_store::{Batch, Precondition, Read, Scan, Store, StoreError};
 use atoll_types::locks::Lock;
-use atoll_types::operation::VolumeStatistics;
 use atoll_types::{
     ByteRange, Caller, Epoch, Errno, FileKind, InodeId, JournalPosition, Made, Mode, Operation, OperationSeq, Outcome,
     SegmentId, SessionId, Timestamp, limits,
@@ -30,7 +29,7 @@ use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{
-    self, Counters, Dentry, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState, VolumeSettings,
+    self, Counters, Dentry, DirectoryQuota, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState, VolumeSettings,
 };
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
@@ -80,6 +79,8 @@ pub struct VolumeReport {
     pub bytes_live: u64,
     /// Bytes in segments that nothing refers to, while their segments are in use.
     pub bytes_dead: u64,
+    /// Directories with quotas.
+    pub quota_roots: usize,
     /// Bytes that compaction has written again since the volume was opened.
     pub bytes_compacted: u64,
     pub opens: usize,
@@ -129,6 +130,12 @@ pub(crate) struct Inner {
     compactor: Mutex<Option<JoinHandle<()>>>,
     /// Inodes that nobody is to change without asking any more.
     pub taking_back: Mutex<HashSet<InodeId>>,
+    /// Quota roots below which nobody is to change anything without asking any more.
+    pub taking_back_roots: Mutex<HashSet<InodeId>>,
+    /// Held while what is below a directory is charged to another quota root.
+    pub stamping: tokio::sync::Mutex<()>,
+    /// An earlier authority may have left something of that to be done.
+    pub left_stamping: AtomicBool,
     /// There is room again, perhaps.
     pub room: Notify,
     pub bytes_compacted: AtomicU64,
@@ -249,6 +256,9 @@ impl Volume {
         let mut core = Core::new(counters, segments, config.inode_cache_max, quota, settings.durability.name());
         core.leases.start_behind(since(&*store));
         core.frozen = config.read_only;
+        for (key, value) in scan_all(&*store, format::all_directory_quotas()).await? {
+            core.roots.install(InodeId(format::key_number(&key)?), DirectoryQuota::decode(&value)?);
+        }
         let mut restored = Vec::new();
         // Those of a version that cannot change are of no use in it.
         let sessions = if config.read_only { Vec::new() } else { scan_all(&*store, format::all_sessions()).await? };
@@ -287,6 +297,9 @@ impl Volume {
                 committer: Mutex::new(committer),
                 compactor: Mutex::new(None),
                 taking_back: Mutex::default(),
+                taking_back_roots: Mutex::default(),
+                stamping: tokio::sync::Mutex::default(),
+                left_stamping: AtomicBool::new(!config.read_only),
                 room: Notify::new(),
                 bytes_compacted: AtomicU64::new(0),
                 incompactible: Mutex::default(),
@@ -299,6 +312,7 @@ impl Volume {
         };
         if volume.restored_sessions().is_empty() {
             volume.reap_orphans().await;
+            volume.resume_stamping();
         }
         if !config.read_only {
             *volume.inner.compactor.lock() = Some(tokio::spawn(compaction::run(Arc::downgrade(&volume.inner))));
@@ -332,6 +346,7 @@ impl Volume {
             inodes_cached: core.inodes_cached(),
             bytes_live: core.bytes_live(),
             bytes_dead: core.bytes_dead(),
+            quota_roots: core.roots.len(),
             bytes_compacted: self.inner.bytes_compacted.load(Ordering::Relaxed),
             opens: core.opens(),
             locks: core.locks.len(),
@@ -455,6 +470,7 @@ impl Volume {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
         self.take_back(leasing.to_be_asked());
+        self.take_back_roots(leasing.take_tightened());
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {
             self.until_heard(unheard).await;
@@ -596,16 +612,9 @@ impl Volume {
             }
             O::ListXattrs { inode } => self.step(leasing, |c| c.list_xattrs(*inode).map(Outcome::Data)).await,
             O::RemoveXattr { inode, name } => self.change(leasing, |c| c.remove_xattr(*inode, name).map(done)).await,
-            O::Statistics => {
-                let report = self.report();
-                let quota = self.quota();
-                // What is used is never more than there is, also where a quota came later.
-                Ok(Outcome::Space(VolumeStatistics {
-                    bytes_total: quota.bytes.min(self.inner.shared.config.capacity_bytes).max(report.bytes_live),
-                    bytes_used: report.bytes_live,
-                    inodes_total: quota.inodes.min(1 << 48).max(report.inodes),
-                    inodes_used: report.inodes,
-                }))
+            O::Statistics { inode } => {
+                let capacity = self.inner.shared.config.capacity_bytes;
+                self.alone(|core| core.statistics(*inode, capacity)).await.map(Outcome::Space)
             }
             O::TestLock { inode, lock } => {
                 self.step(leasing, |c| Ok(Outcome::Conflict(c.locks.test(*inode, session, lock)))).await
@@ -790,7 +799,7 @@ impl Volume {
     }
 
     /// Fail when commits failed, wait while too much is uncommitted.
-    async fn admit(&self) -> Result<(), Errno> {
+    pub(crate) async fn admit(&self) -> Result<(), Errno> {
         if self.inner.shared.config.read_only {
             return Err(Errno::EROFS);
         }
@@ -849,7 +858,7 @@ impl Volume {
         }
     }
 
-    async fn load(&self, need: Need) -> Result<(), Errno> {
+    pub(crate) async fn load(&self, need: Need) -> Result<(), Errno> {
         self.try_load(need).await.map_err(|error| {
             if !matches!(error, LoadError::NotThere) {
                 tracing::error!(%error, "cannot read metadata");
@@ -1035,7 +1044,7 @@ impl Volume {
         .await
     }
 
-    async fn list_from_store(
+    pub(crate) async fn list_from_store(
         &self,
         inode: InodeId,
         mut after: u64,

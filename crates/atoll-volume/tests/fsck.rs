@@ -9,7 +9,9 @@ use atoll_store::{Batch, MemoryMedium, MemoryStore, Read, Scan, Store};
 use atoll_types::operation::{AllocateMode, AttributeChanges, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode};
 use atoll_types::{ByteRange, Caller, FileKind, InodeId, Name, Operation, Outcome, SegmentId, SessionId};
 use atoll_volume::fsck::{self, FINDINGS_MAX, Problem, Report};
-use atoll_volume::{Durability, Volume, VolumeConfig, VolumeError, VolumeSettings, format};
+use atoll_volume::{
+    DirectoryQuota, Durability, Quota, QuotaState, Usage, Volume, VolumeConfig, VolumeError, VolumeSettings, format,
+};
 use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -134,6 +136,27 @@ async fn site() -> Site {
     run(&volume, set).await;
     volume.close().await.unwrap();
     Site { remains, a, b, deep, linked, plain }
+}
+
+/// The same with quotas of `/a` and `/a/b`.
+async fn site_with_quotas() -> Site {
+    let site = site().await;
+    let volume = site.remains.open().await;
+    for directory in [site.b, site.a] {
+        let limits = Quota { bytes: 1000, inodes: 100 };
+        volume.set_directory_quota(directory, limits, |_| ()).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    site
+}
+
+impl Site {
+    async fn quotas(&self) -> Vec<(InodeId, DirectoryQuota)> {
+        let volume = self.remains.open().await;
+        let quotas = volume.directory_quotas();
+        volume.close().await.unwrap();
+        quotas
+    }
 }
 
 /// All paths, with what files hold. Nothing of a directory may fail.
@@ -340,6 +363,59 @@ async fn objects_that_nothing_refers_to_are_garbage() {
 }
 
 #[tokio::test]
+async fn what_is_charged_to_quotas_is_counted_and_mended() {
+    let site = site_with_quotas().await;
+    assert!(site.remains.check().await.is_clean());
+    let right = site.quotas().await;
+    let quota = |parent, bytes, inodes| DirectoryQuota {
+        state: QuotaState::Kept,
+        parent,
+        limits: Quota { bytes: 1000, inodes: 100 },
+        used: Usage { bytes, inodes },
+    };
+    // `linked` has a name in `b`, whose quota came first.
+    let expected = [(site.a, quota(InodeId::NONE, 2 * (4 + 6), 6)), (site.b, quota(site.a, 2 * (4 + 6), 4))];
+    assert_eq!(right, expected);
+
+    let entries = site.remains.entries().await;
+    let record = |inode, change: fn(&mut format::InodeRecord)| {
+        let key = format::inode_key(inode);
+        let mut record = format::InodeRecord::decode(&entries[&key]).unwrap();
+        change(&mut record);
+        (key, Some(record.encode()))
+    };
+    let of_b = |quota: Option<DirectoryQuota>| (format::directory_quota_key(site.b), quota.map(|q| q.encode()));
+    let wrong_usage = Usage { bytes: 7, inodes: 3 };
+    let malformed = (format::directory_quota_key(site.b), Some(Bytes::from_static(&[1, 9])));
+    let damages = [
+        (record(site.deep, |record| record.quota_root = InodeId::NONE), true),
+        (record(site.deep, |record| record.quota_root = InodeId(4711)), true),
+        (record(site.b, |record| record.quota_root = record.parent), true),
+        (of_b(Some(DirectoryQuota { used: wrong_usage, ..right[1].1 })), true),
+        (of_b(Some(DirectoryQuota { parent: InodeId::NONE, ..right[1].1 })), true),
+        (of_b(Some(DirectoryQuota { parent: site.b, ..right[1].1 })), true),
+        (of_b(None), false),
+        (malformed, false),
+    ];
+    for (damage, comes_back) in damages {
+        let site = site_with_quotas().await;
+        let (found, tree) = mended(&site, vec![damage.clone()]).await;
+        let is_of_quotas = |problem: &Problem| {
+            matches!(problem, Problem::QuotaRoot | Problem::QuotaUsage)
+                || (*problem == Problem::Malformed && !comes_back)
+        };
+        assert!(found.iter().any(is_of_quotas), "{damage:?}: {found:?}");
+        assert_eq!(paths(&tree), WHOLE);
+        let left = site.quotas().await;
+        if comes_back {
+            assert_eq!(left, right, "{damage:?}");
+        } else {
+            assert_eq!(left, [(site.a, DirectoryQuota { used: Usage { inodes: 6, ..right[0].1.used }, ..right[0].1 })]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn more_than_one_round_can_tell_is_mended() {
     let site = site().await;
     let count = 2 * FINDINGS_MAX as u64 + 10;
@@ -424,7 +500,7 @@ impl Damage {
 fn everything() -> Vec<Operation> {
     let names = ["a", "b", "deep", "empty", "linked", "again", "symlink", "plain", "new"];
     let some = ByteRange::new(0, 1 << 20);
-    let mut all = vec![Operation::Statistics];
+    let mut all = vec![Operation::Statistics { inode: InodeId::ROOT }];
     for inode in (1..16).map(InodeId) {
         let flags = OpenFlags::default();
         let listing =
@@ -496,7 +572,7 @@ proptest! {
     fn whatever_is_damaged_a_repair_leaves_a_volume_that_works(damages in prop::collection::vec(damage(), 1..12)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let site = site().await;
+            let site = site_with_quotas().await;
             // The superblock says what the volume is; without it there is none.
             let entries: Vec<_> = site.remains.entries().await.into_iter().filter(|(key, _)| key[0] != b'!').collect();
             let writes: Vec<_> = damages.iter().filter_map(|damage| damage.writes(&entries)).collect();

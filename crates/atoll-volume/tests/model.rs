@@ -13,6 +13,7 @@ mod model {
     pub mod driver;
     pub mod generator;
     pub mod locks;
+    pub mod quotas;
     pub mod random;
     pub mod reference;
 }
@@ -33,7 +34,8 @@ fn run(mut case: Case) -> BTreeMap<String, u64> {
     Driver::new(case).run()
 }
 
-const PLAIN: Case = Case { seed: 1, steps: 4000, inode_cache_max: 100_000, staged_on_disk: false, locks_percent: 2 };
+const PLAIN: Case =
+    Case { seed: 1, steps: 4000, inode_cache_max: 100_000, staged_on_disk: false, locks_percent: 2, quotas: false };
 
 /// These must have happened often enough for the run to say something.
 fn must_have(tally: &BTreeMap<String, u64>, endings: &[&str]) {
@@ -72,8 +74,19 @@ fn agrees_with_the_model_of_locks() {
 }
 
 #[test]
+fn agrees_with_the_model_when_directories_have_quotas() {
+    let mut tally = BTreeMap::new();
+    for (seed, inode_cache_max) in [(5, 100_000), (6, 8)] {
+        let more = run(Case { seed, inode_cache_max, quotas: true, ..PLAIN });
+        more.into_iter().for_each(|(ending, count)| *tally.entry(ending).or_default() += count);
+    }
+    must_have(&tally, &["Write EDQUOT", "CloneRange EDQUOT", "Create EDQUOT", "MakeDirectory EDQUOT", "Rename EDQUOT"]);
+    must_have(&tally, &["Rename EXDEV", "Link EXDEV", "set quota Ok(())"]);
+}
+
+#[test]
 fn agrees_with_the_model_from_a_fresh_seed() {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     println!("ATOLL_SEED={seed}");
-    run(Case { seed, inode_cache_max: 12, locks_percent: 5, ..PLAIN });
+    run(Case { seed, inode_cache_max: 12, locks_percent: 5, quotas: true, ..PLAIN });
 }

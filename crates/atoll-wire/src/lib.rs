@@ -280,6 +280,18 @@ pub enum AdminRequest {
         bytes: Option<u64>,
         inodes: Option<u64>,
     },
+    /// What a directory of a volume may hold with everything below; `None` takes its quota away. Progress may come before
+    /// the reply.
+    DirectoryQuota {
+        volume: String,
+        directory: InodeId,
+        limits: Option<QuotaLimits>,
+    },
+    /// Quotas of directories whose numbers are behind this one, as many as fit; answered by [`AdminReply::Quotas`].
+    DirectoryQuotas {
+        volume: String,
+        after: InodeId,
+    },
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     VolumeClone {
         source: String,
@@ -379,6 +391,8 @@ pub enum AdminReply {
         total: u64,
     },
     Fsck(Box<FsckReport>),
+    /// By number; none when there are no more.
+    Quotas(Vec<QuotaInfo>),
     /// Oldest first.
     Snapshots(Vec<SnapshotInfo>),
     Exported(Exported),
@@ -407,6 +421,25 @@ pub struct Exported {
     pub compression: String,
     /// Its newest epoch.
     pub epoch: u64,
+}
+
+/// `None` is no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaLimits {
+    pub bytes: Option<u64>,
+    pub inodes: Option<u64>,
+}
+
+/// The quota of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaInfo {
+    pub directory: InodeId,
+    /// `None` when the directory is gone and something of it is still open.
+    pub path: Option<String>,
+    pub state: String,
+    pub limits: QuotaLimits,
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

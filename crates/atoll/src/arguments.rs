@@ -62,9 +62,10 @@ pub enum Command {
     /// VOLUME@SNAPSHOT stands for one wherever a volume is named: mount it, list it, copy from it. It is read-only.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Mount a volume, or VOLUME@SNAPSHOT read-only; returns once it is usable.
+    /// Mount a volume, or the directory VOLUME:/path of it; a snapshot, VOLUME@SNAPSHOT, read-only. Returns once it is usable.
     Mount {
-        volume: String,
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        source: String,
         directory: PathBuf,
         /// Stay in the foreground.
         #[arg(long)]
@@ -300,9 +301,11 @@ pub enum VolumeCommand {
     Info {
         name: String,
     },
-    /// Bound what a volume may hold: more fails with EDQUOT, and `df` shows the bound. What is there already stays.
+    /// Bound what a volume may hold, or a directory of it with everything below: more fails with EDQUOT, and `df` there shows the
+    /// bound. What is there already stays, and is counted first.
     Quota {
-        name: String,
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        target: String,
         /// Bytes of files, as 500MiB or 2TB; holes are not counted, and what is packed counts unpacked.
         #[arg(long, required_unless_present_any = ["inodes", "none"])]
         bytes: Option<bytesize::ByteSize>,
@@ -312,6 +315,11 @@ pub enum VolumeCommand {
         /// No bound.
         #[arg(long, conflicts_with_all = ["bytes", "inodes"])]
         none: bool,
+    },
+    /// What a volume and its directories with quotas hold and may hold, or one such directory.
+    Quotas {
+        #[arg(value_name = "VOLUME[:/PATH]")]
+        target: String,
     },
     /// Delete a volume and everything in it.
     Delete {

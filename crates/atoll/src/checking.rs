@@ -10,7 +10,7 @@ use crate::arguments::{Arguments, Fsck};
 use crate::{Result, admin, print};
 
 /// Ask a server for long work; the terminal shows how far it is.
-async fn watched(config: &ClientConfig, request: AdminRequest) -> Result<AdminReply> {
+pub async fn watched(config: &ClientConfig, request: AdminRequest) -> Result<AdminReply> {
     watched_on(&Admin::connect(config).await.map_err(|error| error.to_string())?, request).await
 }
 

@@ -26,6 +26,14 @@ pub fn split(text: &str) -> Option<(&str, &str)> {
     (path.starts_with('/') && !volume.contains('/')).then_some((volume, path))
 }
 
+/// The volume of VOLUME or VOLUME:/path, and the path.
+pub fn source(text: &str) -> Result<(&str, &str)> {
+    match text.contains(':') {
+        true => split(text).ok_or_else(|| format!("`{text}`: give VOLUME or VOLUME:/path")),
+        false => Ok((text, "/")),
+    }
+}
+
 pub fn explain(path: &str, errno: Errno) -> String {
     match errno {
         Errno::EROFS => format!("{path}: read-only: the token does not allow changes"),

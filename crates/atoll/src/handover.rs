@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use atoll_client::{Client, ClientState};
 use atoll_fuse::{Connection, FsState, Inherited, VolumeFs};
+use atoll_types::InodeId;
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -26,7 +27,7 @@ use crate::Result;
 use crate::keeper::{self, Keeper};
 
 /// Of what one program hands to the next; a program takes over from its own version only.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Tells the new program where the memory file is.
 pub const VARIABLE: &str = "ATOLL_HANDOVER";
 /// How long the kernel may take over what it was told last. It may never do: then requests are taken up for a moment.
@@ -44,6 +45,8 @@ const LINE_BYTES_MAX: u64 = 8192;
 #[derive(Serialize, Deserialize)]
 pub struct Handover {
     pub directory: PathBuf,
+    /// The directory of the volume that is mounted.
+    pub root: InodeId,
     pub client: ClientState,
     pub filesystem: FsState,
     pub connection: Inherited,
@@ -123,7 +126,8 @@ impl Served {
         let run = || -> std::io::Result<std::io::Error> {
             let connection = self.connection.inherit()?;
             let filesystem = self.filesystem.state();
-            let handover = Handover { directory: self.directory.clone(), client, filesystem, connection };
+            let (directory, root) = (self.directory.clone(), self.filesystem.root());
+            let handover = Handover { directory, root, client, filesystem, connection };
             // It outlives the `exec`.
             let mut file = std::fs::File::from(rustix::fs::memfd_create("atoll-handover", MemfdFlags::empty())?);
             file.write_all(&serde_json::to_vec(&handover)?)?;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use atoll_client::Chronicle;
 use atoll_fuse::{Connection, Inherited};
+use atoll_types::InodeId;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,8 @@ const GOODBYE: &[u8] = b"x";
 pub struct Kept {
     pub directory: PathBuf,
     pub connection: Inherited,
+    /// The directory of the volume that is mounted.
+    pub root: InodeId,
     chronicle: [i32; 2],
     socket: i32,
     /// Who serves the mount.
@@ -110,6 +113,7 @@ pub fn run() -> Result<()> {
 pub struct Keeper {
     directory: PathBuf,
     connection: Arc<Connection>,
+    root: InodeId,
     chronicle: Arc<Chronicle>,
     short_lives: u32,
     socket: Mutex<Option<UnixStream>>,
@@ -120,10 +124,11 @@ impl Keeper {
     pub fn start(
         directory: PathBuf,
         connection: Arc<Connection>,
+        root: InodeId,
         chronicle: Arc<Chronicle>,
         short_lives: u32,
     ) -> Result<Arc<Keeper>> {
-        let keeper = Keeper { directory, connection, chronicle, short_lives, socket: Mutex::default() };
+        let keeper = Keeper { directory, connection, root, chronicle, short_lives, socket: Mutex::default() };
         let keeper = Arc::new(keeper);
         let socket = keeper.spawn().map_err(|error| format!("cannot start the mount's keeper: {error}"))?;
         keeper.watch(socket)?;
@@ -140,6 +145,7 @@ impl Keeper {
         let kept = Kept {
             directory: self.directory.clone(),
             connection,
+            root: self.root,
             chronicle: [first.as_raw_fd(), second.as_raw_fd()],
             socket: theirs.as_raw_fd(),
             process: std::process::id(),

@@ -12,6 +12,7 @@ mod keeper;
 mod leases;
 mod mounting;
 mod moving;
+mod quotas;
 mod serving;
 mod signals;
 mod snapshots;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Command, LeaseCommand, LogFormat, TokenCommand, VolumeCommand};
 use atoll_client::{Admin, ClientConfig};
-use atoll_wire::{AdminReply, AdminRequest, TokenInfo, VolumeInfo};
+use atoll_wire::{AdminReply, AdminRequest, QuotaLimits, TokenInfo, VolumeInfo};
 use clap::{CommandFactory, Parser};
 use files::Remote;
 use serde_json::json;
@@ -45,14 +46,14 @@ fn main() -> ExitCode {
     if let Command::Keep = &arguments.command {
         return finish(keeper::run());
     }
-    if let Command::Mount { volume, directory, replace: true, .. } = &arguments.command {
-        match mounting::replace(volume, directory) {
+    if let Command::Mount { source, directory, replace: true, .. } = &arguments.command {
+        match mounting::replace(source, directory) {
             Ok(false) => {}
             result => return finish(result.map(drop)),
         }
     }
-    if let Command::Mount { volume, directory, foreground: false, options, .. } = &arguments.command {
-        return finish(mounting::in_background(&arguments, volume, directory, options));
+    if let Command::Mount { source, directory, foreground: false, options, .. } = &arguments.command {
+        return finish(mounting::in_background(&arguments, source, directory, options));
     }
     die_whole();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -122,8 +123,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
     let config = arguments.client()?;
     match arguments.command {
-        Command::Mount { volume, directory, options, .. } => {
-            mounting::in_foreground(config, &volume, &directory, &options).await
+        Command::Mount { source, directory, options, .. } => {
+            mounting::in_foreground(config, &source, &directory, &options).await
         }
         Command::Status { leases: Some(path) } => leases::show(config, &path, as_json).await,
         Command::Lease(LeaseCommand::Revoke { session }) => leases::revoke(&config, session).await,
@@ -164,9 +165,11 @@ async fn run(arguments: Arguments) -> Result<()> {
                     let wishes = moving::Wishes { store, durability, compression };
                     return moving::import(&config, &file, name, wishes, as_json).await;
                 }
-                VolumeCommand::Quota { name, bytes, inodes, none: _ } => {
-                    AdminRequest::VolumeQuota { name, bytes: bytes.map(|size| size.as_u64()), inodes }
+                VolumeCommand::Quota { target, bytes, inodes, none } => {
+                    let limits = QuotaLimits { bytes: bytes.map(|size| size.as_u64()), inodes };
+                    return quotas::set(&config, &target, (!none).then_some(limits)).await;
                 }
+                VolumeCommand::Quotas { target } => return quotas::list(&config, &target, as_json).await,
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use atoll_client::{Chronicle, Client, ClientConfig, ClientError};
 use atoll_fuse::{KernelCaches, Lifetimes, MountOptions, Mounted, NullRemote, VolumeFs};
+use atoll_types::{Caller, Errno, FileKind, InodeId, Name, Operation};
 
 use crate::Result;
 use crate::arguments::{Arguments, LogFormat, read_token};
+use crate::files;
 use crate::handover::{self, Handover, Served};
 use crate::keeper::{self, Keeper, Kept};
 use crate::signals::asked_to_stop;
@@ -77,16 +79,21 @@ pub struct Serving {
     filesystem: Arc<VolumeFs>,
 }
 
-/// Connect to a volume and mount it.
-pub async fn mount(mut config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<Serving> {
+/// Connect to a volume and mount it, or the directory VOLUME:/path of it.
+pub async fn mount(mut config: ClientConfig, source: &str, directory: &Path, options: &[String]) -> Result<Serving> {
     check_directory(directory)?;
-    let mut mount = mount_options(volume, directory);
+    let (volume, path) = files::source(source)?;
+    let mut mount = mount_options(source, directory);
     parse(options, &mut config, &mut mount)?;
     let client = Client::open(config, volume).await.map_err(|error| error.to_string())?;
     mount.read_only |= client.session().is_read_only();
-    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
-    match attach(mount, filesystem.clone()).await {
-        Ok(mounted) => {
+    let mounting = async {
+        let root = find_directory(&client, path).await.map_err(|why| format!("cannot mount `{source}`: {why}"))?;
+        let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()).rooted_at(root));
+        Ok((attach(mount, filesystem.clone()).await?, filesystem))
+    };
+    match mounting.await {
+        Ok((mounted, filesystem)) => {
             client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
             Ok(Serving { client, mounted, filesystem })
         }
@@ -97,10 +104,36 @@ pub async fn mount(mut config: ClientConfig, volume: &str, directory: &Path, opt
     }
 }
 
+/// The number of requests of a mount that has no kernel yet to number them.
+const OWN_REQUEST: u64 = 2;
+
+/// The directory at a path of a volume that is not mounted yet.
+async fn find_directory(client: &Client, path: &str) -> Result<InodeId> {
+    let mut found = InodeId::ROOT;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        let name = Name::new(part.as_bytes().to_vec()).map_err(|errno| format!("`{part}`: {errno}"))?;
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        let lookup = Operation::Lookup { parent: found, name };
+        client.submit(OWN_REQUEST, Caller::default(), lookup, Box::new(|answer| drop(sender.send(answer.result))));
+        let result =
+            answer.await.unwrap_or(Err(Errno::EIO)).and_then(|found| found.attributes().copied().ok_or(Errno::EPROTO));
+        let attributes = result.map_err(|errno| match errno {
+            Errno::ENOENT => format!("there is no `{part}`: make the directory first"),
+            errno => format!("`{part}`: {errno}"),
+        })?;
+        if attributes.kind() != FileKind::Directory {
+            return Err(format!("`{part}` is not a directory: mount the one that holds it"));
+        }
+        found = attributes.inode;
+    }
+    Ok(found)
+}
+
 /// Go on with a mount that the program before has served.
-async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], handover: Handover) -> Result<Serving> {
-    let Handover { directory, client, filesystem: state, connection } = handover;
-    parse(options, &mut config, &mut mount_options(volume, &directory))?;
+async fn take_over(mut config: ClientConfig, source: &str, options: &[String], handover: Handover) -> Result<Serving> {
+    let Handover { directory, root, client, filesystem: state, connection } = handover;
+    let (volume, _) = files::source(source)?;
+    parse(options, &mut config, &mut mount_options(source, &directory))?;
     let end = Instant::now() + config.reply_timeout;
     let client = loop {
         match Client::take_over(config.clone(), volume, client.clone()).await {
@@ -111,7 +144,7 @@ async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], h
             Err(error) => return Err(error.to_string()),
         }
     };
-    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
+    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()).rooted_at(root));
     filesystem.restore(state);
     let mounted = atoll_fuse::take_over(&connection, filesystem.clone());
     client.attach(Arc::new(KernelCaches::new(mounted.notifier())));
@@ -119,10 +152,11 @@ async fn take_over(mut config: ClientConfig, volume: &str, options: &[String], h
 }
 
 /// Go on with a mount whose process was killed. The client is still to [begin](Client::begin).
-fn revive(mut config: ClientConfig, volume: &str, options: &[String], kept: &Kept) -> Result<Serving> {
-    parse(options, &mut config, &mut mount_options(volume, &kept.directory))?;
+fn revive(mut config: ClientConfig, source: &str, options: &[String], kept: &Kept) -> Result<Serving> {
+    let (volume, _) = files::source(source)?;
+    parse(options, &mut config, &mut mount_options(source, &kept.directory))?;
     let client = Client::revive(config, volume, kept.chronicle()?);
-    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()));
+    let filesystem = Arc::new(VolumeFs::with_recalls(client.clone()).rooted_at(kept.root));
     filesystem.revive();
     // Before there is a server: who is killed need not wait for that.
     let mounted = atoll_fuse::take_over(&kept.connection, filesystem.clone());
@@ -137,10 +171,10 @@ fn sends_again() -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SINCE
 }
 
-fn mount_options(volume: &str, directory: &Path) -> MountOptions {
+fn mount_options(source: &str, directory: &Path) -> MountOptions {
     MountOptions {
         directory: directory.to_owned(),
-        source: volume.to_owned(),
+        source: source.to_owned(),
         allow_other: rustix::process::geteuid().is_root(),
         threads: THREADS,
         ..MountOptions::default()
@@ -201,7 +235,7 @@ fn state_folder() -> PathBuf {
     }
 }
 
-/// Mounts served by processes of this machine: directory, volume, process.
+/// Mounts served by processes of this machine: directory, volume with the path in it, process.
 pub fn mounts() -> Vec<(String, String, u32)> {
     recorded().into_iter().filter(|(.., process)| !is_dead(*process)).collect()
 }
@@ -218,7 +252,7 @@ fn recorded() -> Vec<(String, String, u32)> {
     entries.flatten().filter_map(parse).collect()
 }
 
-pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
+pub async fn in_foreground(config: ClientConfig, source: &str, directory: &Path, options: &[String]) -> Result<()> {
     let (handover, kept) = (handover::received()?, keeper::received()?);
     let is_first = handover.is_none() && kept.is_none();
     let short_lives = kept.as_ref().map(|kept| kept.short_lives).unwrap_or_default();
@@ -226,9 +260,9 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let config = ClientConfig { outlives: sends_again(), ..config };
     // Nobody serves a directory that is being taken over: it must not be looked at.
     let (directory, serving) = match (handover, kept) {
-        (Some(handover), _) => (handover.directory.clone(), take_over(config, volume, options, handover).await?),
+        (Some(handover), _) => (handover.directory.clone(), take_over(config, source, options, handover).await?),
         (None, Some(kept)) => {
-            let serving = revive(config, volume, options, &kept)?;
+            let serving = revive(config, source, options, &kept)?;
             for left in [state_folder().join(kept.process.to_string()), socket_of(kept.process)] {
                 let _ = std::fs::remove_file(left);
             }
@@ -236,14 +270,15 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
         }
         (None, None) => {
             let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
-            let serving = mount(config, volume, &directory, options).await?;
+            let serving = mount(config, source, &directory, options).await?;
             (directory, serving)
         }
     };
     let Serving { client, mounted, filesystem } = serving;
     let connection = mounted.connection();
     let start = |chronicle: &Arc<Chronicle>| {
-        let keeper = Keeper::start(directory.clone(), connection.clone(), chronicle.clone(), short_lives);
+        let keeper =
+            Keeper::start(directory.clone(), connection.clone(), filesystem.root(), chronicle.clone(), short_lives);
         keeper.inspect_err(|error| eprintln!("atoll: {error}: the mount does not outlive its process")).ok()
     };
     let keeper = client.chronicle().filter(|_| connection.can_be_handed_over()).and_then(start);
@@ -254,7 +289,7 @@ pub async fn in_foreground(config: ClientConfig, volume: &str, directory: &Path,
     let folder = state_folder();
     let (state, socket) = (folder.join(std::process::id().to_string()), socket_of(std::process::id()));
     let _ = std::fs::create_dir_all(&folder);
-    let _ = std::fs::write(&state, format!("{volume}\n{}", directory.display()));
+    let _ = std::fs::write(&state, format!("{source}\n{}", directory.display()));
     let at = directory.clone();
     let served = Served { directory, client: client.clone(), filesystem, connection, keeper: keeper.clone() };
     let listening = handover::listen(socket.clone(), served);
@@ -299,11 +334,15 @@ fn socket_of(process: u32) -> PathBuf {
 }
 
 /// Have the process that serves a volume on a directory become this program. False when there is none.
-pub fn replace(volume: &str, directory: &Path) -> Result<bool> {
+pub fn replace(source: &str, directory: &Path) -> Result<bool> {
     let shown = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()).display().to_string();
     let Some((_, mounted, process)) = mounts().into_iter().find(|(at, ..)| *at == shown) else { return Ok(false) };
-    if mounted != volume {
-        return Err(format!("`{mounted}` is mounted on {shown}, not `{volume}`"));
+    let whole = |text: &str| -> Result<(String, String)> {
+        let (volume, path) = files::source(text)?;
+        Ok((volume.to_owned(), path.trim_end_matches('/').to_owned()))
+    };
+    if whole(&mounted)? != whole(source)? {
+        return Err(format!("`{mounted}` is mounted on {shown}, not `{source}`"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| error.to_string())?.block_on(handover::replace(&socket_of(process)))?;
@@ -311,7 +350,7 @@ pub fn replace(volume: &str, directory: &Path) -> Result<bool> {
 }
 
 /// Run the mount in a process of its own and return once it is usable.
-pub fn in_background(arguments: &Arguments, volume: &str, directory: &Path, options: &[String]) -> Result<()> {
+pub fn in_background(arguments: &Arguments, source: &str, directory: &Path, options: &[String]) -> Result<()> {
     check_directory(directory)?;
     let binary = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(binary);
@@ -325,7 +364,7 @@ pub fn in_background(arguments: &Arguments, volume: &str, directory: &Path, opti
     if let Some(path) = &arguments.ca {
         command.arg("--ca").arg(path.canonicalize().unwrap_or_else(|_| path.clone()));
     }
-    command.arg("mount").arg(volume).arg(directory).arg("--foreground");
+    command.arg("mount").arg(source).arg(directory).arg("--foreground");
     if !options.is_empty() {
         command.arg("--options").arg(options.join(","));
     }

@@ -299,6 +299,7 @@ impl Cache {
             modified: when,
             changed: when,
             created: when,
+            quota_root: directory.quota_root,
         };
         let node = self.node(inode);
         node.holding.own(if is_directory { Rights::ALL } else { Rights::INODE_EXCLUSIVE });
@@ -385,6 +386,10 @@ impl Cache {
         let moves_directory = moved.kind() == FileKind::Directory;
         if moves_directory && parent != new_parent {
             // Whether it would move below itself, the authority knows.
+            return None;
+        }
+        if from.quota_root != to.quota_root {
+            // Whether it may, the authority knows.
             return None;
         }
         let victim = match self.named(new_parent, new_name)? {
@@ -488,6 +493,10 @@ impl Cache {
                         // What was guessed, and what a read may have moved.
                         guessed.allocated = known.allocated;
                         guessed.accessed = known.accessed;
+                        // A quota may have been set around a file meanwhile; around a directory only while nobody owns it.
+                        if known.kind() != FileKind::Directory {
+                            guessed.quota_root = known.quota_root;
+                        }
                         if known != guessed {
                             // Only its links, when a request of our own has just taken a name of it.
                             let is_explained = known.links != guessed.links;
@@ -564,6 +573,7 @@ mod tests {
             modified: NOW,
             changed: NOW,
             created: NOW,
+            quota_root: InodeId::NONE,
         };
         let make = Operation::MakeDirectory { parent: InodeId::ROOT, name: name("d"), permissions: 0o755, umask: 0 };
         let grant = [Grant { inode: DIRECTORY, rights: Rights::ALL, issue: Issue(1) }];
@@ -633,6 +643,26 @@ mod tests {
         assert_eq!(duty.unwritten, Some(JournalPosition(1)));
         assert!(make(&mut cache, &create("g")).is_none(), "somebody looks");
         assert!(make(&mut cache, &write(InodeId(100), WriteAt::End, 1)).is_some(), "into the file nobody does");
+    }
+
+    #[test]
+    fn what_leads_from_one_quota_to_another_is_asked_for() {
+        let mut cache = cache();
+        made(&mut cache, "f");
+        let folder =
+            |text| Operation::MakeDirectory { parent: DIRECTORY, name: name(text), permissions: 0o755, umask: 0 };
+        let inner = *make(&mut cache, &folder("inner")).unwrap().attributes().unwrap();
+        let rename = |parent, new_parent| {
+            let (name, new_name, mode) = (name("f"), name("f"), RenameMode::Replace);
+            Operation::Rename { parent, name, new_parent, new_name, mode }
+        };
+        make(&mut cache, &rename(DIRECTORY, inner.inode)).unwrap();
+        let moved = Attributes { quota_root: inner.inode, ..of(&mut cache, inner.inode) };
+        cache.put(moved);
+        assert!(make(&mut cache, &rename(inner.inode, DIRECTORY)).is_none());
+        let inside = Operation::MakeSymlink { parent: inner.inode, name: name("s"), target: Bytes::from_static(b"t") };
+        let inside = make(&mut cache, &inside).unwrap();
+        assert_eq!(inside.attributes().unwrap().quota_root, inner.inode, "what is made there is charged there");
     }
 
     #[test]

@@ -419,7 +419,7 @@ impl Cache {
             // What survives of a session's changes is a beginning of them.
             operation if operation.mutates() => self.journal.end(),
             // An open may stand anywhere in it.
-            O::Sync | O::Statistics | O::Release { .. } => self.journal.end(),
+            O::Sync | O::Statistics { .. } | O::Release { .. } => self.journal.end(),
             O::Lookup { parent: inode, .. }
             | O::Parent { inode }
             | O::GetAttributes { inode }
@@ -985,6 +985,7 @@ mod tests {
             modified: Timestamp::default(),
             changed: Timestamp::default(),
             created: Timestamp::default(),
+            quota_root: InodeId::NONE,
         }
     }
 

@@ -130,7 +130,7 @@ impl Core {
             }
             O::ReadDirectory { inode, .. } => claims.add(*inode, Rights::NAMES_WRITER),
             // Immutable, counted, or the session's own: who has a lock to give back excludes the exclusive right of others.
-            O::ReadSymlink { .. } | O::Release { .. } | O::Sync | O::Statistics | O::Unlock { .. } => {}
+            O::ReadSymlink { .. } | O::Release { .. } | O::Sync | O::Statistics { .. } | O::Unlock { .. } => {}
         }
         Ok(claims.0)
     }
@@ -175,7 +175,7 @@ impl Core {
     pub fn grants(&mut self, asked: &Asked<'_>, result: Result<&Outcome, Errno>, now_ms: u64) -> Vec<Grant> {
         use Operation as O;
         let &Asked { session, operation, claims, alone, number } = asked;
-        let alone = alone && !self.is_tight();
+        let alone = alone && !self.is_tight_at(claims);
         let mut grants = Vec::new();
         if operation.mutates() && result.is_ok() {
             let changed = claims.iter().filter(|claim| claim.excludes.contains(Rights::INODE_EXCLUSIVE));

@@ -16,7 +16,9 @@ mod listing;
 mod made;
 mod namespace;
 mod quota;
+mod quota_roots;
 mod sessions;
+mod stamping;
 mod unheard;
 mod xattr;
 
@@ -153,6 +155,7 @@ pub(crate) struct Core {
     /// Bytes in use of all segments.
     live: i64,
     quota: Quota,
+    pub roots: quota_roots::Roots,
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
     emptied: Vec<SegmentId>,
@@ -201,6 +204,7 @@ impl Core {
             live: segments.values().map(|segment| segment.live).sum(),
             segments,
             quota,
+            roots: quota_roots::Roots::default(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
             unnamed: FxHashSet::default(),
@@ -288,6 +292,7 @@ impl Core {
             modified: record.modified,
             changed: record.changed,
             created: record.created,
+            quota_root: record.quota_root,
         })
     }
 
@@ -413,6 +418,7 @@ impl Core {
         });
         self.counters.inodes += 1;
         let kind = record.kind();
+        self.charge(record.quota_root, 0, 1);
         self.cache(inode, record);
         if let Some(cached) = self.inodes.get_mut(&inode) {
             cached.xattrs = Some(BTreeMap::new());
@@ -490,8 +496,10 @@ impl Core {
                 self.emptied.push(segment);
             }
         }
-        let allocated = self.inodes.get(&inode).and_then(|c| c.extents.as_ref()).map(ExtentMap::allocated);
-        if let Some(allocated) = allocated {
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        if let Some(allocated) = cached.extents.as_ref().map(ExtentMap::allocated) {
+            let grown = allocated.wrapping_sub(cached.record.allocated) as i64;
+            self.charge(cached.record.quota_root, grown, 0);
             self.change(inode, |record| record.allocated = allocated);
         }
     }
@@ -504,7 +512,7 @@ impl Core {
 
     pub fn has_changes(&self) -> bool {
         let is_dirty = !self.dirty.is_empty() || !self.dirty_segments.is_empty() || !self.dirty_sessions.is_empty();
-        is_dirty || !self.pending.is_empty()
+        is_dirty || self.roots.are_dirty() || !self.pending.is_empty()
     }
 
     /// Writes that wait to be cut.
@@ -529,6 +537,7 @@ impl Core {
             }
         }
         self.write_sessions(&mut writes);
+        self.roots.write(&mut writes);
         writes.insert(format::counters_key(), Some(self.counters.encode()));
         let writes = Arc::new(writes);
         self.in_flight = Some(writes.clone());
@@ -628,6 +637,8 @@ fn fresh(mode: Mode, uid: u32, gid: u32, now: Timestamp) -> InodeRecord {
         created: now,
         parent: InodeId(0),
         next_cookie: 0,
+        quota_root: InodeId::NONE,
+        strays: false,
         target: Bytes::new(),
     }
 }

@@ -37,10 +37,12 @@ impl Core {
     /// Owner, mode and ACLs of a new inode in `parent`, whose number is free. Changes nothing.
     fn birth(&mut self, context: Context<'_>, parent: InodeId, mode: Mode, umask: u32) -> Step<Birth> {
         self.may_number(context.session)?;
-        self.check_inodes()?;
-        let directory = self.living_directory(parent)?;
+        self.living_directory(parent)?;
+        self.check_inodes(parent)?;
+        let directory = self.record(parent)?;
         let inherits_group = directory.mode.permissions() & Mode::SET_GID != 0;
         let gid = if inherits_group { directory.gid } else { context.caller.gid };
+        let quota_root = directory.quota_root;
         let kind = mode.kind().ok_or(Errno::EINVAL)?;
         let (mut permissions, mut access, mut default) = (mode.permissions(), None, None);
         if kind != FileKind::Symlink {
@@ -60,6 +62,7 @@ impl Core {
             permissions |= Mode::SET_GID;
         }
         let mut record = fresh(Mode::new(kind, permissions), context.caller.uid, gid, Default::default());
+        record.quota_root = quota_root;
         if kind == FileKind::Directory {
             record.links = 2;
             record.parent = parent;
@@ -176,10 +179,13 @@ impl Core {
         if links >= limits::LINKS_MAX {
             return Err(Errno::EMLINK.into());
         }
+        if links == 0 && (!self.unnamed.contains(&inode) || !self.opens.contains_key(&inode)) {
+            return Err(Errno::ENOENT.into());
+        }
+        if let Some(root) = self.linked_root(inode, parent)? {
+            self.recharge(inode, root, links > 0);
+        }
         if links == 0 {
-            if !self.unnamed.contains(&inode) || !self.opens.contains_key(&inode) {
-                return Err(Errno::ENOENT.into());
-            }
             self.unnamed.remove(&inode);
             self.write(format::orphan_key(inode), None);
         }
@@ -273,6 +279,7 @@ impl Core {
         let Some(mut cached) = self.inodes.remove(&inode) else { return };
         self.dirty.remove(&inode);
         self.unnamed.remove(&inode);
+        self.charge(cached.record.quota_root, -(cached.record.allocated as i64), -1);
         if let Some(map) = &mut cached.extents {
             let mut changes = crate::extents::Changes::default();
             map.truncate(0, &mut changes);
@@ -339,7 +346,7 @@ impl Core {
             }
             self.gather_drop(target)?;
         }
-        self.record(source.inode)?;
+        let charged = self.moved_root(source, parent, new_parent)?;
         let gains_directory = moves_directory && parent != new_parent && target.is_none();
         if gains_directory && self.record(new_parent)?.links >= limits::LINKS_MAX {
             return Err(Errno::EMLINK.into());
@@ -350,6 +357,7 @@ impl Core {
             None
         };
 
+        self.moved(source, parent, new_parent, charged);
         self.remove_dentry(parent, name, source);
         if let Some(target) = target {
             self.remove_dentry(new_parent, new_name, target);
@@ -397,8 +405,14 @@ impl Core {
         if other.kind == FileKind::Directory && self.is_above(other.inode, parent)? {
             return Err(Errno::EINVAL.into());
         }
-        self.record(source.inode)?;
-        self.record(other.inode)?;
+        let (here, there) = (self.record(parent)?.quota_root, self.record(new_parent)?.quota_root);
+        if here != there && self.making.is_none() {
+            return Err(Errno::EXDEV.into());
+        }
+        let source_root = self.moved_root(source, parent, new_parent)?;
+        let other_root = self.moved_root(other, new_parent, parent)?;
+        self.moved(source, parent, new_parent, source_root);
+        self.moved(other, new_parent, parent, other_root);
         self.remove_dentry(parent, name, source);
         self.remove_dentry(new_parent, new_name, other);
         self.add_dentry(new_parent, new_name, source.inode, source.kind);
@@ -424,7 +438,7 @@ impl Core {
     }
 
     /// True when `directory` is `below` or one of the directories above it.
-    fn is_above(&mut self, directory: InodeId, below: InodeId) -> Step<bool> {
+    pub(super) fn is_above(&mut self, directory: InodeId, below: InodeId) -> Step<bool> {
         let mut at = below;
         loop {
             if at == directory {

@@ -12,6 +12,7 @@ mod inodes;
 mod lost;
 mod names;
 mod paths;
+mod quotas;
 mod segments;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -74,6 +75,10 @@ pub enum Problem {
     FragmentWithoutSegment,
     ObjectMissing,
     ObjectShort,
+    /// Charged to another quota root than the one that holds it, or to none that is there.
+    QuotaRoot,
+    /// A quota root says that something else is charged to it than is.
+    QuotaUsage,
     /// Bytes that are not what was written.
     Data,
     Counters,
@@ -109,6 +114,8 @@ impl Problem {
             P::FragmentWithoutSegment => "fragment-without-segment",
             P::ObjectMissing => "object-missing",
             P::ObjectShort => "object-short",
+            P::QuotaRoot => "quota-root",
+            P::QuotaUsage => "quota-usage",
             P::Data => "data",
             P::Counters => "counters",
         }
@@ -237,6 +244,8 @@ impl Directory {
 struct Other {
     inode: u64,
     names: u32,
+    /// A directory that names it; 0: none does.
+    named_in: u64,
     kind: FileKind,
 }
 
@@ -273,6 +282,7 @@ struct Check<'a> {
     counters: Counters,
     inodes: Inodes,
     segments: segments::Segments,
+    quotas: quotas::Quotas,
     report: Report,
 }
 
@@ -285,11 +295,13 @@ impl Check<'_> {
 
     async fn run(&mut self) -> Result<()> {
         self.unknown_keys().await?;
+        self.learn_quotas().await?;
         self.learn_inodes().await?;
         self.names().await?;
         self.loops().await?;
         self.learn_segments().await?;
         self.inodes().await?;
+        self.quotas();
         self.segments().await?;
         self.sessions().await?;
         self.counters();
@@ -354,6 +366,7 @@ pub async fn check(subject: Subject<'_>, watch: Watch<'_>) -> Result<Report> {
         counters,
         inodes: Inodes::default(),
         segments: segments::Segments::default(),
+        quotas: quotas::Quotas::default(),
         report: Report::default(),
     };
     check.run().await?;

@@ -36,7 +36,7 @@ impl Check<'_> {
                 let directory = Directory { next_cookie, ..Directory::default() };
                 self.inodes.directories.insert(inode, directory);
             } else {
-                self.inodes.others.push(Other { inode, names: 0, kind: record.kind() });
+                self.inodes.others.push(Other { inode, names: 0, named_in: 0, kind: record.kind() });
             }
         }
         if self.inodes.directories.contains_key(&InodeId::ROOT.0) {
@@ -161,6 +161,7 @@ impl Check<'_> {
                 None => {
                     if let Some(other) = self.inodes.other(inode.0) {
                         other.names += 1;
+                        other.named_in = parent.0;
                     }
                 }
             }

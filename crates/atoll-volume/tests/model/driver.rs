@@ -14,7 +14,9 @@ use atoll_types::{
     Attributes, ByteRange, Caller, Errno, FileKind, InodeId, Mode, Name, Operation, Outcome, SessionId, Timestamp,
 };
 use atoll_volume::fsck::Report;
-use atoll_volume::{Compaction, Durability, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{
+    Compaction, DirectoryQuota, Durability, QuotaError, QuotaState, Volume, VolumeConfig, VolumeSettings,
+};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
@@ -22,6 +24,7 @@ use object_store::path::Path;
 use tokio::runtime::Runtime;
 
 use super::generator::{Generator, Step};
+use super::quotas::QuotaRoot;
 use super::reference::{Answer, Body, Reference, Time};
 use crate::support::tree;
 
@@ -43,6 +46,8 @@ pub struct Case {
     pub staged_on_disk: bool,
     /// How many operations of a hundred are on locks.
     pub locks_percent: u64,
+    /// Directories get quotas and lose them.
+    pub quotas: bool,
 }
 
 type Reply = Result<Outcome, Errno>;
@@ -153,7 +158,7 @@ impl Driver {
         Driver {
             model: Reference::new(root.changed, "object"),
             last_change: root.changed,
-            generator: Generator::new(case.seed, case.locks_percent),
+            generator: Generator::new(case.seed, case.locks_percent, case.quotas),
             waiters: Vec::new(),
             snapshots: VecDeque::new(),
             shown: VecDeque::new(),
@@ -171,7 +176,7 @@ impl Driver {
             let waiting: Vec<u64> = self.waiters.iter().map(|waiter| waiter.number).collect();
             let step = self.generator.step(&self.model, &waiting);
             self.show(number, &step);
-            let mut check = self.step(&step);
+            let mut check = self.step(&step).and_then(|()| self.check_quotas());
             if number % STEPS_BETWEEN_AUDITS == 0 || matches!(step, Step::Reopen | Step::Crash) {
                 check = check.and_then(|()| self.audit()).and_then(|()| self.audit_snapshots(number));
             }
@@ -297,11 +302,34 @@ impl Driver {
             }
             Step::Withdraw(number) => self.withdraw(*number),
             Step::LoseGrant(number) => self.lose_grant(*number),
+            Step::SetQuota(directory, limits) => {
+                let set = self.volume().set_directory_quota(*directory, *limits, |_| ());
+                let set = self.runtime.block_on(set);
+                let fits = self.model.set_quota(*directory, *limits);
+                let model = if fits { Ok(()) } else { Err(QuotaError::TooDeep) };
+                *self.tally.entry(format!("set quota {set:?}")).or_default() += 1;
+                expect("setting a quota", set, model)
+            }
+            Step::RemoveQuota(directory) => {
+                let removed = self.volume().remove_directory_quota(*directory, |_| ());
+                let removed = self.runtime.block_on(removed);
+                self.model.remove_quota(*directory);
+                expect("removing a quota", removed, Ok(()))
+            }
             Step::Reopen | Step::Crash => {
                 self.reopen(matches!(step, Step::Crash));
                 Ok(())
             }
         }
+    }
+
+    /// What is charged to each quota root is what there is.
+    fn check_quotas(&self) -> Check {
+        let quota = |(&root, quota): (&InodeId, &QuotaRoot)| {
+            let &QuotaRoot { limits, parent } = quota;
+            (root, DirectoryQuota { state: QuotaState::Kept, parent, limits, used: self.model.used(root) })
+        };
+        expect("quotas", self.volume().directory_quotas(), self.model.quotas.iter().map(quota).collect())
     }
 
     fn count_compacted(&mut self) {
@@ -488,6 +516,7 @@ impl Driver {
         expect(&of("owner"), (real.uid, real.gid), (node.uid, node.gid))?;
         expect(&of("device"), real.device, node.device)?;
         expect(&of("size"), real.size, node.size())?;
+        expect(&of("quota root"), real.quota_root, node.quota_root)?;
         expect(&of("allocated bytes"), real.allocated, node.allocated())?;
         expect(&of("access time"), Time::Is(real.accessed), node.accessed)?;
         expect(&of("modification time"), Time::Is(real.modified), node.modified)?;
@@ -591,7 +620,7 @@ impl Driver {
         if !report.is_clean() {
             return Err(format!("not a sound volume: {:?}", report.findings));
         }
-        self.ask(&Operation::Statistics)
+        self.ask(&Operation::Statistics { inode: InodeId::ROOT })
     }
 
     /// What `fsck` says.

@@ -5,6 +5,7 @@ use atoll_types::operation::{
     AllocateMode, AttributeChanges, NewTime, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode,
 };
 use atoll_types::{ByteRange, Caller, FileKind, InodeId, LockOwner, Mode, Name, Operation, SessionId, Timestamp};
+use atoll_volume::Quota;
 use bytes::Bytes;
 
 use super::acl;
@@ -30,6 +31,8 @@ pub enum Step {
     /// A waiter for a lock goes away after it was let in and before it heard of it.
     LoseGrant(u64),
     Reopen,
+    SetQuota(InodeId, Quota),
+    RemoveQuota(InodeId),
     /// Make everything durable, then end without a word.
     Crash,
 }
@@ -37,11 +40,12 @@ pub enum Step {
 pub struct Generator {
     random: Random,
     locks_percent: u64,
+    quotas: bool,
 }
 
 impl Generator {
-    pub fn new(seed: u64, locks_percent: u64) -> Self {
-        Generator { random: Random::new(seed), locks_percent }
+    pub fn new(seed: u64, locks_percent: u64, quotas: bool) -> Self {
+        Generator { random: Random::new(seed), locks_percent, quotas }
     }
 
     pub fn step(&mut self, model: &Reference, waiting: &[u64]) -> Step {
@@ -54,11 +58,29 @@ impl Generator {
                 let waiter = self.random.pick(waiting);
                 return if self.random.chance(50) { Step::Withdraw(waiter) } else { Step::LoseGrant(waiter) };
             }
+            40..=54 if self.quotas => return self.quota(model),
             _ => {}
         }
         let uid = self.random.pick(&[0, 1000, 1001]);
         let caller = Caller { uid, gid: if uid == 0 { 0 } else { 100 + uid % 2 }, pid: 7 };
         Step::Execute { session: self.session(), caller, operation: self.operation(model) }
+    }
+
+    /// Quotas come, change and go; none is of the whole volume.
+    fn quota(&mut self, model: &Reference) -> Step {
+        let known: Vec<InodeId> = model.quotas.keys().copied().collect();
+        if !known.is_empty() && self.random.chance(30) {
+            return Step::RemoveQuota(self.random.pick(&known));
+        }
+        let is_there = |node: &Node| node.kind == FileKind::Directory && node.links > 0;
+        let named = |(inode, node): (&InodeId, &Node)| (is_there(node) && *inode != InodeId::ROOT).then_some(*inode);
+        let directories: Vec<InodeId> = model.nodes.iter().filter_map(named).collect();
+        if directories.is_empty() {
+            return Step::Yield;
+        }
+        let bound = |random: &mut Random, most: u64| if random.chance(30) { u64::MAX } else { random.below(most) };
+        let limits = Quota { bytes: bound(&mut self.random, 150_000), inodes: bound(&mut self.random, 25) };
+        Step::SetQuota(self.random.pick(&directories), limits)
     }
 
     fn session(&mut self) -> SessionId {
@@ -445,7 +467,7 @@ impl Generator {
             }
             91 => O::ListXattrs { inode: self.node(model, |node| !node.xattrs.is_empty()) },
             92..=93 => O::RemoveXattr { inode: self.node(model, |node| !node.xattrs.is_empty()), name: self.xattr() },
-            94 => O::Statistics,
+            94 => O::Statistics { inode: self.any(model) },
             _ => self.lock_operation(),
         }
     }

@@ -15,6 +15,7 @@ use atoll_types::{Caller, Errno, FileKind, InodeId, Mode, Name, Operation, Sessi
 use super::acl;
 use super::content::Content;
 use super::locks::{Locks, Set};
+use super::quotas::QuotaRoot;
 
 pub type Result<T> = std::result::Result<T, Errno>;
 
@@ -73,6 +74,8 @@ pub struct Node {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub body: Body,
     pub opens: BTreeMap<SessionId, u32>,
+    /// The quota root that it is charged to.
+    pub quota_root: InodeId,
     /// Made without a name and never linked since (`O_TMPFILE`).
     linkable: bool,
 }
@@ -149,6 +152,7 @@ pub enum Answer {
 pub struct Reference {
     pub nodes: BTreeMap<InodeId, Node>,
     pub locks: Locks,
+    pub quotas: BTreeMap<InodeId, QuotaRoot>,
     /// Nodes that the last operation may have changed.
     pub touched: BTreeSet<InodeId>,
     /// Inodes that are no more.
@@ -173,11 +177,13 @@ impl Reference {
             xattrs: BTreeMap::new(),
             body: Body::Directory(Directory { names: BTreeMap::new(), parent: InodeId::ROOT, next_cookie: 1 }),
             opens: BTreeMap::new(),
+            quota_root: InodeId::NONE,
             linkable: false,
         };
         Reference {
             nodes: BTreeMap::from([(InodeId::ROOT, root)]),
             locks: Locks::default(),
+            quotas: BTreeMap::new(),
             touched: BTreeSet::new(),
             gone: Vec::new(),
             durability,
@@ -299,6 +305,7 @@ impl Reference {
         let directory = self.node(parent).expect("a parent that was found");
         let set_gid = directory.permissions & Mode::SET_GID != 0;
         let gid = if set_gid { directory.gid } else { caller.gid };
+        let quota_root = directory.quota_root;
         let mut xattrs = BTreeMap::new();
         if kind != FileKind::Symlink {
             match directory.xattrs.get(acl::DEFAULT) {
@@ -334,6 +341,7 @@ impl Reference {
             xattrs,
             body,
             opens: BTreeMap::new(),
+            quota_root,
             linkable: false,
         };
         self.nodes.insert(inode, node);
@@ -350,8 +358,10 @@ impl Reference {
         if node.links == 0 && !node.linkable {
             return Err(Errno::ENOENT);
         }
+        let quota_root = self.linked_root(inode, parent)?;
         self.add_name(parent, name, inode);
         let node = self.touch(inode);
+        node.quota_root = quota_root;
         node.linkable = false;
         node.links += 1;
         node.changed = Time::Moved;
@@ -389,6 +399,13 @@ impl Reference {
             return Ok(Answer::Done);
         }
         if let (RenameMode::Exchange, Some(target)) = (mode, target) {
+            if self.node(parent)?.quota_root != self.node(new_parent)?.quota_root {
+                return Err(Errno::EXDEV);
+            }
+            let there = self.moved_root(source, parent, new_parent)?;
+            let back = self.moved_root(target, new_parent, parent)?;
+            self.touch(source).quota_root = there;
+            self.touch(target).quota_root = back;
             self.remove_name(parent, name);
             self.remove_name(new_parent, new_name);
             self.add_name(new_parent, new_name, source);
@@ -405,6 +422,13 @@ impl Reference {
                 (true, true) if replaced.size() > 0 => return Err(Errno::ENOTEMPTY),
                 _ => {}
             }
+        }
+        let quota_root = self.moved_root(source, parent, new_parent)?;
+        if mode == RenameMode::Whiteout {
+            self.check_birth(parent)?;
+        }
+        self.touch(source).quota_root = quota_root;
+        if let Some(target) = target {
             self.remove_name(new_parent, new_name);
             self.drop_link(target);
         }
@@ -509,6 +533,7 @@ impl Reference {
             self.nodes.get_mut(&inode).expect("a known node").opens.remove(&session);
             self.reap(inode);
         }
+        self.settle_quotas();
         self.locks.end_session(session)
     }
 
@@ -518,6 +543,7 @@ impl Reference {
             self.nodes.get_mut(&inode).expect("a known node").opens.clear();
             self.reap(inode);
         }
+        self.settle_quotas();
         self.locks = Locks::default();
     }
 
@@ -565,6 +591,7 @@ impl Reference {
                 return Err(Errno::EINVAL);
             }
             let cells = self.content(source)?.copy(from, end);
+            self.check_growth(target, to, length, cells.iter().flatten().count() as u64)?;
             self.content_mut(target).paste(to, &cells);
             self.touch(target).content_changed(false);
         }
@@ -695,8 +722,18 @@ impl Reference {
                 Some(granted) => (Ok(Answer::Done), granted),
                 None => (Err(Errno::EAGAIN), Vec::new()),
             },
-            _ => (self.execute_unlocked(session, caller, operation, new), Vec::new()),
+            _ => {
+                let answer = self.execute_unlocked(session, caller, operation, new);
+                self.settle_quotas();
+                (answer, Vec::new())
+            }
         }
+    }
+
+    /// So many bytes of data are to be in a range.
+    fn check_growth(&self, inode: InodeId, start: u64, length: u64, data: u64) -> Result<()> {
+        let before = self.content(inode)?.copy(start, start + length).iter().flatten().count() as u64;
+        self.check_room(self.node(inode)?.quota_root, InodeId::NONE, data.saturating_sub(before), 0)
     }
 
     fn execute_unlocked(
@@ -731,6 +768,7 @@ impl Reference {
                     return Ok(Answer::Created { inode, new: false });
                 }
                 self.must_be_alive(*parent)?;
+                self.check_birth(*parent)?;
                 let mode = Mode::new(FileKind::Regular, *permissions);
                 self.born(caller, *parent, mode, *umask, Body::File(Content::default()), fresh()?);
                 self.add_name(*parent, name, fresh()?);
@@ -740,6 +778,7 @@ impl Reference {
             O::CreateUnnamed { parent, permissions, umask } => {
                 self.directory(*parent)?;
                 self.must_be_alive(*parent)?;
+                self.check_birth(*parent)?;
                 let mode = Mode::new(FileKind::Regular, *permissions);
                 self.born(caller, *parent, mode, *umask, Body::File(Content::default()), fresh()?);
                 let node = self.touch(fresh()?);
@@ -755,6 +794,7 @@ impl Reference {
                     Some(_) => Body::Special,
                 };
                 self.must_be_free(*parent, name)?;
+                self.check_birth(*parent)?;
                 self.born(caller, *parent, *mode, *umask, body, fresh()?);
                 self.add_name(*parent, name, fresh()?);
                 let node = self.touch(fresh()?);
@@ -765,6 +805,7 @@ impl Reference {
             }
             O::MakeDirectory { parent, name, permissions, umask } => {
                 self.must_be_free(*parent, name)?;
+                self.check_birth(*parent)?;
                 let body = Body::Directory(Directory { names: BTreeMap::new(), parent: *parent, next_cookie: 1 });
                 let mode = Mode::new(FileKind::Directory, *permissions);
                 self.born(caller, *parent, mode, *umask, body, fresh()?);
@@ -779,6 +820,7 @@ impl Reference {
                     return Err(Errno::ENAMETOOLONG);
                 }
                 self.must_be_free(*parent, name)?;
+                self.check_birth(*parent)?;
                 let mode = Mode::new(FileKind::Symlink, 0o777);
                 self.born(caller, *parent, mode, 0, Body::Symlink(target.to_vec()), fresh()?);
                 self.add_name(*parent, name, fresh()?);
@@ -842,6 +884,7 @@ impl Reference {
                     return Err(Errno::EFBIG);
                 }
                 if length > 0 {
+                    self.check_growth(*inode, offset, length, length)?;
                     self.content_mut(*inode).write(offset, data);
                     self.touch(*inode).content_changed(*drop_privileges);
                 }
@@ -874,9 +917,15 @@ impl Reference {
             }
             O::ListXattrs { inode } => Ok(Answer::Names(self.node(*inode)?.xattrs.keys().cloned().collect())),
             O::RemoveXattr { inode, name } => self.remove_xattr(*inode, name),
-            O::Statistics => Ok(Answer::Space {
-                bytes_used: self.nodes.values().map(Node::allocated).sum(),
-                inodes_used: self.nodes.len() as u64,
+            O::Statistics { inode } => Ok(match self.node(*inode)?.quota_root {
+                InodeId::NONE => Answer::Space {
+                    bytes_used: self.nodes.values().map(Node::allocated).sum(),
+                    inodes_used: self.nodes.len() as u64,
+                },
+                root => {
+                    let used = self.used(root);
+                    Answer::Space { bytes_used: used.bytes, inodes_used: used.inodes }
+                }
             }),
             O::TestLock { inode, lock } => Ok(Answer::Conflict(self.locks.test(*inode, session, lock))),
             O::SetLock { .. } | O::Unlock { .. } | O::HoldLocks { .. } => unreachable!("handled by `execute`"),
