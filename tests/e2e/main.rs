@@ -21,5 +21,6 @@ mod mounting;
 mod programs;
 mod quota;
 mod serving;
+mod snapshot_directory;
 mod snapshots;
 mod store_faults;

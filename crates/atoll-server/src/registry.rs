@@ -431,6 +431,7 @@ impl Registry {
                 ("bytes_compacted", v.bytes_compacted),
                 ("opens", v.opens as u64),
                 ("locks", v.locks as u64),
+                ("snapshots_open", v.snapshots_open as u64),
                 ("changes_ordered", v.ordered),
                 ("changes_durable", v.durable),
                 ("dirty_bytes", b.dirty_bytes),

@@ -28,3 +28,5 @@ pub const LOCKS_PER_FILE_MAX: usize = 4096;
 pub const INODES_RESERVED: u32 = 4096;
 /// Longest volume name, in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 63;
+/// Largest number of a snapshot, the upper 16 bits of an inode that is seen through it: clients keep a bit for themselves.
+pub const SNAPSHOT_NUMBER_MAX: u16 = 0x7ffe;

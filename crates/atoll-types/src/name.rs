@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::fmt;
 
-use crate::{Errno, limits};
+use crate::{Errno, InodeId, limits};
 
 /// A checked file name. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -35,6 +35,14 @@ impl Name {
             return Err(Errno::EINVAL);
         }
         Ok(Name(bytes))
+    }
+
+    /// `.snapshots`, in the root directory: the snapshots.
+    pub const SNAPSHOTS: &[u8] = b".snapshots";
+
+    /// Whether a name in this directory may stand for something that no listing shows: only the authority knows.
+    pub fn is_hidden(&self, parent: InodeId) -> bool {
+        parent == InodeId::ROOT && self.as_bytes() == Self::SNAPSHOTS
     }
 
     pub fn as_bytes(&self) -> &[u8] {

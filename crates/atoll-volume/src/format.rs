@@ -203,6 +203,10 @@ impl<'a> Fields<'a> {
         Ok(self.take::<1>()?[0])
     }
 
+    fn u16(&mut self) -> Result<u16> {
+        Ok(u16::from_be_bytes(self.take()?))
+    }
+
     pub fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_be_bytes(self.take()?))
     }
@@ -490,20 +494,24 @@ pub struct Counters {
     pub next_inode: u64,
     pub inodes: u64,
     pub last_change: Timestamp,
+    /// The number of the newest snapshot; 0 without any.
+    pub last_snapshot: u16,
 }
 
 impl Counters {
     pub fn encode(&self) -> Bytes {
-        let mut v = value(28);
+        let mut v = value(30);
         v.put_u64(self.next_inode);
         v.put_u64(self.inodes);
         put_time(&mut v, self.last_change);
+        v.put_u16(self.last_snapshot);
         v.freeze()
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut f = Fields::new(bytes, "counters")?;
-        let counters = Counters { next_inode: f.u64()?, inodes: f.u64()?, last_change: f.time()? };
+        let (next_inode, inodes, last_change) = (f.u64()?, f.u64()?, f.time()?);
+        let counters = Counters { next_inode, inodes, last_change, last_snapshot: f.u16()? };
         f.end()?;
         Ok(counters)
     }

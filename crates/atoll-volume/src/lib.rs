@@ -10,7 +10,7 @@
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `compaction` the one that gives space back, `format` what lies in the store,
-//! `snapshots` what stays of earlier versions, `fsck` what checks and mends it.
+//! `snapshots` what stays of earlier versions, `snapshot_directory` how clients see that in the volume itself, `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
@@ -25,6 +25,7 @@ mod grace;
 mod leases;
 mod quota;
 mod sessions;
+mod snapshot_directory;
 mod snapshots;
 mod volume;
 

@@ -35,7 +35,8 @@ use crate::format::{
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
-use crate::snapshots::Kept;
+use crate::snapshot_directory::SnapshotDirectory;
+use crate::snapshots::{Kept, among};
 
 /// Bounds and pace of an open volume.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,8 @@ pub struct VolumeReport {
     pub bytes_compacted: u64,
     pub opens: usize,
     pub locks: usize,
+    /// Snapshots that are open for who looks below `.snapshots`.
+    pub snapshots_open: usize,
     pub ordered: u64,
     pub durable: u64,
 }
@@ -140,6 +143,7 @@ pub(crate) struct Inner {
     waiters: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     readers: Mutex<HashMap<InodeId, Readahead>>,
     pub leases: Leases,
+    pub snapshot_directory: SnapshotDirectory,
 }
 
 /// Most files whose read pattern is remembered.
@@ -152,7 +156,7 @@ pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller
     batch.put(format::superblock_key(), settings.encode());
     let now = Timestamp::now();
     batch.put(format::inode_key(InodeId::ROOT), core::root(owner, now).encode());
-    let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now };
+    let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now, last_snapshot: 0 };
     batch.put(format::counters_key(), counters.encode());
     match store.commit(batch).await {
         Ok(seq) => Ok(store.durable(seq).await?),
@@ -262,7 +266,8 @@ impl Volume {
         for (key, _) in unnamed {
             orphans.push(InodeId(format::key_number(&key)?));
         }
-        let snapshots = tokio::sync::Mutex::new(Kept::of(&*store).await?);
+        let checkpoints = store.checkpoints().await?;
+        let snapshots = tokio::sync::Mutex::new(Kept::of(&checkpoints));
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             snapshots,
@@ -295,6 +300,7 @@ impl Volume {
                 waiters: Mutex::new(HashMap::new()),
                 readers: Mutex::new(HashMap::new()),
                 leases: Leases::default(),
+                snapshot_directory: SnapshotDirectory::new(among(checkpoints)),
             }),
         };
         if volume.restored_sessions().is_empty() {
@@ -335,6 +341,7 @@ impl Volume {
             bytes_compacted: self.inner.bytes_compacted.load(Ordering::Relaxed),
             opens: core.opens(),
             locks: core.locks.len(),
+            snapshots_open: self.inner.snapshot_directory.opened(),
             ordered: core.ordered(),
             durable: self.inner.progress.borrow().durable,
         }
@@ -420,7 +427,17 @@ impl Volume {
     }
 
     /// The same, with what is known of the operation beyond itself.
-    pub async fn execute_asked(&self, asking: Asking<'_>, operation: Operation) -> (Result<Outcome, Errno>, Earned) {
+    pub async fn execute_asked(
+        &self,
+        asking: Asking<'_>,
+        mut operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
+        if let Some(route) = self.elsewhere(&mut operation).await {
+            let result = self.execute_elsewhere(asking, route, operation).await;
+            let mut core = self.inner.shared.core.lock();
+            core.note(asking.session, asking.mark, result.as_ref().map_err(|errno| *errno));
+            return (result, Earned::default());
+        }
         let grace = &self.inner.leases.grace;
         let mut keeps = !asking.again;
         match &operation {
@@ -679,6 +696,7 @@ impl Volume {
         if shared.config.read_only {
             return Ok(());
         }
+        self.inner.snapshot_directory.clear();
         let compactor = self.inner.compactor.lock().take();
         if let Some(compactor) = compactor {
             compactor.abort();

@@ -208,7 +208,10 @@ impl Core {
             O::ReadDirectory { inode, .. } => earned.push((*inode, Rights::NAMES)),
             O::Allocate { inode, .. } => earned.push((*inode, self.earned_by_change(*inode, alone))),
             // Where others have it open, they will want to lock it, too.
-            O::SetLock { inode, .. } | O::TestLock { inode, .. } if self.is_open_for_one(session, *inode) => {
+            O::SetLock { inode, .. } | O::TestLock { inode, .. }
+                // Of a snapshot nothing is granted.
+                if inode.snapshot().is_none() && self.is_open_for_one(session, *inode) =>
+            {
                 earned.push((*inode, self.earned_by_change(*inode, alone)));
             }
             _ => {}
