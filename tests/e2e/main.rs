@@ -24,3 +24,4 @@ mod serving;
 mod snapshot_directory;
 mod snapshots;
 mod store_faults;
+mod trash;

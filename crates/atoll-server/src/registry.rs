@@ -429,6 +429,8 @@ impl Registry {
                 ("bytes_live", v.bytes_live),
                 ("bytes_dead", v.bytes_dead),
                 ("bytes_compacted", v.bytes_compacted),
+                ("trash_files", v.trash.files),
+                ("trash_bytes", v.trash.bytes),
                 ("opens", v.opens as u64),
                 ("locks", v.locks as u64),
                 ("snapshots_open", v.snapshots_open as u64),

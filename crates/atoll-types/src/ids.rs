@@ -83,6 +83,8 @@ impl InodeId {
     pub const PREVIOUS: InodeId = InodeId(u64::MAX);
     /// The directory that shows the snapshots ([`Name::is_hidden`](crate::Name::is_hidden)): in no store.
     pub const SNAPSHOTS: InodeId = InodeId(Self::COUNTER_MAX - 1);
+    /// The directory of what lost its last name, once there was something ([`Name::is_hidden`](crate::Name::is_hidden)).
+    pub const TRASH: InodeId = InodeId(Self::COUNTER_MAX);
     const COUNTER_BITS: u32 = 48;
     const COUNTER_MAX: u64 = (1 << Self::COUNTER_BITS) - 1;
 

@@ -28,10 +28,11 @@ const SEGMENT: u8 = b's';
 const FRAGMENT: u8 = b'f';
 const SESSION: u8 = b'n';
 const QUOTA: u8 = b'q';
+const TRASH: u8 = b't';
 
 /// All kinds of keys, in order.
-pub const TAGS: [u8; 12] =
-    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, XATTR];
+pub const TAGS: [u8; 13] =
+    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, TRASH, XATTR];
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
@@ -51,6 +52,10 @@ pub fn counters_key() -> Bytes {
 
 pub fn quota_key() -> Bytes {
     Bytes::from_static(&[QUOTA])
+}
+
+pub fn trash_key() -> Bytes {
+    Bytes::from_static(&[TRASH])
 }
 
 pub fn inode_key(inode: InodeId) -> Bytes {
@@ -487,6 +492,25 @@ impl Quota {
     }
 }
 
+/// For how long files are kept that lost their last name, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention(pub u64);
+
+impl Retention {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(8);
+        v.put_u64(self.0);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "retention")?;
+        let retention = Retention(f.u64()?);
+        f.end()?;
+        Ok(retention)
+    }
+}
+
 /// Numbers that must outlive the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -643,6 +667,7 @@ mod tests {
             let _ = SegmentRecord::decode(&bytes);
             let _ = Counters::decode(&bytes);
             let _ = Quota::decode(&bytes);
+            let _ = Retention::decode(&bytes);
             let _ = VolumeSettings::decode(&bytes);
         }
     }

@@ -19,7 +19,7 @@ use crate::volume::{Asking, Volume};
 const HEARD_TIMEOUT: Duration = Duration::from_millis(2);
 
 /// Who asks for rights that no session is to have.
-const NOBODY: SessionId = SessionId(0);
+pub(crate) const NOBODY: SessionId = SessionId(0);
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
@@ -95,6 +95,8 @@ pub(crate) struct Leasing<'a> {
     earned: Earned,
     /// It was made without asking, and so little is left that the next change is to be asked for.
     is_tight: bool,
+    /// It came into the trash by a change that was made without asking: the session takes it to have no name.
+    trashed: Option<InodeId>,
 }
 
 /// What the session may keep of an answer, and where the operation stands among all.
@@ -128,6 +130,7 @@ impl<'a> Leasing<'a> {
             unheard: Unheard::default(),
             earned: Earned::default(),
             is_tight: false,
+            trashed: None,
         }
     }
 
@@ -147,6 +150,11 @@ impl<'a> Leasing<'a> {
     /// What the session is to ask for from now on before it changes it.
     pub fn to_be_asked(&self) -> impl Iterator<Item = InodeId> {
         self.claims.iter().filter(|_| self.is_tight).map(|claim| claim.inode)
+    }
+
+    /// What the session knows something wrong of.
+    pub fn trashed(&self) -> impl Iterator<Item = InodeId> {
+        self.trashed.into_iter()
     }
 
     /// The answer will show these inodes.
@@ -197,6 +205,7 @@ impl<'a> Leasing<'a> {
         if self.asking.made.is_some() {
             core.leases.progress(self.session(), now_ms);
             self.is_tight = core.is_tight();
+            self.trashed = core.take_trashed();
         }
         let asked = Asked {
             session: self.session(),

@@ -10,7 +10,8 @@
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `compaction` the one that gives space back, `format` what lies in the store,
-//! `snapshots` what stays of earlier versions, `snapshot_directory` how clients see that in the volume itself, `fsck` what checks and mends it.
+//! `snapshots` what stays of earlier versions, `snapshot_directory` how clients see that in the volume itself,
+//! `trash` what destroys files that were kept for long enough, `fsck` what checks and mends it.
 
 pub mod acl;
 mod committer;
@@ -27,12 +28,14 @@ mod quota;
 mod sessions;
 mod snapshot_directory;
 mod snapshots;
+mod trash;
 mod volume;
 
 pub use compaction::Compaction;
 pub use error::VolumeError;
-pub use format::{Ancestor, Compression, Durability, Quota, VolumeSettings};
+pub use format::{Ancestor, Compression, Durability, Quota, Retention, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};
+pub use trash::TrashReport;
 pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format, settings};

@@ -1,4 +1,4 @@
-//! `.snapshots` in the root directory: every snapshot as a read-only directory.
+//! What the hidden names of the root directory stand for, and `.snapshots`: every snapshot as a read-only directory.
 //!
 //! An inode that is seen through a snapshot has the snapshot's number in the upper 16 bits of its own. An operation that
 //! names such inodes is executed by the snapshot's frozen volume, in the numbers of that; what it answers is translated
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_store::StoreError;
 use atoll_types::operation::DirectoryEntry;
-use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Name, Operation, Outcome, Timestamp};
+use atoll_types::{Attributes, Errno, FileKind, Hidden, InodeId, Mode, Name, Operation, Outcome, Timestamp};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock, Semaphore};
 
@@ -34,10 +34,10 @@ const INODES_CACHED_MAX: usize = 20_000;
 /// What an operation that concerns `.snapshots` asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// What the name in the root stands for. Goes to the volume if that has an entry of this name.
-    Named,
+    /// What a hidden name stands for. Goes to the volume if the root has an entry of this name.
+    Named(Hidden),
     /// A change of it: the same.
-    ChangesName,
+    ChangesName(Hidden),
     /// The directory itself.
     Directory,
     /// Something in a snapshot, in whose own numbers the operation is now.
@@ -64,10 +64,9 @@ impl Place {
     }
 }
 
-/// Whether it works on the name `.snapshots` of the root.
-fn is_named(operation: &Operation) -> bool {
+/// The hidden name on which it works.
+fn hidden(operation: &Operation) -> Option<Hidden> {
     use Operation as O;
-    let hidden = |parent: &InodeId, name: &Name| name.is_hidden(*parent) && name.as_bytes() == Name::SNAPSHOTS;
     match operation {
         O::Lookup { parent, name }
         | O::Create { parent, name, .. }
@@ -76,9 +75,11 @@ fn is_named(operation: &Operation) -> bool {
         | O::MakeSymlink { parent, name, .. }
         | O::Link { parent, name, .. }
         | O::Unlink { parent, name }
-        | O::RemoveDirectory { parent, name } => hidden(parent, name),
-        O::Rename { parent, name, new_parent, new_name, .. } => hidden(parent, name) || hidden(new_parent, new_name),
-        _ => false,
+        | O::RemoveDirectory { parent, name } => name.hidden(*parent),
+        O::Rename { parent, name, new_parent, new_name, .. } => {
+            name.hidden(*parent).or_else(|| new_name.hidden(*new_parent))
+        }
+        _ => None,
     }
 }
 
@@ -95,11 +96,8 @@ pub(crate) fn route(operation: &mut Operation) -> Option<Route> {
         return None;
     }
     if places == [Place::Volume; 2] {
-        return match is_named(operation) {
-            true if operation.mutates() => Some(Route::ChangesName),
-            true => Some(Route::Named),
-            false => None,
-        };
+        let hidden = hidden(operation)?;
+        return Some(if operation.mutates() { Route::ChangesName(hidden) } else { Route::Named(hidden) });
     }
     let [first, second] = places;
     Some(match operation {
@@ -295,9 +293,9 @@ impl Volume {
         Ok(Inside(opening.downgrade()))
     }
 
-    /// Whether the root has an entry of its own with this name, from before it meant the snapshots.
-    async fn is_taken(&self, name: &[u8]) -> Result<bool, Errno> {
-        let name = Name::new(name.to_vec())?;
+    /// Whether the root has an entry of its own with this name, from before it meant something else.
+    pub(crate) async fn is_taken(&self, hidden: Hidden) -> Result<bool, Errno> {
+        let name = Name::new(hidden.name())?;
         let look = |core: &mut crate::core::Core| -> Step<Attributes> { core.lookup(InodeId::ROOT, &name) };
         match self.alone(look).await {
             Ok(_) => Ok(true),
@@ -308,13 +306,16 @@ impl Volume {
 
     /// Where an operation goes that is not the volume's own; `None` when it is.
     pub(crate) async fn elsewhere(&self, operation: &mut Operation) -> Option<Route> {
-        if self.inner.shared.config.read_only {
+        let route = route(operation)?;
+        // A snapshot shows no snapshots.
+        if self.inner.shared.config.read_only && route != Route::Named(Hidden::Trash) {
             return None;
         }
-        match route(operation)? {
-            route @ (Route::Named | Route::ChangesName) => match self.is_taken(Name::SNAPSHOTS).await {
+        match route {
+            Route::Named(hidden) | Route::ChangesName(hidden) => match self.is_taken(hidden).await {
                 Ok(true) => None,
-                Ok(false) if route == Route::ChangesName => Some(Route::Refused(Errno::EROFS)),
+                Ok(false) if hidden == Hidden::Trash => self.to_trash(operation).await,
+                Ok(false) if operation.mutates() => Some(Route::Refused(Errno::EROFS)),
                 Ok(false) => Some(route),
                 Err(errno) => Some(Route::Refused(errno)),
             },
@@ -323,6 +324,24 @@ impl Volume {
                 Err(errno) => Some(Route::Refused(errno)),
             },
             route => Some(route),
+        }
+    }
+
+    /// The trash is there once something was in it, and then nothing else gets its name.
+    async fn to_trash(&self, operation: &mut Operation) -> Option<Route> {
+        let is_there = match self.alone(|core| core.attributes(InodeId::TRASH)).await {
+            Ok(_) => true,
+            Err(Errno::ESTALE) => false,
+            Err(errno) => return Some(Route::Refused(errno)),
+        };
+        match (operation.mutates(), is_there) {
+            (true, true) => Some(Route::Refused(Errno::EPERM)),
+            (true, false) => None,
+            (false, true) => {
+                *operation = Operation::GetAttributes { inode: InodeId::TRASH };
+                None
+            }
+            (false, false) => Some(Route::Refused(Errno::ENOENT)),
         }
     }
 
@@ -335,7 +354,7 @@ impl Volume {
     ) -> Result<Outcome, Errno> {
         match route {
             Route::Refused(errno) => Err(errno),
-            Route::Named | Route::ChangesName => Ok(Outcome::Entry(self.snapshot_directory().await?)),
+            Route::Named(_) | Route::ChangesName(_) => Ok(Outcome::Entry(self.snapshot_directory().await?)),
             Route::Directory => self.in_directory(operation).await,
             Route::Lock(number) | Route::Snapshot(number) => self.in_snapshot(asking, number, operation).await,
         }
@@ -445,7 +464,7 @@ mod tests {
         assert_eq!(route(&mut above), None);
         assert_eq!(above, Operation::GetAttributes { inode: InodeId::ROOT });
         let lookup = |parent| Operation::Lookup { parent, name: name(".snapshots") };
-        assert_eq!(route(&mut lookup(InodeId::ROOT)), Some(Route::Named));
+        assert_eq!(route(&mut lookup(InodeId::ROOT)), Some(Route::Named(Hidden::Snapshots)));
         assert_eq!(route(&mut lookup(FILE)), None, "in the root alone");
         assert_eq!(route(&mut lookup(InodeId::ROOT.in_snapshot(3))), Some(Route::Snapshot(3)));
         assert_eq!(route(&mut Operation::Release { inode: seen }), None);
@@ -473,7 +492,8 @@ mod tests {
         assert_eq!(route(&mut open(false)), Some(Route::Snapshot(limits::SNAPSHOT_NUMBER_MAX)));
         let make = |parent, text| Operation::MakeDirectory { parent, name: name(text), permissions: 0, umask: 0 };
         assert_eq!(route(&mut make(InodeId::SNAPSHOTS, "x")), refused(Errno::EROFS));
-        assert_eq!(route(&mut make(InodeId::ROOT, ".snapshots")), Some(Route::ChangesName));
+        assert_eq!(route(&mut make(InodeId::ROOT, ".snapshots")), Some(Route::ChangesName(Hidden::Snapshots)));
+        assert_eq!(route(&mut make(InodeId::ROOT, ".trash")), Some(Route::ChangesName(Hidden::Trash)));
         assert_eq!(route(&mut make(InodeId::ROOT, "snapshots")), None);
     }
 }

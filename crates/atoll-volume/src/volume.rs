@@ -30,13 +30,14 @@ use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{
-    self, Counters, Dentry, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState, VolumeSettings,
+    self, Counters, Dentry, InodeRecord, KeyRange, Quota, Retention, SegmentRecord, SegmentState, VolumeSettings,
 };
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 use crate::snapshot_directory::SnapshotDirectory;
 use crate::snapshots::{Kept, among};
+use crate::trash::{self, TrashReport};
 
 /// Bounds and pace of an open volume.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,8 @@ pub struct VolumeReport {
     pub bytes_live: u64,
     /// Bytes in segments that nothing refers to, while their segments are in use.
     pub bytes_dead: u64,
+    /// What is in the trash, as of the last look.
+    pub trash: TrashReport,
     /// Bytes that compaction has written again since the volume was opened.
     pub bytes_compacted: u64,
     pub opens: usize,
@@ -144,6 +147,9 @@ pub(crate) struct Inner {
     readers: Mutex<HashMap<InodeId, Readahead>>,
     pub leases: Leases,
     pub snapshot_directory: SnapshotDirectory,
+    sweeper: Mutex<Option<JoinHandle<()>>>,
+    /// As of the last look.
+    pub trash: Mutex<TrashReport>,
 }
 
 /// Most files whose read pattern is remembered.
@@ -250,7 +256,12 @@ impl Volume {
         };
         let suspects = of(|record| record.state == SegmentState::Uploaded && record.live <= 0);
         let doomed = of(|record| record.state == SegmentState::Doomed);
+        let retention = match store.get(&format::trash_key()).await? {
+            Some(found) => Some(Retention::decode(&found)?),
+            None => None,
+        };
         let mut core = Core::new(counters, segments, config.inode_cache_max, quota, settings.durability.name());
+        core.install_retention(retention);
         core.leases.start_behind(since(&*store));
         core.frozen = config.read_only;
         let mut restored = Vec::new();
@@ -301,6 +312,8 @@ impl Volume {
                 readers: Mutex::new(HashMap::new()),
                 leases: Leases::default(),
                 snapshot_directory: SnapshotDirectory::new(among(checkpoints)),
+                sweeper: Mutex::new(None),
+                trash: Mutex::default(),
             }),
         };
         if volume.restored_sessions().is_empty() {
@@ -308,6 +321,7 @@ impl Volume {
         }
         if !config.read_only {
             *volume.inner.compactor.lock() = Some(tokio::spawn(compaction::run(Arc::downgrade(&volume.inner))));
+            *volume.inner.sweeper.lock() = Some(tokio::spawn(trash::run(Arc::downgrade(&volume.inner))));
         }
         Ok(volume)
     }
@@ -338,6 +352,7 @@ impl Volume {
             inodes_cached: core.inodes_cached(),
             bytes_live: core.bytes_live(),
             bytes_dead: core.bytes_dead(),
+            trash: *self.inner.trash.lock(),
             bytes_compacted: self.inner.bytes_compacted.load(Ordering::Relaxed),
             opens: core.opens(),
             locks: core.locks.len(),
@@ -471,7 +486,7 @@ impl Volume {
         if !matches!(operation, Operation::Release { .. }) {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
-        self.take_back(leasing.to_be_asked());
+        self.take_back(leasing.to_be_asked().chain(leasing.trashed()));
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {
             self.until_heard(unheard).await;
@@ -697,11 +712,11 @@ impl Volume {
             return Ok(());
         }
         self.inner.snapshot_directory.clear();
-        let compactor = self.inner.compactor.lock().take();
-        if let Some(compactor) = compactor {
-            compactor.abort();
+        let workers = [self.inner.compactor.lock().take(), self.inner.sweeper.lock().take()];
+        for worker in workers.into_iter().flatten() {
+            worker.abort();
             // Ended is ended.
-            let _ = compactor.await;
+            let _ = worker.await;
         }
         shared.closing.store(true, Ordering::Release);
         shared.work.notify_one();
@@ -1053,7 +1068,7 @@ impl Volume {
         .await
     }
 
-    async fn list_from_store(
+    pub(crate) async fn list_from_store(
         &self,
         inode: InodeId,
         mut after: u64,

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -280,6 +280,15 @@ pub enum AdminRequest {
         bytes: Option<u64>,
         inodes: Option<u64>,
     },
+    /// For how long files are kept that lost their last name, in seconds, or that they are not; `None` only asks.
+    VolumeTrash {
+        name: String,
+        change: Option<Option<u64>>,
+    },
+    /// Destroy what is kept of them; answers with that.
+    TrashEmpty {
+        volume: String,
+    },
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     VolumeClone {
         source: String,
@@ -323,6 +332,15 @@ pub struct VolumeInfo {
     pub sessions: u64,
 }
 
+/// What is in a volume's trash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashInfo {
+    /// `None`: files are not kept.
+    pub retention_seconds: Option<u64>,
+    pub files: u64,
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {
     pub id: String,
@@ -360,6 +378,7 @@ pub enum AdminReply {
     Fsck(Box<FsckReport>),
     /// Oldest first.
     Snapshots(Vec<SnapshotInfo>),
+    Trash(TrashInfo),
     Garbage {
         objects: u64,
         bytes: u64,

@@ -13,6 +13,7 @@ mod mounting;
 mod serving;
 mod signals;
 mod snapshots;
+mod trash;
 
 use std::process::ExitCode;
 
@@ -145,6 +146,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Trash(command) => trash::run(&config, command, as_json).await,
         Command::Volume(command) => {
             let request = match command {
                 VolumeCommand::Create { name, durability, compression } => {
@@ -160,6 +162,9 @@ async fn run(arguments: Arguments) -> Result<()> {
                 }
                 VolumeCommand::Quota { name, bytes, inodes, none: _ } => {
                     AdminRequest::VolumeQuota { name, bytes: bytes.map(|size| size.as_u64()), inodes }
+                }
+                VolumeCommand::Trash { name, retention, off } => {
+                    return trash::set(&config, name, retention, off, as_json).await;
                 }
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },

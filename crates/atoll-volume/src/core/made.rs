@@ -129,6 +129,19 @@ impl Core {
         }
     }
 
+    /// Whether there is no inode with this number. When there is one, it is cached afterwards.
+    pub(super) fn is_vacant(&self, inode: InodeId) -> Step<bool> {
+        if self.inodes.contains_key(&inode) {
+            return Ok(false);
+        }
+        if self.numbers.vacant.contains(&inode) { Ok(true) } else { Err(Stop::Load(Need::Vacancy(inode))) }
+    }
+
+    /// An inode is made whose number was found to be vacant.
+    pub(super) fn occupy(&mut self, inode: InodeId) {
+        self.numbers.vacant.remove(&inode);
+    }
+
     /// Numbers that nobody else gets, and the change after whose commit no later authority gives them away.
     /// The caller hands them to a session then, with [`Core::hand_numbers`].
     pub fn draw_numbers(&mut self) -> (InodeId, u64) {

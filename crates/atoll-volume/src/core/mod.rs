@@ -17,6 +17,7 @@ mod made;
 mod namespace;
 mod quota;
 mod sessions;
+mod trash;
 mod unheard;
 mod xattr;
 
@@ -153,6 +154,7 @@ pub(crate) struct Core {
     /// Bytes in use of all segments.
     live: i64,
     quota: Quota,
+    trash: trash::Trash,
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
     emptied: Vec<SegmentId>,
@@ -201,6 +203,7 @@ impl Core {
             live: segments.values().map(|segment| segment.live).sum(),
             segments,
             quota,
+            trash: trash::Trash::default(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
             unnamed: FxHashSet::default(),
@@ -242,8 +245,11 @@ impl Core {
         if record.kind() != FileKind::Directory { Err(Errno::ENOTDIR.into()) } else { Ok(record) }
     }
 
-    /// A directory that may get new names: a removed one may not.
+    /// A directory that may get new names: a removed one may not, nor one of the trash.
     fn living_directory(&mut self, inode: InodeId) -> Step<&InodeRecord> {
+        if self.directory(inode)?.parent == InodeId::TRASH || inode == InodeId::TRASH {
+            return Err(Errno::EPERM.into());
+        }
         let record = self.directory(inode)?;
         if record.links == 0 { Err(Errno::ENOENT.into()) } else { Ok(record) }
     }
@@ -405,12 +411,20 @@ impl Core {
     }
 
     fn new_inode(&mut self, record: InodeRecord) -> InodeId {
-        let inode = self.take_number().unwrap_or_else(|| {
-            let inode = InodeId(self.next_inode);
-            self.next_inode += 1;
-            self.cover_numbers();
-            inode
-        });
+        let inode = self.take_number().unwrap_or_else(|| self.next_number());
+        self.enter(inode, record);
+        inode
+    }
+
+    fn next_number(&mut self) -> InodeId {
+        let inode = InodeId(self.next_inode);
+        self.next_inode += 1;
+        self.cover_numbers();
+        inode
+    }
+
+    /// An inode that there was not before.
+    fn enter(&mut self, inode: InodeId, record: InodeRecord) {
         self.counters.inodes += 1;
         let kind = record.kind();
         self.cache(inode, record);
@@ -425,7 +439,6 @@ impl Core {
             }
         }
         self.mark(inode);
-        inode
     }
 
     /// Change the record; the caller has found it before.
