@@ -23,5 +23,7 @@ mod moving;
 mod programs;
 mod quota;
 mod serving;
+mod snapshot_directory;
 mod snapshots;
 mod store_faults;
+mod trash;

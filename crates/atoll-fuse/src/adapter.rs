@@ -621,6 +621,9 @@ impl VolumeFs {
             }
             abi::OPEN => {
                 let (flags, open_flags) = (f.u32(), f.u32());
+                if writes(flags) && inode.snapshot().is_some() {
+                    return Err(Errno::EROFS);
+                }
                 let open = OpenFlags {
                     truncate: flags & libc::O_TRUNC as u32 != 0,
                     exclusive: false,
@@ -765,10 +768,13 @@ enum Parsed {
     Unlock(Lock),
 }
 
+fn writes(open_flags: u32) -> bool {
+    open_flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32
+}
+
 /// How a descriptor that is opened with these flags treats the page cache.
 fn page_cache(open_flags: u32, lifetimes: Lifetimes, is_disputed: bool) -> u32 {
-    let writes = open_flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
-    let passes = writes || is_disputed || lifetimes.attributes.is_zero();
+    let passes = writes(open_flags) || is_disputed || lifetimes.attributes.is_zero();
     let direct = if passes { abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES } else { 0 };
     direct | abi::FOPEN_KEEP_CACHE
 }

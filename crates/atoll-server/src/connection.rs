@@ -11,7 +11,7 @@ use atoll_lease::Issue;
 use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome};
 use atoll_wire::{
     AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
-    SnapshotInfo, Welcome,
+    SnapshotInfo, TrashInfo, Welcome,
 };
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -26,7 +26,7 @@ use crate::server::Context;
 use crate::sessions::{Admission, Reply, Results, Session};
 use crate::tokens::Rights;
 use atoll_volume::fsck::Progress;
-use atoll_volume::{Asking, Earned, Mark, Quota, Snapshot};
+use atoll_volume::{Asking, Earned, Mark, Quota, Retention, Snapshot, TrashReport, VolumeError};
 
 /// How long a new connection may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -480,6 +480,20 @@ impl Connection {
             AdminRequest::DirectoryQuotas { volume, after } => {
                 AdminReply::Quotas(context.registry.directory_quotas(&volume, after).await?)
             }
+            AdminRequest::VolumeTrash { name, change } => {
+                let volume = context.registry.get_volume(&name).await?;
+                let text = |error: VolumeError| format!("volume `{name}`: {error}");
+                if let Some(change) = change {
+                    volume.set_retention(change.map(Retention)).await.map_err(text)?;
+                }
+                let found = volume.count_trash().await.map_err(text)?;
+                AdminReply::Trash(trash_info(volume.retention(), found))
+            }
+            AdminRequest::TrashEmpty { volume: name } => {
+                let volume = context.registry.get_volume(&name).await?;
+                let emptied = volume.empty_trash().await.map_err(|error| format!("volume `{name}`: {error}"))?;
+                AdminReply::Trash(trash_info(volume.retention(), emptied))
+            }
             AdminRequest::VolumeClone { source, snapshot, name } => {
                 context.registry.clone_volume(&source, snapshot.as_deref(), &name).await?;
                 AdminReply::Done
@@ -610,6 +624,10 @@ impl Connection {
             }
         }
     }
+}
+
+fn trash_info(retention: Option<Retention>, TrashReport { files, bytes }: TrashReport) -> TrashInfo {
+    TrashInfo { retention_seconds: retention.map(|Retention(seconds)| seconds), files, bytes }
 }
 
 /// An answer of which nothing may be kept.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::limits;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
@@ -23,7 +25,8 @@ macro_rules! id {
 }
 
 id!(
-    /// Number of an inode: 16-bit shard (0 today) and 48-bit counter. Never reused.
+    /// Number of an inode: 16 bits that are 0 in the volume itself, or the number of a snapshot; then a 48-bit counter.
+    /// Never reused in its volume.
     InodeId,
     "i"
 );
@@ -80,11 +83,46 @@ impl InodeId {
     pub const NONE: InodeId = InodeId(0);
     /// In a compound request: the inode that the operation before this one returned.
     pub const PREVIOUS: InodeId = InodeId(u64::MAX);
+    /// The directory that shows the snapshots ([`Name::is_hidden`](crate::Name::is_hidden)): in no store.
+    pub const SNAPSHOTS: InodeId = InodeId(Self::COUNTER_MAX - 1);
+    /// The directory of what lost its last name, once there was something ([`Name::is_hidden`](crate::Name::is_hidden)).
+    pub const TRASH: InodeId = InodeId(Self::COUNTER_MAX);
+    const COUNTER_BITS: u32 = 48;
+    const COUNTER_MAX: u64 = (1 << Self::COUNTER_BITS) - 1;
+
+    /// The snapshot through which it is seen, if it is not the volume's own.
+    pub fn snapshot(self) -> Option<u16> {
+        let number = (self.0 >> Self::COUNTER_BITS) as u16;
+        (1..=limits::SNAPSHOT_NUMBER_MAX).contains(&number).then_some(number)
+    }
+
+    /// An inode of the volume as it is seen through a snapshot.
+    pub fn in_snapshot(self, number: u16) -> InodeId {
+        InodeId(u64::from(number) << Self::COUNTER_BITS | self.in_volume().0)
+    }
+
+    /// Its own number, in the volume or in a snapshot.
+    pub fn in_volume(self) -> InodeId {
+        InodeId(self.0 & Self::COUNTER_MAX)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inode_in_a_snapshot_is_none_of_the_volume() {
+        assert_eq!(InodeId(7).snapshot(), None);
+        assert_eq!(InodeId::SNAPSHOTS.snapshot(), None);
+        assert_eq!(InodeId::PREVIOUS.snapshot(), None);
+        for number in [1, limits::SNAPSHOT_NUMBER_MAX] {
+            for inode in [InodeId::ROOT, InodeId(7), InodeId::SNAPSHOTS] {
+                let seen = inode.in_snapshot(number);
+                assert_eq!((seen.snapshot(), seen.in_volume()), (Some(number), inode));
+            }
+        }
+    }
 
     #[test]
     fn a_session_reads_back_as_it_is_shown() {

@@ -19,7 +19,7 @@ pub mod time;
 pub use attributes::{Attributes, FileKind, Mode};
 pub use errno::Errno;
 pub use ids::{CommitSeq, Epoch, InodeId, JournalPosition, LockOwner, OperationSeq, SegmentId, SessionId};
-pub use name::Name;
+pub use name::{Hidden, Name};
 pub use operation::{Caller, Made, Operation, Outcome};
 pub use range::ByteRange;
 pub use time::Timestamp;

@@ -32,3 +32,5 @@ pub const QUOTA_ROOTS_MAX: usize = 10_000;
 pub const QUOTA_DEPTH_MAX: usize = 8;
 /// Longest volume name, in bytes.
 pub const VOLUME_NAME_BYTES_MAX: usize = 63;
+/// Largest number of a snapshot, the upper 16 bits of an inode that is seen through it: clients keep a bit for themselves.
+pub const SNAPSHOT_NUMBER_MAX: u16 = 0x7ffe;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::fmt;
 
-use crate::{Errno, limits};
+use crate::{Errno, InodeId, limits};
 
 /// A checked file name. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -24,6 +24,24 @@ impl From<Name> for Bytes {
     }
 }
 
+/// A directory in the root that no listing shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hidden {
+    /// Each snapshot.
+    Snapshots,
+    /// Files that lost their last name.
+    Trash,
+}
+
+impl Hidden {
+    pub fn name(self) -> &'static [u8] {
+        match self {
+            Hidden::Snapshots => b".snapshots",
+            Hidden::Trash => b".trash",
+        }
+    }
+}
+
 impl Name {
     /// `ENAMETOOLONG` over 255 bytes, `EINVAL` for a name no directory can hold.
     pub fn new(bytes: impl Into<Bytes>) -> Result<Self, Errno> {
@@ -35,6 +53,17 @@ impl Name {
             return Err(Errno::EINVAL);
         }
         Ok(Name(bytes))
+    }
+
+    /// What the name may stand for that no listing shows. Whether it does, only the authority knows.
+    pub fn hidden(&self, parent: InodeId) -> Option<Hidden> {
+        [Hidden::Snapshots, Hidden::Trash]
+            .into_iter()
+            .find(|hidden| parent == InodeId::ROOT && self.as_bytes() == hidden.name())
+    }
+
+    pub fn is_hidden(&self, parent: InodeId) -> bool {
+        self.hidden(parent).is_some()
     }
 
     pub fn as_bytes(&self) -> &[u8] {

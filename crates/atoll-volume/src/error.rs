@@ -23,6 +23,10 @@ pub enum VolumeError {
         "more than {0} records of metadata have changed since, too many to put back at once: clone the snapshot instead"
     )]
     TooFarBack(usize),
+    #[error("its root directory has an entry `.trash`: rename it first")]
+    TrashNamed,
+    #[error("the trash cannot be read or emptied: {0}")]
+    Trash(Errno),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -35,7 +39,7 @@ impl VolumeError {
         match self {
             VolumeError::Store(StoreError::Fenced) => Errno::ESTALE,
             VolumeError::Blob(BlobError::NoSpace(_)) | VolumeError::Store(StoreError::NoSpace(_)) => Errno::ENOSPC,
-            VolumeError::Undurable(errno) => *errno,
+            VolumeError::Undurable(errno) | VolumeError::Trash(errno) => *errno,
             _ => Errno::EIO,
         }
     }

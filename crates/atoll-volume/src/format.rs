@@ -31,10 +31,11 @@ const SEGMENT: u8 = b's';
 const FRAGMENT: u8 = b'f';
 const SESSION: u8 = b'n';
 const QUOTA: u8 = b'q';
+const TRASH: u8 = b't';
 
 /// All kinds of keys, in order.
-pub const TAGS: [u8; 12] =
-    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, XATTR];
+pub const TAGS: [u8; 13] =
+    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, TRASH, XATTR];
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
@@ -58,6 +59,10 @@ pub fn quota_key() -> Bytes {
 
 pub fn directory_quota_key(directory: InodeId) -> Bytes {
     key(QUOTA, directory.0, &[])
+}
+
+pub fn trash_key() -> Bytes {
+    Bytes::from_static(&[TRASH])
 }
 
 pub fn inode_key(inode: InodeId) -> Bytes {
@@ -178,7 +183,7 @@ pub fn is_portable(key: &[u8]) -> bool {
 pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
     let tag = *key.first().ok_or_else(|| corrupt("key"))?;
     let length = match tag {
-        SUPERBLOCK | COUNTERS => 1..=1,
+        SUPERBLOCK | COUNTERS | TRASH => 1..=1,
         // The volume's own, and those of directories.
         QUOTA if key.len() == 1 => 1..=1,
         QUOTA => 9..=9,
@@ -194,6 +199,7 @@ pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
     match tag {
         SUPERBLOCK => VolumeSettings::decode(value).map(drop),
         COUNTERS => Counters::decode(value).map(drop),
+        TRASH => Retention::decode(value).map(drop),
         QUOTA if key.len() == 1 => Quota::decode(value).map(drop),
         QUOTA => DirectoryQuota::decode(value).map(drop),
         INODE => InodeRecord::decode(value).map(drop),
@@ -266,6 +272,10 @@ impl<'a> Fields<'a> {
             1 => Ok(true),
             _ => Err(corrupt(self.what)),
         }
+    }
+
+    fn u16(&mut self) -> Result<u16> {
+        Ok(u16::from_be_bytes(self.take()?))
     }
 
     pub fn u32(&mut self) -> Result<u32> {
@@ -629,6 +639,25 @@ impl DirectoryQuota {
     }
 }
 
+/// For how long files are kept that lost their last name, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention(pub u64);
+
+impl Retention {
+    pub fn encode(&self) -> Bytes {
+        let mut v = value(8);
+        v.put_u64(self.0);
+        v.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut f = Fields::new(bytes, "retention")?;
+        let retention = Retention(f.u64()?);
+        f.end()?;
+        Ok(retention)
+    }
+}
+
 /// Numbers that must outlive the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -636,20 +665,26 @@ pub struct Counters {
     pub next_inode: u64,
     pub inodes: u64,
     pub last_change: Timestamp,
+    /// The number of the newest snapshot; 0 without any.
+    pub last_snapshot: u16,
 }
 
 impl Counters {
     pub fn encode(&self) -> Bytes {
-        let mut v = value(28);
+        let mut v = value(30);
         v.put_u64(self.next_inode);
         v.put_u64(self.inodes);
         put_time(&mut v, self.last_change);
+        v.put_u16(self.last_snapshot);
         v.freeze()
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut f = Fields::new(bytes, "counters")?;
-        let counters = Counters { next_inode: f.u64()?, inodes: f.u64()?, last_change: f.time()? };
+        let (next_inode, inodes, last_change) = (f.u64()?, f.u64()?, f.time()?);
+        // Those of version 1 end here.
+        let last_snapshot = if f.is_empty() { 0 } else { f.u16()? };
+        let counters = Counters { next_inode, inodes, last_change, last_snapshot };
         f.end()?;
         Ok(counters)
     }
@@ -787,6 +822,7 @@ mod tests {
             let _ = SegmentRecord::decode(&bytes);
             let _ = Counters::decode(&bytes);
             let _ = Quota::decode(&bytes);
+            let _ = Retention::decode(&bytes);
             let _ = VolumeSettings::decode(&bytes);
         }
     }

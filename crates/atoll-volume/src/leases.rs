@@ -19,7 +19,7 @@ use crate::volume::{Asking, Volume};
 const HEARD_TIMEOUT: Duration = Duration::from_millis(2);
 
 /// Who asks for rights that no session is to have.
-const NOBODY: SessionId = SessionId(0);
+pub(crate) const NOBODY: SessionId = SessionId(0);
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
@@ -97,6 +97,8 @@ pub(crate) struct Leasing<'a> {
     tightened: Vec<InodeId>,
     /// It was made without asking, and so little is left that the next change is to be asked for.
     is_tight: bool,
+    /// It came into the trash by a change that was made without asking: the session takes it to have no name.
+    trashed: Option<InodeId>,
 }
 
 /// What the session may keep of an answer, and where the operation stands among all.
@@ -131,6 +133,7 @@ impl<'a> Leasing<'a> {
             earned: Earned::default(),
             tightened: Vec::new(),
             is_tight: false,
+            trashed: None,
         }
     }
 
@@ -155,6 +158,11 @@ impl<'a> Leasing<'a> {
     /// Quota roots in which nobody is to change anything without asking any more.
     pub fn take_tightened(&mut self) -> Vec<InodeId> {
         std::mem::take(&mut self.tightened)
+    }
+
+    /// What the session knows something wrong of.
+    pub fn trashed(&self) -> impl Iterator<Item = InodeId> {
+        self.trashed.into_iter()
     }
 
     /// The answer will show these inodes.
@@ -205,6 +213,7 @@ impl<'a> Leasing<'a> {
         if self.asking.made.is_some() {
             core.leases.progress(self.session(), now_ms);
             self.is_tight = core.is_tight_at(&self.claims);
+            self.trashed = core.take_trashed();
         }
         self.tightened = core.roots.take_tightened();
         let asked = Asked {

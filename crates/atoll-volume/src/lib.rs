@@ -10,7 +10,9 @@
 //!
 //! `core` is the pure machine, `volume` the shell that loads and reads,
 //! `committer` the task that makes changes durable, `compaction` the one that gives space back, `format` what lies in the store,
-//! `snapshots` what stays of earlier versions, `portable` what leaves and enters the store, `fsck` what checks and mends it.
+//! `snapshots` what stays of earlier versions, `snapshot_directory` how clients see that in the volume itself,
+//! `portable` what leaves and enters the store, `trash` what destroys files that were kept for long enough, `fsck` what checks
+//! and mends it.
 
 pub mod acl;
 mod committer;
@@ -27,15 +29,20 @@ mod leases;
 mod portable;
 mod quota;
 mod sessions;
+mod snapshot_directory;
 mod snapshots;
+mod trash;
 mod volume;
 
 pub use compaction::Compaction;
 pub use directory_quotas::QuotaError;
 pub use error::VolumeError;
-pub use format::{Ancestor, Compression, DirectoryQuota, Durability, Quota, QuotaState, Usage, VolumeSettings};
+pub use format::{
+    Ancestor, Compression, DirectoryQuota, Durability, Quota, QuotaState, Retention, Usage, VolumeSettings,
+};
 pub use leases::Earned;
 pub use portable::{Imported, Record, import, settle};
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};
+pub use trash::TrashReport;
 pub use volume::{Asking, Volume, VolumeConfig, VolumeReport, format, settings};

@@ -4,10 +4,16 @@
 //! never change. So the committer deletes one that nothing refers to any more only when no snapshot's own record of it
 //! counts bytes in use, and no snapshot is made between the question and the deletion.
 //!
+//! A snapshot has a number, which is part of the checkpoint's name: both are there, or neither. Clients know files of a
+//! snapshot by it ([`crate::snapshot_directory`]), so it is durable that it was given before the checkpoint is made, and
+//! nobody gets it again before all others were given.
+//!
 //! A clone is a volume that begins as a copy of another one's metadata. Its parent keeps a checkpoint for it, and with
 //! that the segments that the clone reads and never deletes.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use atoll_store::{Batch, Checkpoint, Frozen, Read, Store, StoreError};
@@ -33,19 +39,32 @@ const CLONE_PREFIX: &str = "clone:";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub name: String,
+    /// In the upper 16 bits of inodes that are seen through it.
+    pub number: u16,
     /// In seconds since 1970.
     pub created: u64,
 }
 
 impl Snapshot {
     fn of(checkpoint: Checkpoint) -> Option<Snapshot> {
-        let name = checkpoint.name.strip_prefix(PREFIX)?.to_owned();
-        Some(Snapshot { name, created: checkpoint.created })
+        let (number, name) = checkpoint.name.strip_prefix(PREFIX)?.split_once(':')?;
+        Some(Snapshot { name: name.to_owned(), number: number.parse().ok()?, created: checkpoint.created })
+    }
+
+    /// The name of the store's checkpoint.
+    pub(crate) fn checkpoint(&self) -> String {
+        format!("{PREFIX}{}:{}", self.number, self.name)
     }
 }
 
-fn checkpoint_name(snapshot: &str) -> String {
-    format!("{PREFIX}{snapshot}")
+/// Oldest first.
+pub(crate) fn among(checkpoints: Vec<Checkpoint>) -> Vec<Snapshot> {
+    checkpoints.into_iter().filter_map(Snapshot::of).collect()
+}
+
+async fn find(store: &dyn Store, name: &str) -> Result<Snapshot, VolumeError> {
+    let found = among(store.checkpoints().await?).into_iter().find(|found| found.name == name);
+    Ok(found.ok_or_else(|| StoreError::CheckpointMissing(name.to_owned()))?)
 }
 
 /// Checkpoints whose segments must stay, each with its content once somebody has asked for it.
@@ -53,8 +72,8 @@ fn checkpoint_name(snapshot: &str) -> String {
 pub(crate) struct Kept(BTreeMap<String, Option<Arc<dyn Read>>>);
 
 impl Kept {
-    pub async fn of(store: &dyn Store) -> Result<Kept, VolumeError> {
-        Ok(Kept(store.checkpoints().await?.into_iter().map(|found| (found.name, None)).collect()))
+    pub fn of(checkpoints: &[Checkpoint]) -> Kept {
+        Kept(checkpoints.iter().map(|found| (found.name.clone(), None)).collect())
     }
 
     /// Whether one of them refers to bytes of the segment.
@@ -90,24 +109,35 @@ impl Volume {
     }
 
     /// Keep the volume as it is now. What has returned on any mount before is in it; of what happens meanwhile, each
-    /// mount's changes up to some moment are.
+    /// mount's changes up to some moment are. Every client sees it below `.snapshots` when this returns.
     pub async fn create_snapshot(&self, name: &str) -> Result<(), VolumeError> {
         self.gather().await?;
-        self.keep(checkpoint_name(name), None).await
+        let shared = &self.inner.shared;
+        let mut kept = shared.snapshots.lock().await;
+        let known = among(shared.store.checkpoints().await?);
+        if known.iter().any(|found| found.name == name) {
+            return Err(StoreError::CheckpointExists(name.to_owned()).into());
+        }
+        let is_taken = |number| known.iter().any(|found| found.number == number);
+        let (number, ordered) = shared.core.lock().number_snapshot(is_taken);
+        self.until_durable(ordered).await.map_err(VolumeError::Undurable)?;
+        let checkpoint = Snapshot { name: name.to_owned(), number, created: 0 }.checkpoint();
+        let result = self.keep(&mut kept, checkpoint, None).await;
+        self.show_snapshots().await;
+        result
     }
 
     /// Make a checkpoint, of now or of what another one keeps.
-    async fn keep(&self, name: String, source: Option<String>) -> Result<(), VolumeError> {
-        let shared = &self.inner.shared;
-        let mut kept = shared.snapshots.lock().await;
+    async fn keep(&self, kept: &mut Kept, name: String, source: Option<String>) -> Result<(), VolumeError> {
+        let store = &self.inner.shared.store;
         if kept.0.len() >= SNAPSHOTS_MAX {
             return Err(VolumeError::TooManySnapshots(SNAPSHOTS_MAX));
         }
         // Before it is made: when that fails, it may be there.
         kept.0.entry(name.clone()).or_default();
         match source {
-            None => shared.store.checkpoint(&name).await?,
-            Some(source) => shared.store.copy_checkpoint(&source, &name).await?,
+            None => store.checkpoint(&name).await?,
+            Some(source) => store.copy_checkpoint(&source, &name).await?,
         }
         Ok(())
     }
@@ -117,11 +147,17 @@ impl Volume {
     /// before. Before anybody reads the copy, the bytes have to be uploaded.
     pub async fn keep_for_clone(&self, clone: &str, snapshot: Option<&str>) -> Result<String, VolumeError> {
         let name = format!("{CLONE_PREFIX}{clone}");
-        match self.keep(name.clone(), snapshot.map(checkpoint_name)).await {
+        let shared = &self.inner.shared;
+        let mut kept = shared.snapshots.lock().await;
+        let source = match snapshot {
+            Some(snapshot) => Some(find(&*shared.store, snapshot).await?.checkpoint()),
+            None => None,
+        };
+        match self.keep(&mut kept, name.clone(), source.clone()).await {
             // An attempt was cut off: what it was to keep is not what this one is to.
             Err(VolumeError::Store(StoreError::CheckpointExists(_))) => {
-                self.let_go_of_clone(clone).await?;
-                self.keep(name.clone(), snapshot.map(checkpoint_name)).await?;
+                self.let_go(&mut kept, &name).await?;
+                self.keep(&mut kept, name.clone(), source).await?;
             }
             result => result?,
         }
@@ -130,25 +166,32 @@ impl Volume {
 
     /// A volume that began as a copy of this one is gone.
     pub async fn let_go_of_clone(&self, clone: &str) -> Result<(), VolumeError> {
-        self.let_go(format!("{CLONE_PREFIX}{clone}")).await
+        let mut kept = self.inner.shared.snapshots.lock().await;
+        self.let_go(&mut kept, &format!("{CLONE_PREFIX}{clone}")).await
     }
 
     /// Oldest first.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, VolumeError> {
-        Ok(self.inner.shared.store.checkpoints().await?.into_iter().filter_map(Snapshot::of).collect())
+        Ok(among(self.inner.shared.store.checkpoints().await?))
     }
 
-    /// Delete a snapshot, and in the background what it alone refers to. Nobody may be using it.
+    /// Delete a snapshot, and in the background what it alone refers to. Nobody may be using it as a volume; who uses it
+    /// below `.snapshots` is answered `ESTALE` from now on.
     pub async fn delete_snapshot(&self, name: &str) -> Result<(), VolumeError> {
-        self.let_go(checkpoint_name(name)).await
-    }
-
-    async fn let_go(&self, name: String) -> Result<(), VolumeError> {
         let shared = &self.inner.shared;
         let mut kept = shared.snapshots.lock().await;
-        shared.store.delete_checkpoint(&name).await?;
-        kept.0.remove(&name);
-        drop(kept);
+        let found = find(&*shared.store, name).await?;
+        self.inner.snapshot_directory.withdraw(found.number).await;
+        let result = self.let_go(&mut kept, &found.checkpoint()).await;
+        self.inner.snapshot_directory.withdrawn(found.number);
+        self.show_snapshots().await;
+        result
+    }
+
+    async fn let_go(&self, kept: &mut Kept, name: &str) -> Result<(), VolumeError> {
+        let shared = &self.inner.shared;
+        shared.store.delete_checkpoint(name).await?;
+        kept.0.remove(name);
         shared.core.lock().suspect_empty();
         shared.work.notify_one();
         Ok(())
@@ -160,16 +203,25 @@ impl Volume {
     }
 
     pub(crate) async fn snapshot_view(&self, name: &str) -> Result<Arc<dyn Read>, VolumeError> {
-        Ok(self.inner.shared.store.at(&checkpoint_name(name)).await?)
+        let store = &self.inner.shared.store;
+        Ok(store.at(&find(&**store, name).await?.checkpoint()).await?)
     }
 
     /// The volume as it was at a snapshot, read-only. It reads bytes through this volume, which must stay open.
     pub async fn at_snapshot(&self, name: &str) -> Result<Volume, VolumeError> {
+        self.frozen(self.snapshot_view(name).await?, self.inner.shared.config.inode_cache_max).await
+    }
+
+    /// What a version of the store shows, as a volume that never changes.
+    pub(crate) async fn frozen(&self, view: Arc<dyn Read>, inode_cache_max: usize) -> Result<Volume, VolumeError> {
         let shared = &self.inner.shared;
-        let store = Frozen::new(self.snapshot_view(name).await?, shared.store.epoch());
+        let store = Frozen::new(view, shared.store.epoch());
         let blob = shared.blob.clone();
-        let config = VolumeConfig { read_only: true, ..shared.config };
-        Volume::open(Arc::new(store), |_, _| Box::pin(async { Ok(blob) }), config).await
+        let config = VolumeConfig { read_only: true, inode_cache_max, ..shared.config };
+        // A future of its own kind would hold itself.
+        let opening = Volume::open(Arc::new(store), |_, _| Box::pin(async { Ok(blob) }), config);
+        let opening: Pin<Box<dyn Future<Output = Result<Volume, VolumeError>> + Send>> = Box::pin(opening);
+        opening.await
     }
 }
 
@@ -209,7 +261,7 @@ pub async fn adopt(store: &dyn Store, id: u128, parent: &str) -> Result<(), Volu
 
 /// Turn a volume that is not open back to what it was at a snapshot, in one commit. Its snapshots stay, later ones, too.
 pub async fn restore(store: &dyn Store, name: &str) -> Result<(), VolumeError> {
-    let then = store.at(&checkpoint_name(name)).await?;
+    let then = store.at(&find(store, name).await?.checkpoint()).await?;
     let now = store.snapshot()?;
     let mut batch = Batch::default();
     for range in [
@@ -294,5 +346,6 @@ async fn restored_counters(now: &dyn Read, then: &dyn Read) -> Result<Counters, 
         next_inode: new.next_inode.max(old.next_inode),
         inodes: old.inodes,
         last_change: new.last_change.max(Timestamp::now()),
+        last_snapshot: new.last_snapshot,
     })
 }

@@ -29,12 +29,15 @@ use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{
-    self, Counters, Dentry, DirectoryQuota, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState, VolumeSettings,
+    self, Counters, Dentry, DirectoryQuota, InodeRecord, KeyRange, Quota, Retention, SegmentRecord, SegmentState,
+    VolumeSettings,
 };
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
-use crate::snapshots::Kept;
+use crate::snapshot_directory::SnapshotDirectory;
+use crate::snapshots::{Kept, among};
+use crate::trash::{self, TrashReport};
 
 /// Bounds and pace of an open volume.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +84,14 @@ pub struct VolumeReport {
     pub bytes_dead: u64,
     /// Directories with quotas.
     pub quota_roots: usize,
+    /// What is in the trash, as of the last look.
+    pub trash: TrashReport,
     /// Bytes that compaction has written again since the volume was opened.
     pub bytes_compacted: u64,
     pub opens: usize,
     pub locks: usize,
+    /// Snapshots that are open for who looks below `.snapshots`.
+    pub snapshots_open: usize,
     pub ordered: u64,
     pub durable: u64,
 }
@@ -147,6 +154,10 @@ pub(crate) struct Inner {
     waiters: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     readers: Mutex<HashMap<InodeId, Readahead>>,
     pub leases: Leases,
+    pub snapshot_directory: SnapshotDirectory,
+    sweeper: Mutex<Option<JoinHandle<()>>>,
+    /// As of the last look.
+    pub trash: Mutex<TrashReport>,
 }
 
 /// Most files whose read pattern is remembered.
@@ -159,7 +170,7 @@ pub async fn format(store: &dyn Store, settings: &VolumeSettings, owner: &Caller
     batch.put(format::superblock_key(), settings.encode());
     let now = Timestamp::now();
     batch.put(format::inode_key(InodeId::ROOT), core::root(owner, now).encode());
-    let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now };
+    let counters = Counters { next_inode: InodeId::ROOT.0 + 1, inodes: 1, last_change: now, last_snapshot: 0 };
     batch.put(format::counters_key(), counters.encode());
     match store.commit(batch).await {
         Ok(seq) => Ok(store.durable(seq).await?),
@@ -253,7 +264,12 @@ impl Volume {
         };
         let suspects = of(|record| record.state == SegmentState::Uploaded && record.live <= 0);
         let doomed = of(|record| record.state == SegmentState::Doomed);
+        let retention = match store.get(&format::trash_key()).await? {
+            Some(found) => Some(Retention::decode(&found)?),
+            None => None,
+        };
         let mut core = Core::new(counters, segments, config.inode_cache_max, quota, settings.durability.name());
+        core.install_retention(retention);
         core.leases.start_behind(since(&*store));
         core.frozen = config.read_only;
         for (key, value) in scan_all(&*store, format::all_directory_quotas()).await? {
@@ -272,7 +288,8 @@ impl Volume {
         for (key, _) in unnamed {
             orphans.push(InodeId(format::key_number(&key)?));
         }
-        let snapshots = tokio::sync::Mutex::new(Kept::of(&*store).await?);
+        let checkpoints = store.checkpoints().await?;
+        let snapshots = tokio::sync::Mutex::new(Kept::of(&checkpoints));
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
             snapshots,
@@ -308,6 +325,9 @@ impl Volume {
                 waiters: Mutex::new(HashMap::new()),
                 readers: Mutex::new(HashMap::new()),
                 leases: Leases::default(),
+                snapshot_directory: SnapshotDirectory::new(among(checkpoints)),
+                sweeper: Mutex::new(None),
+                trash: Mutex::default(),
             }),
         };
         if volume.restored_sessions().is_empty() {
@@ -316,6 +336,7 @@ impl Volume {
         }
         if !config.read_only {
             *volume.inner.compactor.lock() = Some(tokio::spawn(compaction::run(Arc::downgrade(&volume.inner))));
+            *volume.inner.sweeper.lock() = Some(tokio::spawn(trash::run(Arc::downgrade(&volume.inner))));
         }
         Ok(volume)
     }
@@ -347,9 +368,11 @@ impl Volume {
             bytes_live: core.bytes_live(),
             bytes_dead: core.bytes_dead(),
             quota_roots: core.roots.len(),
+            trash: *self.inner.trash.lock(),
             bytes_compacted: self.inner.bytes_compacted.load(Ordering::Relaxed),
             opens: core.opens(),
             locks: core.locks.len(),
+            snapshots_open: self.inner.snapshot_directory.opened(),
             ordered: core.ordered(),
             durable: self.inner.progress.borrow().durable,
         }
@@ -435,7 +458,17 @@ impl Volume {
     }
 
     /// The same, with what is known of the operation beyond itself.
-    pub async fn execute_asked(&self, asking: Asking<'_>, operation: Operation) -> (Result<Outcome, Errno>, Earned) {
+    pub async fn execute_asked(
+        &self,
+        asking: Asking<'_>,
+        mut operation: Operation,
+    ) -> (Result<Outcome, Errno>, Earned) {
+        if let Some(route) = self.elsewhere(&mut operation).await {
+            let result = self.execute_elsewhere(asking, route, operation).await;
+            let mut core = self.inner.shared.core.lock();
+            core.note(asking.session, asking.mark, result.as_ref().map_err(|errno| *errno));
+            return (result, Earned::default());
+        }
         let grace = &self.inner.leases.grace;
         let mut keeps = !asking.again;
         match &operation {
@@ -469,7 +502,7 @@ impl Volume {
         if !matches!(operation, Operation::Release { .. }) {
             leasing.note(result.as_ref().map_err(|errno| *errno));
         }
-        self.take_back(leasing.to_be_asked());
+        self.take_back(leasing.to_be_asked().chain(leasing.trashed()));
         self.take_back_roots(leasing.take_tightened());
         let (earned, unheard) = leasing.end();
         if !unheard.is_nothing() {
@@ -688,11 +721,12 @@ impl Volume {
         if shared.config.read_only {
             return Ok(());
         }
-        let compactor = self.inner.compactor.lock().take();
-        if let Some(compactor) = compactor {
-            compactor.abort();
+        self.inner.snapshot_directory.clear();
+        let workers = [self.inner.compactor.lock().take(), self.inner.sweeper.lock().take()];
+        for worker in workers.into_iter().flatten() {
+            worker.abort();
             // Ended is ended.
-            let _ = compactor.await;
+            let _ = worker.await;
         }
         shared.closing.store(true, Ordering::Release);
         shared.work.notify_one();

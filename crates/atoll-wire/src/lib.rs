@@ -292,6 +292,15 @@ pub enum AdminRequest {
         volume: String,
         after: InodeId,
     },
+    /// For how long files are kept that lost their last name, in seconds, or that they are not; `None` only asks.
+    VolumeTrash {
+        name: String,
+        change: Option<Option<u64>>,
+    },
+    /// Destroy what is kept of them; answers with that.
+    TrashEmpty {
+        volume: String,
+    },
     /// Make a volume that begins as another one is now, or as it is at a snapshot.
     VolumeClone {
         source: String,
@@ -356,6 +365,15 @@ pub struct VolumeInfo {
     pub sessions: u64,
 }
 
+/// What is in a volume's trash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashInfo {
+    /// `None`: files are not kept.
+    pub retention_seconds: Option<u64>,
+    pub files: u64,
+    pub bytes: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {
     pub id: String,
@@ -405,6 +423,7 @@ pub enum AdminReply {
         inodes: u64,
         bytes: u64,
     },
+    Trash(TrashInfo),
     Garbage {
         objects: u64,
         bytes: u64,

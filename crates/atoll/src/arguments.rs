@@ -62,6 +62,9 @@ pub enum Command {
     /// VOLUME@SNAPSHOT stands for one wherever a volume is named: mount it, list it, copy from it. It is read-only.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Files that are kept after their last name went (`atoll volume trash`): root finds them in `.trash` of every mount.
+    #[command(subcommand)]
+    Trash(TrashCommand),
     /// Mount a volume, or the directory VOLUME:/path of it; a snapshot, VOLUME@SNAPSHOT, read-only. Returns once it is usable.
     Mount {
         #[arg(value_name = "VOLUME[:/PATH]")]
@@ -321,6 +324,16 @@ pub enum VolumeCommand {
         #[arg(value_name = "VOLUME[:/PATH]")]
         target: String,
     },
+    /// Keep files in `.trash` for a while after their last name went. Without a flag: show whether it is so, and what is there.
+    Trash {
+        name: String,
+        /// For how long, in days or hours, as 7d or 12h.
+        #[arg(long, value_parser = crate::trash::retention)]
+        retention: Option<u64>,
+        /// Destroy files when their last name goes. What is in the trash stays: `atoll trash empty` destroys it.
+        #[arg(long, conflicts_with = "retention")]
+        off: bool,
+    },
     /// Delete a volume and everything in it.
     Delete {
         name: String,
@@ -342,6 +355,12 @@ pub enum SnapshotCommand {
     /// Turn the volume back to what it was. Nobody may have it mounted. All snapshots stay; make one first to keep what is
     /// there now.
     Restore { volume: String, name: String },
+}
+
+#[derive(Subcommand)]
+pub enum TrashCommand {
+    /// Destroy everything that is in the trash, however long it has been there.
+    Empty { volume: String },
 }
 
 #[derive(Subcommand)]

@@ -16,6 +16,7 @@ mod quotas;
 mod serving;
 mod signals;
 mod snapshots;
+mod trash;
 
 use std::process::ExitCode;
 
@@ -148,6 +149,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             }
             Ok(())
         }
+        Command::Trash(command) => trash::run(&config, command, as_json).await,
         Command::Volume(command) => {
             let request = match command {
                 VolumeCommand::Create { name, durability, compression } => {
@@ -170,6 +172,9 @@ async fn run(arguments: Arguments) -> Result<()> {
                     return quotas::set(&config, &target, (!none).then_some(limits)).await;
                 }
                 VolumeCommand::Quotas { target } => return quotas::list(&config, &target, as_json).await,
+                VolumeCommand::Trash { name, retention, off } => {
+                    return trash::set(&config, name, retention, off, as_json).await;
+                }
                 VolumeCommand::List => AdminRequest::VolumeList,
                 VolumeCommand::Info { name } => AdminRequest::VolumeInfo { name },
                 VolumeCommand::Delete { name } => AdminRequest::VolumeDelete { name },

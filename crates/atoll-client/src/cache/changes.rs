@@ -163,6 +163,9 @@ impl Cache {
     }
 
     fn named(&self, parent: InodeId, name: &Name) -> Option<Named> {
+        if name.is_hidden(parent) {
+            return None;
+        }
         let named = self.nodes.get(&parent)?.names.as_ref()?.get(name)?;
         (named != Named::Unknown).then_some(named)
     }

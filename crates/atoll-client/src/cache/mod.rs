@@ -309,6 +309,9 @@ impl Cache {
 
     /// What a name stands for, while its directory's names are held.
     fn stands_for(&self, parent: InodeId, name: &Name) -> Option<Named> {
+        if name.is_hidden(parent) {
+            return None;
+        }
         let directory = self.nodes.get(&parent)?;
         directory.names.as_ref().filter(|_| directory.holding.rights().contains(Rights::NAMES))?.get(name)
     }
@@ -341,6 +344,8 @@ impl Cache {
     /// What to do about an operation that has to be asked for.
     pub fn miss(&mut self, operation: &Operation) -> Miss {
         match operation {
+            // No listing brings it, or any right to it.
+            Operation::Lookup { parent, name } if name.is_hidden(*parent) || parent.snapshot().is_some() => Miss::Ask,
             Operation::Lookup { parent, .. } => {
                 let is_small = self.attributes(*parent).is_some_and(|a| a.size <= prefetch::SMALL_BYTES_MAX);
                 let names = self.node(*parent).names();

@@ -8,6 +8,8 @@
 //! something from others earns shared rights only: what several clients use would go back and forth, each time after
 //! its holder has written back.
 //!
+//! Nothing is granted on the directories of the trash: files come there that nobody has asked about.
+//!
 //! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
 //! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. Only the holder itself can
 //! set one meanwhile; it gives the right up when it does.
@@ -182,7 +184,9 @@ impl Core {
             grants.extend(changed.filter_map(|claim| self.leases.touch(session, claim.inode)));
         }
         let Ok(outcome) = result else {
-            if let (O::Lookup { parent, .. }, Err(Errno::ENOENT)) = (operation, result) {
+            if let (O::Lookup { parent, .. }, Err(Errno::ENOENT)) = (operation, result)
+                && !self.is_of_trash(*parent)
+            {
                 grants.extend(self.leases.grant(session, *parent, Rights::NAMES, now_ms));
             }
             return grants;
@@ -208,7 +212,10 @@ impl Core {
             O::ReadDirectory { inode, .. } => earned.push((*inode, Rights::NAMES)),
             O::Allocate { inode, .. } => earned.push((*inode, self.earned_by_change(*inode, alone))),
             // Where others have it open, they will want to lock it, too.
-            O::SetLock { inode, .. } | O::TestLock { inode, .. } if self.is_open_for_one(session, *inode) => {
+            O::SetLock { inode, .. } | O::TestLock { inode, .. }
+                // Of a snapshot nothing is granted.
+                if inode.snapshot().is_none() && self.is_open_for_one(session, *inode) =>
+            {
                 earned.push((*inode, self.earned_by_change(*inode, alone)));
             }
             _ => {}
@@ -233,6 +240,9 @@ impl Core {
             }
         }
         let mut grant = |inode, rights| {
+            if self.is_of_trash(inode) {
+                return;
+            }
             let rights = self.beside_locks(session, inode, rights);
             grants.extend(self.leases.grant(session, inode, rights, now_ms));
         };

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use atoll_types::limits::INODES_RESERVED;
+use atoll_types::limits::{INODES_RESERVED, SNAPSHOT_NUMBER_MAX};
 use atoll_types::{Errno, InodeId, Made, SessionId, Timestamp};
 use rustc_hash::FxHashSet;
 
@@ -129,6 +129,19 @@ impl Core {
         }
     }
 
+    /// Whether there is no inode with this number. When there is one, it is cached afterwards.
+    pub(super) fn is_vacant(&self, inode: InodeId) -> Step<bool> {
+        if self.inodes.contains_key(&inode) {
+            return Ok(false);
+        }
+        if self.numbers.vacant.contains(&inode) { Ok(true) } else { Err(Stop::Load(Need::Vacancy(inode))) }
+    }
+
+    /// An inode is made whose number was found to be vacant.
+    pub(super) fn occupy(&mut self, inode: InodeId) {
+        self.numbers.vacant.remove(&inode);
+    }
+
     /// Numbers that nobody else gets, and the change after whose commit no later authority gives them away.
     /// The caller hands them to a session then, with [`Core::hand_numbers`].
     pub fn draw_numbers(&mut self) -> (InodeId, u64) {
@@ -139,6 +152,21 @@ impl Core {
             self.write(format::counters_key(), Some(self.counters.encode()));
         }
         (InodeId(first), self.covered)
+    }
+
+    /// A number for a snapshot, with the change after whose commit nobody is given it again before all others were.
+    pub fn number_snapshot(&mut self, is_taken: impl Fn(u16) -> bool) -> (u16, u64) {
+        let mut number = self.counters.last_snapshot;
+        loop {
+            number = number % SNAPSHOT_NUMBER_MAX + 1;
+            if !is_taken(number) {
+                break;
+            }
+        }
+        self.counters.last_snapshot = number;
+        self.order();
+        self.write(format::counters_key(), Some(self.counters.encode()));
+        (number, self.ordered())
     }
 
     /// The numbers are the session's to give.

@@ -19,6 +19,7 @@ mod quota;
 mod quota_roots;
 mod sessions;
 mod stamping;
+mod trash;
 mod unheard;
 mod xattr;
 
@@ -156,6 +157,7 @@ pub(crate) struct Core {
     live: i64,
     quota: Quota,
     pub roots: quota_roots::Roots,
+    trash: trash::Trash,
     dirty_segments: FxHashSet<SegmentId>,
     /// Segments whose last extent went.
     emptied: Vec<SegmentId>,
@@ -205,6 +207,7 @@ impl Core {
             segments,
             quota,
             roots: quota_roots::Roots::default(),
+            trash: trash::Trash::default(),
             dirty_segments: FxHashSet::default(),
             emptied: Vec::new(),
             unnamed: FxHashSet::default(),
@@ -246,8 +249,11 @@ impl Core {
         if record.kind() != FileKind::Directory { Err(Errno::ENOTDIR.into()) } else { Ok(record) }
     }
 
-    /// A directory that may get new names: a removed one may not.
+    /// A directory that may get new names: a removed one may not, nor one of the trash.
     fn living_directory(&mut self, inode: InodeId) -> Step<&InodeRecord> {
+        if self.directory(inode)?.parent == InodeId::TRASH || inode == InodeId::TRASH {
+            return Err(Errno::EPERM.into());
+        }
         let record = self.directory(inode)?;
         if record.links == 0 { Err(Errno::ENOENT.into()) } else { Ok(record) }
     }
@@ -410,12 +416,20 @@ impl Core {
     }
 
     fn new_inode(&mut self, record: InodeRecord) -> InodeId {
-        let inode = self.take_number().unwrap_or_else(|| {
-            let inode = InodeId(self.next_inode);
-            self.next_inode += 1;
-            self.cover_numbers();
-            inode
-        });
+        let inode = self.take_number().unwrap_or_else(|| self.next_number());
+        self.enter(inode, record);
+        inode
+    }
+
+    fn next_number(&mut self) -> InodeId {
+        let inode = InodeId(self.next_inode);
+        self.next_inode += 1;
+        self.cover_numbers();
+        inode
+    }
+
+    /// An inode that there was not before.
+    fn enter(&mut self, inode: InodeId, record: InodeRecord) {
         self.counters.inodes += 1;
         let kind = record.kind();
         self.charge(record.quota_root, 0, 1);
@@ -431,7 +445,6 @@ impl Core {
             }
         }
         self.mark(inode);
-        inode
     }
 
     /// Change the record; the caller has found it before.

@@ -6,6 +6,7 @@ use atoll_types::operation::{OpenFlags, RenameMode};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
 
+use super::trash::Place;
 use super::{Context, Core, Step, Stop, fresh};
 use crate::format::{self, Dentry};
 use crate::{acl, format::InodeRecord};
@@ -87,7 +88,7 @@ impl Core {
     }
 
     /// Move the times of a directory whose names changed.
-    fn names_changed(&mut self, parent: InodeId) {
+    pub(super) fn names_changed(&mut self, parent: InodeId) {
         let now = self.now();
         self.change(parent, |record| {
             record.modified = now;
@@ -205,12 +206,28 @@ impl Core {
         if dentry.kind == FileKind::Directory {
             return Err(Errno::EISDIR.into());
         }
-        self.gather_drop(dentry)?;
+        let kept = self.gather_loss(parent, name, dentry)?;
         self.remove_dentry(parent, name, dentry);
         self.names_changed(parent);
-        self.drop_link(dentry);
+        self.lose(dentry, kept);
         self.order();
         Ok(())
+    }
+
+    /// What becomes of something that loses a name: where it is kept, if it is. Loads what [`Core::lose`] will touch.
+    fn gather_loss(&mut self, parent: InodeId, name: &Name, dentry: Dentry) -> Step<Option<Place>> {
+        let kept = self.gather_trash(parent, name, dentry)?;
+        if kept.is_none() {
+            self.gather_drop(dentry)?;
+        }
+        Ok(kept)
+    }
+
+    fn lose(&mut self, dentry: Dentry, kept: Option<Place>) {
+        match kept {
+            Some(place) => self.move_to_trash(dentry, place),
+            None => self.drop_link(dentry),
+        }
     }
 
     pub fn remove_directory(&mut self, parent: InodeId, name: &Name) -> Step<()> {
@@ -329,8 +346,10 @@ impl Core {
             return Err(Errno::EINVAL.into());
         }
         if let (RenameMode::Exchange, Some(other)) = (mode, target) {
+            self.living_directory(parent)?;
             return self.exchange(parent, name, source, new_parent, new_name, other);
         }
+        let mut kept = None;
         if let Some(target) = target {
             if target.kind == FileKind::Directory && self.is_above(target.inode, parent)? {
                 return Err(Errno::ENOTEMPTY.into());
@@ -344,7 +363,7 @@ impl Core {
                 (true, true) => self.must_be_empty(target.inode)?,
                 (false, false) => {}
             }
-            self.gather_drop(target)?;
+            kept = self.gather_loss(new_parent, new_name, target)?;
         }
         let charged = self.moved_root(source, parent, new_parent)?;
         let gains_directory = moves_directory && parent != new_parent && target.is_none();
@@ -384,7 +403,7 @@ impl Core {
         self.names_changed(parent);
         self.names_changed(new_parent);
         if let Some(target) = target {
-            self.drop_link(target);
+            self.lose(target, kept);
         }
         self.order();
         Ok(())

@@ -24,6 +24,9 @@ pub(super) struct Stamping {
 impl Core {
     /// A new quota of a directory that has none, for which nothing is counted yet.
     pub fn begin_counting(&mut self, directory: InodeId, limits: Quota) -> Step<()> {
+        if self.is_of_trash(directory) {
+            return Err(Errno::EPERM.into());
+        }
         let parent = self.living_directory(directory)?.quota_root;
         let above = self.roots.chain(parent).count();
         for inner in self.roots.higher_than(parent, QUOTA_DEPTH_MAX.saturating_sub(above + 1)) {

@@ -4,6 +4,7 @@ use atoll_blob::Location;
 use atoll_types::{FileKind, InodeId, limits};
 use bytes::Bytes;
 
+use super::names::has_no_name;
 use super::{COOKIES_MAX, Check, Cursor, Problem, Remedy, Result};
 use crate::format::{self, InodeRecord};
 
@@ -130,8 +131,8 @@ impl Check<'_> {
 
         let named = match self.inodes.directories.get(&inode.0).copied() {
             Some(directory) => {
-                let named = inode == InodeId::ROOT || directory.named_in > 0;
-                let parent = if inode == InodeId::ROOT { inode.0 } else { directory.named_in };
+                let named = has_no_name(inode) || directory.named_in > 0;
+                let parent = if has_no_name(inode) { InodeId::ROOT.0 } else { directory.named_in };
                 if named && stored.parent.0 != parent {
                     let text = format!("its parent is {} instead of {parent}", stored.parent);
                     wrong.push((Problem::DirectoryParent, text));

@@ -334,7 +334,8 @@ impl Check<'_> {
 
     fn counters(&mut self) {
         let last = self.inodes.others.last().map(|other| other.inode);
-        let last = self.inodes.directories.keys().copied().max().max(last).unwrap_or(0);
+        let directories = self.inodes.directories.keys().copied().filter(|inode| *inode != InodeId::TRASH.0);
+        let last = directories.max().max(last).unwrap_or(0);
         let right = Counters {
             inodes: self.report.inodes,
             next_inode: Some(self.counters.next_inode).filter(|next| *next < INODES_MAX).unwrap_or(0).max(last + 1),

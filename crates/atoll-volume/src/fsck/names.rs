@@ -137,7 +137,7 @@ impl Check<'_> {
             };
             let is_directory = kind == FileKind::Directory;
             let named = self.inodes.directories.get(&inode.0).is_some_and(|directory| directory.named_in > 0);
-            if is_directory && (named || inode == InodeId::ROOT) {
+            if is_directory && (named || has_no_name(inode)) {
                 let text = format!("{} names directory {inode}, which has a name already", in_directory());
                 let writes = remove(parent, &name, &dentry);
                 self.report.find(Problem::SecondNameOfDirectory, inode, text, Remedy::Writes(writes));
@@ -210,7 +210,7 @@ impl Check<'_> {
 
     /// Directories from which no way leads up to the root, nor to one without a name.
     pub(super) async fn loops(&mut self) -> Result<()> {
-        let mut good: HashSet<u64> = HashSet::from([InodeId::ROOT.0]);
+        let mut good: HashSet<u64> = HashSet::from([InodeId::ROOT.0, InodeId::TRASH.0]);
         let mut loops = Vec::new();
         for start in self.inodes.directories.keys().copied() {
             let mut way = Vec::new();
@@ -244,6 +244,11 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+/// Directories that are found by their numbers.
+pub(super) fn has_no_name(inode: InodeId) -> bool {
+    inode == InodeId::ROOT || inode == InodeId::TRASH
 }
 
 fn remove(parent: InodeId, name: &Name, dentry: &Dentry) -> Writes {

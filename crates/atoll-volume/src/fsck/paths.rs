@@ -37,6 +37,10 @@ fn path(names: &HashMap<InodeId, (InodeId, Name)>, inode: InodeId) -> Option<Str
     let mut parts = Vec::new();
     let mut at = inode;
     while at != InodeId::ROOT {
+        if at == InodeId::TRASH {
+            parts.push(".trash".into());
+            break;
+        }
         let (parent, name) = names.get(&at)?;
         parts.push(shown(name));
         at = *parent;

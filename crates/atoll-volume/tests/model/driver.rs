@@ -26,7 +26,7 @@ use tokio::runtime::Runtime;
 use super::generator::{Generator, Step};
 use super::quotas::QuotaRoot;
 use super::reference::{Answer, Body, Reference, Time};
-use crate::support::tree;
+use crate::support::{tree, tree_below};
 
 /// How many steps before a difference are shown.
 const STEPS_SHOWN: usize = 30;
@@ -255,7 +255,14 @@ impl Driver {
     }
 
     async fn snapshot_tree(&self, name: &str) -> BTreeMap<String, String> {
-        tree(&self.volume().at_snapshot(name).await.expect("a snapshot that opens")).await
+        let volume = self.volume();
+        let then = tree(&volume.at_snapshot(name).await.expect("a snapshot that opens")).await;
+        let lookup =
+            Operation::Lookup { parent: InodeId::SNAPSHOTS, name: Name::new(name.to_owned()).expect("a name") };
+        let found = volume.execute(LOOKING, &NOBODY, lookup).await.expect("a snapshot below `.snapshots`");
+        let root = found.attributes().expect("its root").inode;
+        assert!(tree_below(volume, root).await == then, "`.snapshots/{name}` shows something else");
+        then
     }
 
     fn show(&mut self, number: usize, step: &Step) {

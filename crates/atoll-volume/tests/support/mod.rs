@@ -16,11 +16,17 @@ async fn ask(volume: &Volume, operation: Operation) -> Outcome {
 
 /// Each path, with everything that is there but the time of the last access.
 pub async fn tree(volume: &Volume) -> BTreeMap<String, String> {
+    tree_below(volume, InodeId::ROOT).await
+}
+
+/// The same below a directory, inodes by their own numbers.
+pub async fn tree_below(volume: &Volume, directory: InodeId) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    let mut todo = vec![(InodeId::ROOT, FileKind::Directory, String::new())];
+    let mut todo = vec![(directory, FileKind::Directory, String::new())];
     while let Some((inode, kind, path)) = todo.pop() {
         let Outcome::Entry(mut attributes) = ask(volume, Operation::GetAttributes { inode }).await else { panic!() };
         attributes.accessed = Timestamp::default();
+        attributes.inode = attributes.inode.in_volume();
         let mut text = format!("{attributes:?}");
         let Outcome::Data(names) = ask(volume, Operation::ListXattrs { inode }).await else { panic!() };
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
