@@ -453,9 +453,14 @@ impl Connection {
         let context = &self.context;
         let text = |error: std::io::Error| error.to_string();
         Ok(match request {
-            AdminRequest::VolumeCreate { name, durability, compression } => {
-                context.registry.create(&name, &durability, &compression).await?;
+            AdminRequest::VolumeCreate { name, durability, compression, encrypt } => {
+                context.registry.create(&name, &durability, &compression, encrypt).await?;
                 AdminReply::Done
+            }
+            AdminRequest::VolumeRotateKey { name, data } => {
+                context.registry.rotate_key(&name, data).await?;
+                let info = context.registry.info(&name, context.sessions.count(Some(&name))).await?;
+                AdminReply::Volumes(vec![info])
             }
             AdminRequest::VolumeAttach { name } => {
                 context.registry.attach(&name).await?;

@@ -33,6 +33,10 @@ impl Read for Frozen {
     async fn scan(&self, scan: Scan) -> Result<Page> {
         self.view.scan(scan).await
     }
+
+    fn place(&self, key: &Bytes) -> Bytes {
+        self.view.place(key)
+    }
 }
 
 #[async_trait]

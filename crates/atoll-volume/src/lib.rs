@@ -28,9 +28,10 @@ mod sessions;
 mod snapshots;
 mod volume;
 
+pub use atoll_blob::Compression;
 pub use compaction::Compaction;
 pub use error::VolumeError;
-pub use format::{Ancestor, Compression, Durability, Quota, VolumeSettings};
+pub use format::{Ancestor, Durability, Quota, VolumeSettings};
 pub use leases::Earned;
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};

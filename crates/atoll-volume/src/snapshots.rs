@@ -242,7 +242,7 @@ async fn put_back(now: &dyn Read, then: &dyn Read, range: KeyRange, batch: &mut 
         }
         match (&new, &old) {
             (None, None) => return Ok(()),
-            (Some((made, _)), kept) if kept.as_ref().is_none_or(|(kept, _)| made < kept) => {
+            (Some((made, _)), kept) if kept.as_ref().is_none_or(|(kept, _)| now.place(made) < now.place(kept)) => {
                 batch.delete(made.clone());
                 new = here.next().await?;
             }

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -231,6 +231,7 @@ pub enum AdminRequest {
         name: String,
         durability: String,
         compression: String,
+        encrypt: bool,
     },
     VolumeList,
     VolumeInfo {
@@ -303,6 +304,11 @@ pub enum AdminRequest {
         volume: String,
         name: String,
     },
+    /// Wrap the keys of an encrypted volume anew with the server's first key; with `data`, also have it seal with a new one.
+    VolumeRotateKey {
+        name: String,
+        data: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +318,10 @@ pub struct VolumeInfo {
     pub store: String,
     /// Known while it is open.
     pub compression: Option<String>,
+    /// The cipher of an encrypted volume.
+    pub encryption: Option<String>,
+    /// What its keys are wrapped with, while the store can be asked.
+    pub wrapping_key: Option<String>,
     /// The volume as whose copy it began.
     pub clone_of: Option<String>,
     pub open: bool,

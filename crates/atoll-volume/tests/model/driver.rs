@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_keys::Keyring;
 use atoll_store::{MemoryMedium, MemoryStore};
 use atoll_types::operation::DirectoryEntry;
 use atoll_types::{
@@ -43,6 +44,7 @@ pub struct Case {
     pub staged_on_disk: bool,
     /// How many operations of a hundred are on locks.
     pub locks_percent: u64,
+    pub encrypted: bool,
 }
 
 type Reply = Result<Outcome, Errno>;
@@ -62,6 +64,7 @@ struct Remains {
     medium: MemoryMedium,
     objects: Arc<dyn ObjectStore>,
     folder: Option<tempfile::TempDir>,
+    keys: Option<Arc<Keyring>>,
 }
 
 pub struct Driver {
@@ -111,6 +114,7 @@ impl Remains {
         let mut config = BlobConfig::new(self.objects.clone(), Path::default(), staging);
         config.segment_bytes_max = 256 * 1024;
         config.cache_bytes_max = 1 << 20;
+        config.keys = self.keys.clone();
         let volume_config = VolumeConfig {
             inode_cache_max: case.inode_cache_max,
             commit_lag: Duration::from_millis(1),
@@ -138,7 +142,8 @@ impl Remains {
 impl Driver {
     pub fn new(case: Case) -> Self {
         let folder = case.staged_on_disk.then(|| tempfile::tempdir().expect("a folder"));
-        let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), folder };
+        let keys = case.encrypted.then(|| Arc::new(Keyring::random().expect("keys")));
+        let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), folder, keys };
         let runtime = runtime();
         let settings = VolumeSettings::new(Durability::Object, u128::from(case.seed));
         let store = MemoryStore::open(&remains.medium);
