@@ -7,6 +7,7 @@ mod care;
 mod coherence;
 mod cold;
 mod crash;
+mod encryption;
 mod exerciser;
 mod faulty_s3;
 mod fuzz;

@@ -25,12 +25,15 @@ pub use config::{Ancestor, BlobConfig, BlobStatistics, Compression, Recovered, S
 pub use objects::list;
 pub use readahead::Readahead;
 
+/// What sealing adds to a piece of an encrypted volume.
+pub use atoll_keys::SEALED_BYTES;
+
 use atoll_types::SegmentId;
 use atoll_types::limits::EXTENT_BYTES_MAX;
 use bytes::Bytes;
 
 /// No piece takes more than this where it is stored, in bytes.
-pub const STORED_BYTES_MAX: usize = EXTENT_BYTES_MAX + atoll_keys::SEALED_BYTES;
+pub(crate) const STORED_BYTES_MAX: usize = EXTENT_BYTES_MAX + SEALED_BYTES;
 
 /// How the bytes of a piece are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

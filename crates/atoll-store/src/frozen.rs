@@ -34,8 +34,8 @@ impl Read for Frozen {
         self.view.scan(scan).await
     }
 
-    fn place(&self, key: &Bytes) -> Bytes {
-        self.view.place(key)
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        self.view.sort_key(key)
     }
 }
 

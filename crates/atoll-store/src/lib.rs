@@ -96,7 +96,7 @@ impl Batch {
     }
 }
 
-/// A page of a scan, in the order of [`Read::place`].
+/// A page of a scan, in the order of [`Read::sort_key`].
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     pub entries: Vec<(Bytes, Bytes)>,
@@ -129,7 +129,7 @@ pub trait Read: Send + Sync {
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>>;
     async fn scan(&self, scan: Scan) -> Result<Page>;
     /// Entries of a scan are in the order of this. It is the key's own, but for names that an encrypted store hides.
-    fn place(&self, key: &Bytes) -> Bytes {
+    fn sort_key(&self, key: &Bytes) -> Bytes {
         key.clone()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Blocks of SlateDB are sealed as a whole, its bounds of tables are not: they show the first and last key of each. So what
 //! somebody gave a name is hidden in the key itself, where a lookup still finds it. Scans then have such keys in the
-//! order of what they are hidden as; those who merge scans ask for [`Read::place`](crate::Read::place).
+//! order of what they are hidden as; those who merge scans ask for [`Read::sort_key`](crate::Read::sort_key).
 
 use std::fmt;
 use std::sync::Arc;

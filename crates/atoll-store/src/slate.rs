@@ -406,8 +406,8 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page> {
-        let start = self.place(&scan.start.max(Bytes::from_static(KEY_MIN)));
-        let end = self.place(&scan.end);
+        let start = self.sort_key(&scan.start.max(Bytes::from_static(KEY_MIN)));
+        let end = self.sort_key(&scan.end);
         if start >= end {
             return Ok(Page::default());
         }
@@ -415,7 +415,7 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         collect(iterator, self.sealing.as_ref(), scan.entries_max).await
     }
 
-    fn place(&self, key: &Bytes) -> Bytes {
+    fn sort_key(&self, key: &Bytes) -> Bytes {
         self.sealing.as_ref().map_or_else(|| key.clone(), |sealing| sealing.hide(key))
     }
 }
@@ -434,8 +434,8 @@ impl Read for SlateStore {
         self.view.scan(scan).await
     }
 
-    fn place(&self, key: &Bytes) -> Bytes {
-        self.view.place(key)
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        self.view.sort_key(key)
     }
 }
 

@@ -815,7 +815,7 @@ async fn a_sealed_store_shows_neither_values_nor_names() {
         let (start, end) = (Bytes::from("name 1 "), Bytes::from("name 2 "));
         let page = store.scan(Scan { start, end, entries_max: 1000 }).await.unwrap();
         assert_eq!(page.entries.len(), 67, "{kind:?}");
-        assert!(page.entries.is_sorted_by_key(|(key, _)| store.place(key)), "{kind:?}");
+        assert!(page.entries.is_sorted_by_key(|(key, _)| store.sort_key(key)), "{kind:?}");
         let mut stale = put("name 1 Xerxes0001", "");
         stale.preconditions.push(Precondition::Absent { key: "name 1 Xerxes0001".into() });
         assert!(matches!(store.commit(stale).await, Err(StoreError::Precondition)), "{kind:?}");

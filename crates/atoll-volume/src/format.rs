@@ -400,8 +400,9 @@ pub fn decode_extent(bytes: &[u8]) -> Result<Extent> {
     };
     f.end()?;
     let fits = skip.checked_add(length).is_some_and(|end| end <= location.length);
+    // More than it holds only when it is sealed.
     let bounded = location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX
-        && location.stored as usize <= atoll_blob::STORED_BYTES_MAX;
+        && location.stored as usize <= location.length as usize + atoll_blob::SEALED_BYTES;
     if length == 0 || !fits || !bounded { Err(corrupt("extent")) } else { Ok(Extent { length, skip, location }) }
 }
 
