@@ -33,7 +33,8 @@ fn shows(folder: &Path, what: &str) -> bool {
         has(entry.file_name().as_bytes())
             || match entry.file_type().unwrap() {
                 kind if kind.is_dir() => shows(&entry.path(), what),
-                kind if kind.is_file() => has(&fs::read(entry.path()).unwrap()),
+                // A temporary file may be gone by now.
+                kind if kind.is_file() => fs::read(entry.path()).is_ok_and(|bytes| has(&bytes)),
                 _ => false,
             }
     })
@@ -105,7 +106,8 @@ fn lives_hidden(mut site: Site, durability: &str) {
     fs::write(&local, PLAIN.repeat(1000)).unwrap();
     site.atoll(["put", local.to_str().unwrap(), &format!("plain:/{PLAIN}")]).must_succeed();
     let info = show(&site, "vol");
-    assert_eq!((&info["encryption"], &info["wrapping_key"]), (&"aes-256-gcm".into(), &key_id(&first).into()));
+    assert_eq!(info["encryption"], "aes-256-gcm");
+    assert_eq!(info["wrapping_key"], key_id(&first));
     assert_eq!(show(&site, "plain")["encryption"], serde_json::Value::Null);
 
     let mount = site.mount("m");
