@@ -86,7 +86,12 @@ fn frames() -> Vec<Vec<u8>> {
         frame(&Request::Heard(OperationSeq(9))),
         frame(&Request::Goodbye),
         admin(AdminRequest::Status),
-        admin(AdminRequest::VolumeCreate { name: "new".into(), durability: "local".into(), compression: "lz4".into() }),
+        admin(AdminRequest::VolumeCreate {
+            name: "new".into(),
+            durability: "local".into(),
+            compression: "lz4".into(),
+            encrypt: false,
+        }),
         admin(AdminRequest::VolumeDelete { name: vol() }),
         admin(AdminRequest::SnapshotCreate { volume: vol(), name: "snapshot".into() }),
         admin(AdminRequest::VolumeClone { source: vol(), snapshot: None, name: "new".into() }),

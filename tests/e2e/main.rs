@@ -8,6 +8,7 @@ mod coherence;
 mod cold;
 mod crash;
 mod directory_quotas;
+mod encryption;
 mod exerciser;
 mod faulty_s3;
 mod fuzz;

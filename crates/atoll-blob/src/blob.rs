@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use atoll_keys::Keyring;
 use atoll_types::limits::EXTENT_BYTES_MAX;
 use atoll_types::{Epoch, SegmentId};
 use bytes::Bytes;
@@ -20,7 +21,10 @@ use crate::read::Flight;
 use crate::rope::Rope;
 use crate::staging::{Folder, StageJob, failure, object_name};
 use crate::state::{Kind, State, Target};
-use crate::{BlobConfig, BlobError, BlobStatistics, Location, Recovered, Result, Staging, SyncPoint, pack, upload};
+use crate::{
+    BlobConfig, BlobError, BlobStatistics, Location, Recovered, Result, STORED_BYTES_MAX, Staging, SyncPoint, pack,
+    upload,
+};
 
 /// No segment is larger, whatever the configuration or a recovered fragment says.
 const SEGMENT_BYTES_LIMIT: u32 = 1 << 30;
@@ -115,7 +119,7 @@ impl Blob {
             return Err(BlobError::Io(format!("epoch {epoch} is out of range")));
         }
         let mut config = config;
-        config.segment_bytes_max = config.segment_bytes_max.clamp(EXTENT_BYTES_MAX as u32, SEGMENT_BYTES_LIMIT);
+        config.segment_bytes_max = config.segment_bytes_max.clamp(STORED_BYTES_MAX as u32, SEGMENT_BYTES_LIMIT);
         config.upload_concurrency = config.upload_concurrency.max(1);
         let kind = match &config.staging {
             Staging::Memory => Kind::Memory,
@@ -158,7 +162,7 @@ impl Blob {
     /// kept until the segment is staged or uploaded: pass no small slice of a large buffer.
     ///
     /// # Errors
-    /// `NoSpace` while the staging disk is full, `Closed`.
+    /// `NoSpace` while the staging disk is full, `Closed`, `Io` when the system has no random bytes to seal with.
     pub async fn append(&self, data: Bytes) -> Result<Vec<Location>> {
         let inner = &*self.inner;
         count(&inner.counters.appended_bytes, data.len() as u64);
@@ -168,7 +172,7 @@ impl Blob {
         while !rest.is_empty() {
             let piece = rest.split_to(rest.len().min(EXTENT_BYTES_MAX));
             let length = piece.len() as u32;
-            let (stored, codec) = pack::pack(piece, inner.config.compress);
+            let (stored, codec) = pack::pack(piece, inner.config.compression, inner.keys())?;
             stored_bytes += stored.len() as u64;
             let checksum = crc32c::crc32c(&stored);
             packed.push((stored, codec, length, checksum));
@@ -339,6 +343,11 @@ impl Blob {
         });
     }
 
+    /// What pieces are sealed with.
+    pub fn keys(&self) -> Option<Arc<Keyring>> {
+        self.inner.config.keys.clone()
+    }
+
     pub fn statistics(&self) -> BlobStatistics {
         let counters = &self.inner.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -365,6 +374,10 @@ impl Blob {
 }
 
 impl Inner {
+    pub(crate) fn keys(&self) -> Option<&Keyring> {
+        self.config.keys.as_deref()
+    }
+
     /// Starts background work that ends with the last handle.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
@@ -477,7 +490,7 @@ impl Inner {
         for piece in pieces.into_iter().flatten() {
             // What was just written is likely to be read.
             if let Some((codec, length)) = piece.packing
-                && let Some(bytes) = pack::decode(piece.bytes, codec, length)
+                && let Some(bytes) = pack::decode(piece.bytes, codec, length, self.keys())
             {
                 self.cache.insert((segment, piece.offset), bytes);
             }

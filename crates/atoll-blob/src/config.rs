@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_keys::Keyring;
 use atoll_types::{Epoch, SegmentId};
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -20,6 +21,25 @@ pub enum Staging {
     Folder(PathBuf),
     /// The folder where a `file://` store keeps this prefix: the sealed file is the object.
     Objects(PathBuf),
+}
+
+/// How pieces are packed, where that saves at least an eighth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+    Zstd,
+}
+
+impl Compression {
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        }
+    }
 }
 
 /// Where the segments lie that a volume has from another one, of which it began as a copy.
@@ -57,8 +77,9 @@ pub struct BlobConfig {
     pub staging_bytes_max: u64,
     /// Unpacked pieces read from the store and kept in memory.
     pub cache_bytes_max: u64,
-    /// Pack pieces with LZ4 where it saves at least an eighth.
-    pub compress: bool,
+    pub compression: Compression,
+    /// What pieces are sealed with; `None`: they lie as they are.
+    pub keys: Option<Arc<Keyring>>,
     /// Segments being uploaded at once; each holds up to `segment_bytes_max` in memory.
     pub upload_concurrency: usize,
 }
@@ -76,7 +97,8 @@ impl BlobConfig {
             dirty_bytes_max: 256 << 20,
             staging_bytes_max: 8 << 30,
             cache_bytes_max: 512 << 20,
-            compress: true,
+            compression: Compression::default(),
+            keys: None,
             upload_concurrency: 4,
         }
     }

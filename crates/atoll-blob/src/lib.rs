@@ -3,7 +3,8 @@
 //!
 //! Invariant: bytes at a [`Location`] never change. A location is handed out by
 //! [`Blob::append`] before the bytes are durable; [`Blob::sync`] makes them so.
-//! A segment identifier is never used twice.
+//! A segment identifier is never used twice. What an encrypted volume hands to a
+//! disk, the store or a commit is sealed.
 //!
 //! Start with `blob` (append, sync, close), then `state` (what is known of each
 //! segment, without I/O), `staging` (files), `upload` (background work), `read`.
@@ -20,18 +21,41 @@ mod state;
 mod upload;
 
 pub use blob::Blob;
-pub use config::{Ancestor, BlobConfig, BlobStatistics, Recovered, Staging};
+pub use config::{Ancestor, BlobConfig, BlobStatistics, Compression, Recovered, Staging};
 pub use objects::list;
 pub use readahead::Readahead;
 
+/// What sealing adds to a piece of an encrypted volume.
+pub use atoll_keys::SEALED_BYTES;
+
 use atoll_types::SegmentId;
+use atoll_types::limits::EXTENT_BYTES_MAX;
 use bytes::Bytes;
 
-/// How the bytes of a piece are stored.
+/// No piece takes more than this where it is stored, in bytes.
+pub(crate) const STORED_BYTES_MAX: usize = EXTENT_BYTES_MAX + SEALED_BYTES;
+
+/// How the bytes of a piece are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     Raw,
     Lz4,
+    Zstd,
+}
+
+impl Codec {
+    /// As it lies in formats.
+    pub fn number(self) -> u8 {
+        match self {
+            Codec::Raw => 0,
+            Codec::Lz4 => 1,
+            Codec::Zstd => 2,
+        }
+    }
+
+    pub fn numbered(number: u8) -> Option<Codec> {
+        [Codec::Raw, Codec::Lz4, Codec::Zstd].into_iter().find(|codec| codec.number() == number)
+    }
 }
 
 /// Where one piece of file bytes lies. At most `EXTENT_BYTES_MAX` bytes long unpacked.
@@ -42,7 +66,7 @@ pub struct Location {
     pub offset: u32,
     /// Bytes stored there.
     pub stored: u32,
-    /// Bytes after unpacking; equal to `stored` when `codec` is `Raw`.
+    /// Bytes after unpacking; equal to `stored` when `codec` is `Raw` and the volume is not encrypted.
     pub length: u32,
     pub codec: Codec,
     /// CRC-32C of the stored bytes.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::blob::{Inner, PieceKey, blocking, count};
 use crate::staging::failure;
 use crate::state::{Kind, Source};
-use crate::{Blob, BlobError, Location, Result, pack};
+use crate::{Blob, BlobError, Location, Result, STORED_BYTES_MAX, pack};
 
 /// Pieces of one segment are fetched together up to this many bytes …
 const GROUP_BYTES_MAX: u32 = 4 << 20;
@@ -94,7 +94,7 @@ fn groups(sorted: &[Location]) -> Vec<Range<usize>> {
 
 /// Nothing that a location says may make us reserve more than a piece can need.
 fn check(location: &Location, skip: u32, take: u32) -> Result<()> {
-    let sane = location.stored as usize <= EXTENT_BYTES_MAX
+    let sane = location.stored as usize <= STORED_BYTES_MAX
         && location.length as usize <= EXTENT_BYTES_MAX
         && end(location) <= u64::from(u32::MAX);
     if !sane {
@@ -215,7 +215,7 @@ impl Inner {
     }
 
     fn unpack(&self, location: &Location, stored: Bytes) -> Result<Bytes> {
-        pack::unpack(location, stored).inspect_err(|error| {
+        pack::unpack(location, stored, self.keys()).inspect_err(|error| {
             count(&self.counters.corrupt_pieces, 1);
             tracing::error!(segment = %location.segment, %error, "corrupt bytes");
         })
@@ -372,7 +372,7 @@ impl Inner {
             let piece = stored.and_then(|(bytes, start)| {
                 let piece = self.cut(&bytes, start, location)?;
                 // A slice would keep the whole group in memory for as long as one piece is cached.
-                let slice = landing.flights.len() > 1 && location.codec == crate::Codec::Raw;
+                let slice = landing.flights.len() > 1 && location.codec == crate::Codec::Raw && self.keys().is_none();
                 Ok(if slice { Bytes::copy_from_slice(&piece) } else { piece })
             });
             if let Ok(bytes) = &piece {

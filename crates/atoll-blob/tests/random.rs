@@ -2,7 +2,10 @@
 
 mod support;
 
-use atoll_blob::Location;
+use std::sync::Arc;
+
+use atoll_blob::{Compression, Location};
+use atoll_keys::Keyring;
 use bytes::Bytes;
 use proptest::prelude::*;
 use support::{Place, SETUPS, sample};
@@ -30,9 +33,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-async fn run(setup: support::Setup, steps: Vec<Step>) {
+async fn run(setup: support::Setup, compression: Compression, encrypted: bool, steps: Vec<Step>) {
     let mut place = Place::new(setup);
     let mut config = place.config();
+    config.compression = compression;
+    config.keys = encrypted.then(|| Arc::new(Keyring::random().unwrap()));
     config.segment_bytes_max = 300_000;
     config.cache_bytes_max = 500_000;
     let mut blob = place.open(config.clone()).await;
@@ -83,10 +88,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn synced_bytes_are_never_lost_and_never_change(steps in proptest::collection::vec(step(), 1..40)) {
+    fn synced_bytes_are_never_lost_and_never_change(
+        steps in proptest::collection::vec(step(), 1..40), which in 0..3_usize, encrypted in any::<bool>(),
+    ) {
+        let compression = [Compression::None, Compression::Lz4, Compression::Zstd][which];
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         for setup in SETUPS {
-            runtime.block_on(run(setup, steps.clone()));
+            runtime.block_on(run(setup, compression, encrypted, steps.clone()));
         }
     }
 }

@@ -69,8 +69,7 @@ impl Registry {
 
     /// Metadata and objects of a volume that is not open.
     async fn parts(&self, name: &str) -> Result<(Arc<SlateStore>, Vec<(SegmentId, u64)>), String> {
-        let durability = self.record(name)?.durability()?;
-        let store = self.open_store(name, durability).await?;
+        let store = self.open_store(name, &self.record(name)?).await?;
         let segments = self.remote(name).child("segments");
         // Without a superblock that can be read it has none.
         let ancestors = atoll_volume::settings(&*store).await.map(|found| self.ancestors(found)).unwrap_or_default();

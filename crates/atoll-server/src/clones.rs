@@ -27,7 +27,7 @@ impl Registry {
             whole.at_snapshot(snapshot).await.map_err(snapshots::text(source, snapshot))?;
         }
         let id = new_id()?;
-        let record = self.claim(name, durability, id, Some(source)).await?;
+        let record = self.claim(name, durability, id, Some(source), whole.blob().keys().is_some()).await?;
         let text = |error: VolumeError| format!("volume `{name}`: {error}");
         if snapshot.is_none() {
             whole.gather().await.map_err(snapshots::text(source, ""))?;
@@ -39,9 +39,15 @@ impl Registry {
             kept.map_err(snapshots::text(source, snapshot.unwrap_or_default()))?
         };
         whole.blob().upload().await.map_err(|error| format!("volume `{source}`: {error}"))?;
-        let (config, place) = (self.store_config(name, durability), place_of_metadata(source));
+        if let Some(keys) = whole.blob().keys() {
+            // Now, when nothing that the clone has is still to be sealed: it must have the keys of all of it.
+            let branch = keys.branch().map_err(|error| error.to_string())?;
+            self.keep_keys(name, self.wrap(branch, id).await?).await?;
+        }
+        let keys = self.keyring(name, &record).await?;
+        let (config, place) = (self.store_config(name, durability, keys), place_of_metadata(source));
         SlateStore::branch(&config, &place, &kept).await.map_err(|error| text(error.into()))?;
-        let store = self.open_store(name, durability).await?;
+        let store = self.open_store(name, &record).await?;
         atoll_volume::adopt(&*store, id, source).await.map_err(text)?;
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without it was never made.

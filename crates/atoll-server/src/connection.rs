@@ -457,9 +457,14 @@ impl Connection {
         let context = &self.context;
         let text = |error: std::io::Error| error.to_string();
         Ok(match request {
-            AdminRequest::VolumeCreate { name, durability, compression } => {
-                context.registry.create(&name, &durability, &compression).await?;
+            AdminRequest::VolumeCreate { name, durability, compression, encrypt } => {
+                context.registry.create(&name, &durability, &compression, encrypt).await?;
                 AdminReply::Done
+            }
+            AdminRequest::VolumeRotateKey { name, data } => {
+                context.registry.rotate_key(&name, data).await?;
+                let info = context.registry.info(&name, context.sessions.count(Some(&name))).await?;
+                AdminReply::Volumes(vec![info])
             }
             AdminRequest::VolumeAttach { name } => {
                 context.registry.attach(&name).await?;
@@ -580,11 +585,11 @@ impl Connection {
                 let (records, next) = context.registry.export_records(&volume, &snapshot, from).await?;
                 AdminReply::Records { records, next }
             }
-            AdminRequest::Import { name, durability, compression, source } => {
+            AdminRequest::Import { name, durability, compression, encrypt, source } => {
                 let mut importing = self.importing.lock().await;
                 // One that was begun before is over, and its name is free.
                 importing.take();
-                *importing = Some(context.registry.import(&name, &durability, &compression, source).await?);
+                *importing = Some(context.registry.import(&name, &durability, &compression, encrypt, source).await?);
                 AdminReply::Done
             }
             AdminRequest::ImportRecords(records) => {

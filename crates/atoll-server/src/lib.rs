@@ -7,6 +7,7 @@ mod care;
 mod clones;
 mod connection;
 mod durable;
+mod keys;
 mod metrics;
 mod moving;
 mod names;

@@ -69,6 +69,11 @@ impl Registry {
     /// Have uploaded what a snapshot refers to, and tell where that is.
     pub async fn export(&self, volume: &str, snapshot: &str) -> Result<Exported> {
         let record = self.record(volume)?;
+        if record.encrypted {
+            return Err(format!(
+                "volume `{volume}` is encrypted, and an export is not: clone it, or copy its files to another volume"
+            ));
+        }
         let whole = self.get_volume(volume).await?;
         let text = snapshots::text(volume, snapshot);
         // That it is there, before anything is waited for.
@@ -89,12 +94,22 @@ impl Registry {
         snapshot: &str,
         from: Option<Bytes>,
     ) -> Result<(Vec<(Bytes, Bytes)>, Option<Bytes>)> {
+        if self.record(volume)?.encrypted {
+            return Err(format!("volume `{volume}` is encrypted"));
+        }
         let records = self.get_volume(volume).await?.records(snapshot, from, RECORDS_BYTES).await;
         records.map_err(snapshots::text(volume, snapshot))
     }
 
     /// Begin a volume of what an export says.
-    pub async fn import(&self, name: &str, durability: &str, compression: &str, source: Exported) -> Result<Import> {
+    pub async fn import(
+        &self,
+        name: &str,
+        durability: &str,
+        compression: &str,
+        encrypt: bool,
+        source: Exported,
+    ) -> Result<Import> {
         names::check("volume", name)?;
         names::check("volume", &source.volume)?;
         let durability = durability_named(durability)?;
@@ -116,8 +131,8 @@ impl Registry {
         }
         let newest = Epoch(source.epoch);
         let imported = Imported { id: new_id()?, durability, compression, source: source.volume, newest };
-        let record = self.claim(name, durability, imported.id, None).await?;
-        let store = self.open_store_behind(name, durability, newest).await?;
+        let record = self.claim_new(name, durability, imported.id, encrypt).await?;
+        let store = self.open_store_behind(name, &record, newest).await?;
         Ok(Import { name: name.to_owned(), record, durability, imported, store, others, slot })
     }
 
@@ -125,18 +140,18 @@ impl Registry {
     pub async fn end_import(&self, mut import: Import, watch: Watch<'_>) -> Result<(u64, u64)> {
         let name = import.name.clone();
         let text = |error: VolumeError| format!("volume `{name}`: {error}");
-        let Import { name, durability, store, others, .. } = &import;
+        let Import { name, record, durability, store, others, .. } = &import;
         let volume = self.open_volume_below(others, name, *durability, store.clone()).await?;
         let drawn = import.draw_in(&volume, watch).await;
         let inodes = volume.report().inodes;
         let closed = volume.close().await;
         let bytes = drawn?;
         closed.map_err(&text)?;
-        let store = self.open_store(name, *durability).await?;
+        let store = self.open_store(name, record).await?;
         atoll_volume::settle(&*store).await.map_err(&text)?;
         let volume = self.open_volume(name, *durability, store).await?;
         // Last: a volume without it was never made.
-        self.keep_record(name, &import.record)?;
+        self.keep_record(name, record)?;
         *import.slot = Some(volume);
         Ok((inodes, bytes))
     }

@@ -2,7 +2,7 @@
 //!
 //! Under the data folder each volume has `volumes/NAME/` with `volume.json`,
 //! its log and its staging; under the store `volumes/NAME/` with an owner
-//! record, `meta` and `segments`. The owner record is written under the
+//! record, `keys.json` if it is encrypted, `meta` and `segments`. The owner record is written under the
 //! condition that none is there, so one name is made once. `volume.json` in the
 //! data folder is written last: when a crash comes between the two, the next
 //! `create` by the same data folder finds its own owner record, clears what is
@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_keys::{Keyring, ServerKeys};
 use atoll_object::{ObjectRoot, probe};
-use atoll_store::{SlateConfig, SlateStore};
+use atoll_store::{Sealing, SlateConfig, SlateStore};
 use atoll_types::{Caller, Epoch};
 use atoll_volume::{Compression, Durability, Quota, Volume, VolumeConfig, VolumeSettings};
 use futures_util::StreamExt;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use crate::durable;
+use crate::keys::CIPHER;
 use crate::names;
 use crate::sessions::Sessions;
 
@@ -47,6 +49,8 @@ pub(crate) struct Registry {
     folder: PathBuf,
     pub(crate) root: ObjectRoot,
     cache_bytes_max: u64,
+    /// What keys of volumes are wrapped with.
+    pub(crate) keys: Arc<ServerKeys>,
     /// This data folder's name in owner records.
     pub(crate) owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
@@ -68,6 +72,9 @@ pub(crate) struct Record {
     /// The volume as whose copy it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<String>,
+    /// Its keys lie in the store, as `keys.json`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) encrypted: bool,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -85,13 +92,18 @@ pub(crate) fn compression_named(name: &str) -> Result<Compression> {
     match name {
         "none" => Ok(Compression::None),
         "lz4" => Ok(Compression::Lz4),
-        other => Err(format!("no compression `{other}`: use `lz4` or `none`")),
+        "zstd" => Ok(Compression::Zstd),
+        other => Err(format!("no compression `{other}`: use `lz4`, `zstd` or `none`")),
     }
 }
 
 impl Record {
     pub fn durability(&self) -> Result<Durability> {
         durability_named(&self.durability)
+    }
+
+    pub fn id(&self) -> Result<u128> {
+        u128::from_str_radix(&self.id, 16).map_err(|_| "damaged volume.json: no identity".to_owned())
     }
 }
 
@@ -101,7 +113,13 @@ pub(crate) fn bound(most: u64) -> Option<u64> {
 }
 
 impl Registry {
-    pub fn open(folder: PathBuf, root: ObjectRoot, cache_bytes_max: u64, sessions: Arc<Sessions>) -> Result<Self> {
+    pub fn open(
+        folder: PathBuf,
+        root: ObjectRoot,
+        cache_bytes_max: u64,
+        keys: ServerKeys,
+        sessions: Arc<Sessions>,
+    ) -> Result<Self> {
         let path = folder.join("owner");
         let fail = |error: std::io::Error| format!("{}: {error}", path.display());
         let owner = match std::fs::read_to_string(&path) {
@@ -118,6 +136,7 @@ impl Registry {
             folder,
             root,
             cache_bytes_max,
+            keys: Arc::new(keys),
             owner,
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),
@@ -163,7 +182,7 @@ impl Registry {
         serde_json::from_slice(&bytes).map_err(|error| format!("volume `{name}`: damaged volume.json: {error}"))
     }
 
-    pub async fn create(&self, name: &str, durability: &str, compression: &str) -> Result<()> {
+    pub async fn create(&self, name: &str, durability: &str, compression: &str, encrypt: bool) -> Result<()> {
         names::check("volume", name)?;
         let durability = durability_named(durability)?;
         let compression = compression_named(compression)?;
@@ -174,8 +193,8 @@ impl Registry {
         }
         probe(&self.root).await.map_err(|error| error.to_string())?;
         let settings = VolumeSettings { compression, ..VolumeSettings::new(durability, new_id()?) };
-        let record = self.claim(name, durability, settings.id, None).await?;
-        let store = self.open_store(name, durability).await?;
+        let record = self.claim_new(name, durability, settings.id, encrypt).await?;
+        let store = self.open_store(name, &record).await?;
         // The root directory belongs to whoever runs the server.
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let owner = Caller { uid, gid, pid: 0 };
@@ -187,6 +206,26 @@ impl Registry {
         Ok(())
     }
 
+    /// Take a name in the store for a new volume that shares nothing with others, with its keys.
+    pub(crate) async fn claim_new(
+        &self,
+        name: &str,
+        durability: Durability,
+        id: u128,
+        encrypt: bool,
+    ) -> Result<Record> {
+        // Before anything is left of an attempt.
+        let keys = match encrypt {
+            true => Some(self.wrap(Keyring::random().map_err(|error| error.to_string())?, id).await?),
+            false => None,
+        };
+        let record = self.claim(name, durability, id, None, encrypt).await?;
+        if let Some(keys) = keys {
+            self.keep_keys(name, keys).await?;
+        }
+        Ok(record)
+    }
+
     /// Take a name in the store for a new volume. Nothing of an attempt that was cut off is left.
     pub(crate) async fn claim(
         &self,
@@ -194,12 +233,14 @@ impl Registry {
         durability: Durability,
         id: u128,
         parent: Option<&str>,
+        encrypted: bool,
     ) -> Result<Record> {
         let record = Record {
             id: format!("{id:032x}"),
             durability: durability.name().into(),
             owner: self.owner.clone(),
             parent: parent.map(str::to_owned),
+            encrypted,
         };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let remote = self.remote(name);
@@ -248,6 +289,8 @@ impl Registry {
                 record.durability
             ));
         }
+        // Nothing is changed for a server without the right key.
+        self.keyring(name, &record).await?;
         let record = Record { owner: self.owner.clone(), ..record };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let owned = remote.store.put(&path, PutPayload::from(json.clone())).await;
@@ -305,25 +348,26 @@ impl Registry {
         Ok(())
     }
 
-    pub(crate) fn store_config(&self, name: &str, durability: Durability) -> SlateConfig {
+    pub(crate) fn store_config(&self, name: &str, durability: Durability, keys: Option<Arc<Keyring>>) -> SlateConfig {
         SlateConfig {
             root: self.root.clone(),
             place: place_of_metadata(name),
             log: (durability == Durability::Local).then(|| self.local(name).join("log")),
             memtable_bytes: MEMTABLE_BYTES,
             garbage_interval: METADATA_GARBAGE_INTERVAL,
+            sealing: keys.map(|keys| Sealing { keys, name_in_key: atoll_volume::format::name_in_key }),
         }
     }
 
-    pub(crate) async fn open_store(&self, name: &str, durability: Durability) -> Result<Arc<SlateStore>> {
-        self.open_store_behind(name, durability, Epoch(0)).await
+    pub(crate) async fn open_store(&self, name: &str, record: &Record) -> Result<Arc<SlateStore>> {
+        self.open_store_behind(name, record, Epoch(0)).await
     }
 
     /// The same, in an epoch behind `before`.
     pub(crate) async fn open_store_behind(
         &self,
         name: &str,
-        durability: Durability,
+        record: &Record,
         before: Epoch,
     ) -> Result<Arc<SlateStore>> {
         let local = self.local(name);
@@ -333,7 +377,8 @@ impl Registry {
         if let Err(error) = remote.store.head(&ObjectPath::from("volume.json")).await {
             return Err(format!("volume `{name}`: cannot read {}: {error}", remote.url));
         }
-        let store = SlateStore::open_behind(self.store_config(name, durability), before)
+        let keys = self.keyring(name, record).await?;
+        let store = SlateStore::open_behind(self.store_config(name, record.durability()?, keys), before)
             .await
             .map_err(|error| format!("volume `{name}`: {error}"))?;
         Ok(Arc::new(store))
@@ -369,7 +414,8 @@ impl Registry {
         };
         let mut config = BlobConfig::new(segments.store, ObjectPath::default(), staging);
         let settings = atoll_volume::settings(&*store).await.map_err(|error| format!("volume `{name}`: {error}"))?;
-        config.compress = settings.compression == Compression::Lz4;
+        config.compression = settings.compression;
+        config.keys = store.keys();
         config.ancestors = ancestors_below(others, settings);
         config.cache_bytes_max = self.cache_bytes_max;
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
@@ -394,9 +440,8 @@ impl Registry {
         if let Some(volume) = &*open {
             return Ok(volume.clone());
         }
-        let durability = record.durability()?;
-        let store = self.open_store(name, durability).await?;
-        let volume = self.open_volume(name, durability, store).await?;
+        let store = self.open_store(name, &record).await?;
+        let volume = self.open_volume(name, record.durability()?, store).await?;
         volume.begin_grace(volume.restored_sessions().iter().map(|(session, _)| *session), GRACE);
         self.sessions.restore(name, &volume);
         *open = Some(volume.clone());
@@ -416,6 +461,8 @@ impl Registry {
         let volume = self.peek(name);
         let report = volume.as_ref().map(Volume::report);
         let quota = volume.as_ref().map_or(Quota::NONE, Volume::quota);
+        // What else is known is shown when the store does not answer.
+        let keys = if record.encrypted { self.key_record(names::parts(name).0).await.ok() } else { None };
         Ok(atoll_wire::VolumeInfo {
             name: name.to_owned(),
             durability: record.durability,
@@ -424,6 +471,8 @@ impl Registry {
             quota_bytes: bound(quota.bytes),
             quota_inodes: bound(quota.inodes),
             compression: volume.map(|volume| volume.settings().compression.name().to_owned()),
+            encryption: record.encrypted.then(|| CIPHER.to_owned()),
+            wrapping_key: keys.map(|(keys, _)| keys.wrapping_key().to_string()),
             clone_of: record.parent,
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),

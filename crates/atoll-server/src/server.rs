@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_keys::ServerKeys;
 use atoll_object::ObjectOptions;
 use axum::extract::State;
 use axum::routing::get;
@@ -50,6 +51,10 @@ pub struct ServerConfig {
     pub insecure: bool,
     /// Read cache of each volume, in bytes.
     pub cache_bytes_max: u64,
+    /// Files whose lines are keys: the first one wraps keys of volumes, all unwrap them.
+    pub key_files: Vec<PathBuf>,
+    /// A file whose lines are passphrases, which do the same; the first one wraps when there are no key files.
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// Why a server does not start or stop; every message says what to do.
@@ -65,6 +70,8 @@ pub enum ServerError {
     Insecure(SocketAddr),
     #[error("TLS: {0}")]
     Tls(String),
+    #[error(transparent)]
+    Keys(#[from] atoll_keys::KeyError),
     #[error(transparent)]
     Object(#[from] atoll_object::ObjectError),
     #[error("metrics: {0}")]
@@ -178,6 +185,7 @@ impl Server {
         {
             return Err(ServerError::Insecure(address));
         }
+        let keys = ServerKeys::load(&config.key_files, config.passphrase_file.as_deref())?;
         let lock = lock_data(&config.data).await?;
         let data = config.data.canonicalize().map_err(|error| ServerError::Data {
             folder: config.data.display().to_string(),
@@ -191,7 +199,7 @@ impl Server {
         })?;
         let (stop, stopped) = watch::channel(false);
         let sessions: Arc<Sessions> = Arc::default();
-        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, sessions.clone());
+        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, keys, sessions.clone());
         let context = Arc::new(Context {
             registry: registry.map_err(ServerError::Volume)?,
             sessions,

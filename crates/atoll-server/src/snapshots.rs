@@ -62,13 +62,13 @@ impl Registry {
 
     /// Turn a volume that nobody uses back to what it was at a snapshot.
     pub async fn restore_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
-        let durability = self.record(volume)?.durability()?;
+        let record = self.record(volume)?;
         // Those that had it mounted when the last server ended count, too.
         self.get_volume(volume).await?;
         let slot = self.slot(volume);
         let mut open = slot.lock().await;
         self.close_unused(volume, &mut open, "it is restored").await?;
-        let store = self.open_store(volume, durability).await?;
+        let store = self.open_store(volume, &record).await?;
         let restored = atoll_volume::restore(&*store, snapshot).await;
         let closed = store.close().await;
         restored.map_err(text(volume, snapshot))?;

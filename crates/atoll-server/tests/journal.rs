@@ -186,8 +186,12 @@ impl Running {
     async fn new(folder: &Path) -> Running {
         let running = Running::start(folder).await;
         let mut admin = Client::connect(&running.socket, Introduction::default(), None).await;
-        let create =
-            AdminRequest::VolumeCreate { name: "v".into(), durability: "local".into(), compression: "lz4".into() };
+        let create = AdminRequest::VolumeCreate {
+            name: "v".into(),
+            durability: "local".into(),
+            compression: "lz4".into(),
+            encrypt: false,
+        };
         let id = admin.send(Request::Admin(create)).await;
         assert!(matches!(admin.answer(id).await, Response::Admin(_)));
         running

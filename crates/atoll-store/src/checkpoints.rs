@@ -11,7 +11,7 @@ use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::{Db, DbReader, DbReaderMode};
 
 use crate::slate::{STORE_RETRIES_MAX, db_error};
-use crate::{Checkpoint, Result, StoreError};
+use crate::{Checkpoint, Result, Sealing, StoreError};
 
 /// Memory for what one reader has decoded, in bytes.
 const CACHE_BYTES_MAX: u64 = 32 << 20;
@@ -20,14 +20,16 @@ pub(crate) struct Checkpoints {
     root: ObjectRoot,
     path: Path,
     admin: Admin,
+    sealing: Option<Sealing>,
     /// One at a time: names stay unique.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Checkpoints {
-    pub fn new(root: &ObjectRoot, path: Path) -> Self {
+    /// Without `sealing` none of an encrypted store can be read; they are listed, made and deleted all the same.
+    pub fn new(root: &ObjectRoot, path: Path, sealing: Option<Sealing>) -> Self {
         let admin = AdminBuilder::new(path.clone(), root.store.clone()).build();
-        Checkpoints { root: root.clone(), path, admin, turn: tokio::sync::Mutex::default() }
+        Checkpoints { root: root.clone(), path, admin, sealing, turn: tokio::sync::Mutex::default() }
     }
 
     async fn named(&self, name: &str) -> Result<Option<slatedb::Checkpoint>> {
@@ -85,13 +87,14 @@ impl Checkpoints {
             ..DbReaderOptions::default()
         };
         let cache = MokaCache::new_with_opts(MokaCacheOptions { max_capacity: CACHE_BYTES_MAX, ..Default::default() });
-        DbReader::builder(self.path.clone(), self.root.store.clone())
+        let mut reader = DbReader::builder(self.path.clone(), self.root.store.clone())
             .with_reader_mode(DbReaderMode::Checkpoint(found.id))
             .with_options(options)
-            .with_db_cache(Arc::new(cache), 0)
-            .build()
-            .await
-            .map_err(db_error)
+            .with_db_cache(Arc::new(cache), 0);
+        if let Some(sealing) = &self.sealing {
+            reader = reader.with_block_transformer(sealing.blocks());
+        }
+        reader.build().await.map_err(db_error)
     }
 
     pub async fn delete(&self, name: &str) -> Result<()> {

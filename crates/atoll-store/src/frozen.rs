@@ -33,6 +33,10 @@ impl Read for Frozen {
     async fn scan(&self, scan: Scan) -> Result<Page> {
         self.view.scan(scan).await
     }
+
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        self.view.sort_key(key)
+    }
 }
 
 #[async_trait]

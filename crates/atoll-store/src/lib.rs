@@ -10,10 +10,12 @@ mod frozen;
 mod garbage;
 mod log;
 mod memory;
+mod sealing;
 mod slate;
 
 pub use frozen::Frozen;
 pub use memory::{MemoryMedium, MemoryStore};
+pub use sealing::Sealing;
 pub use slate::{SlateConfig, SlateStore};
 
 use std::sync::Arc;
@@ -94,7 +96,7 @@ impl Batch {
     }
 }
 
-/// A page of a scan, in key order.
+/// A page of a scan, in the order of [`Read::sort_key`].
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     pub entries: Vec<(Bytes, Bytes)>,
@@ -126,6 +128,10 @@ pub trait Read: Send + Sync {
     /// Values in the order of the keys.
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>>;
     async fn scan(&self, scan: Scan) -> Result<Page>;
+    /// Entries of a scan are in the order of this. It is the key's own, but for names that an encrypted store hides.
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        key.clone()
+    }
 }
 
 /// Callers' keys start here; those before are the store's own and never show.

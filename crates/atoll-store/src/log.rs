@@ -9,18 +9,25 @@
 //! tells a torn tail, which nobody was promised, from damage to durable commits.
 //! Checksums of records are seeded with the log's id: the bytes of another log, or
 //! of a log kept as a value in this one, are no records here.
+//!
+//! In the log of an encrypted store, which has a version of its own, each batch is sealed, bound to the log and to the
+//! commit's number; lengths and checksums are those of the sealed bytes.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use atoll_keys::{Keyring, Purpose};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::sealing::sealing_error;
 use crate::{Batch, Result, StoreError};
 
 const MAGIC: &[u8; 12] = b"atoll log\0\0\0";
 const VERSION: u32 = 2;
+const VERSION_SEALED: u32 = 3;
 const HEADER: usize = 44;
 const RECORD_HEADER: usize = 24;
 /// Zeros that are written behind what is appended when there are none left.
@@ -61,13 +68,38 @@ pub(crate) struct Record {
     pub batch: Batch,
 }
 
-fn encode(id: &LogId, synced: u64, record: &Record, out: &mut BytesMut) {
+fn encode(id: &LogId, keys: Option<&Keyring>, synced: u64, record: &Record, out: &mut BytesMut) -> Result<()> {
     let start = out.len();
     out.put_bytes(0, 8);
     out.put_u64_le(record.seq);
     out.put_u64_le(synced);
-    out.put_u32_le(record.batch.writes.len() as u32);
-    for (key, value) in &record.batch.writes {
+    match keys {
+        None => encode_batch(&record.batch, out),
+        Some(keys) => {
+            let mut batch = BytesMut::new();
+            encode_batch(&record.batch, &mut batch);
+            let sealed = keys.seal(Purpose::Log, &bound(id, record.seq), &batch);
+            out.put_slice(&sealed.map_err(sealing_error)?);
+        }
+    }
+    let length = (out.len() - start - RECORD_HEADER) as u32;
+    let checksum = id.checksum(&out[start + 8..]);
+    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    out[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
+    Ok(())
+}
+
+/// What a sealed batch is bound to.
+fn bound(id: &LogId, seq: u64) -> [u8; 24] {
+    let mut bound = [0; 24];
+    bound[..16].copy_from_slice(&id.0);
+    bound[16..].copy_from_slice(&seq.to_le_bytes());
+    bound
+}
+
+fn encode_batch(batch: &Batch, out: &mut BytesMut) {
+    out.put_u32_le(batch.writes.len() as u32);
+    for (key, value) in &batch.writes {
         out.put_u16_le(key.len() as u16);
         out.put_u32_le(value.as_ref().map_or(u32::MAX, |v| v.len() as u32));
         out.put_slice(key);
@@ -75,10 +107,6 @@ fn encode(id: &LogId, synced: u64, record: &Record, out: &mut BytesMut) {
             out.put_slice(value);
         }
     }
-    let length = (out.len() - start - RECORD_HEADER) as u32;
-    let checksum = id.checksum(&out[start + 8..]);
-    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    out[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
 }
 
 fn decode_batch(mut body: Bytes) -> Option<Batch> {
@@ -144,7 +172,7 @@ impl LogFile {
     }
 
     /// `None`: the header is not whole.
-    fn read(number: u64, path: PathBuf) -> Result<Option<LogFile>> {
+    fn read(number: u64, path: PathBuf, keys: Option<&Keyring>) -> Result<Option<LogFile>> {
         let mut content = Bytes::from(fs::read(&path).map_err(io)?);
         let total = content.len() as u64;
         let damaged = |what: &str| StoreError::Corrupt(format!("{}: {what}", path.display()));
@@ -155,10 +183,12 @@ impl LogFile {
         let checksum = crc32c::crc32c(&header[..HEADER - 4]);
         if header[..12] == MAGIC[..] {
             let version = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
-            if version != VERSION {
-                return Err(StoreError::Format(format!("log version {version}, this release knows {VERSION}")));
+            if version != VERSION && version != VERSION_SEALED {
+                let known = format!("this release knows {VERSION} and {VERSION_SEALED}");
+                return Err(StoreError::Format(format!("log version {version}, {known}")));
             }
         }
+        let is_sealed = header[12..16] == VERSION_SEALED.to_le_bytes();
         header.advance(16);
         let mut id = [0; 16];
         header.copy_to_slice(&mut id);
@@ -168,12 +198,20 @@ impl LogFile {
             // Nothing follows a header that was not synced.
             return if content.is_empty() { Ok(None) } else { Err(damaged("the header is damaged")) };
         }
+        if is_sealed != keys.is_some() {
+            let what = if is_sealed { "encrypted, and its store is not" } else { "not encrypted, as its store is" };
+            return Err(StoreError::Log(format!("{} is {what}", path.display())));
+        }
         let (mut records, mut newest) = (Vec::<Record>::new(), synced);
         while let Some(end) = whole_record(&id, &content) {
             let mut record = content.split_to(end);
             record.advance(8);
             let seq = record.get_u64_le();
             record.advance(8);
+            if let Some(keys) = keys {
+                let opened = keys.open(Purpose::Log, &bound(&id, seq), &record);
+                record = opened.map_err(|error| damaged(&format!("commit {seq}: {error}")))?.into();
+            }
             let batch = decode_batch(record).ok_or_else(|| damaged("malformed record"))?;
             if seq != newest + 1 {
                 return Err(damaged(&format!("commit {seq} follows {newest}")));
@@ -196,11 +234,13 @@ pub(crate) struct LogFolder {
     files: Vec<LogFile>,
     /// A last file whose making was cut short.
     half_made: Option<PathBuf>,
+    keys: Option<Arc<Keyring>>,
     lock: File,
 }
 
 impl LogFolder {
-    pub fn open(folder: &Path) -> Result<LogFolder> {
+    /// `keys`: those of an encrypted store.
+    pub fn open(folder: &Path, keys: Option<Arc<Keyring>>) -> Result<LogFolder> {
         fs::create_dir_all(folder).map_err(io)?;
         let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(io)?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
@@ -217,9 +257,9 @@ impl LogFolder {
         }
         paths.sort();
         let last = paths.last().map(|(number, _)| *number);
-        let mut log = LogFolder { folder: folder.to_owned(), files: Vec::new(), half_made: None, lock };
+        let mut log = LogFolder { folder: folder.to_owned(), files: Vec::new(), half_made: None, keys, lock };
         for (number, path) in paths {
-            match LogFile::read(number, path.clone())? {
+            match LogFile::read(number, path.clone(), log.keys.as_deref())? {
                 Some(file) if file.complete || Some(number) == last => log.files.push(file),
                 None if Some(number) == last => log.half_made = Some(path),
                 _ => {
@@ -266,16 +306,16 @@ impl LogFolder {
             file.sync_all().map_err(io)?;
         }
         let number = self.files.last().map_or(0, |file| file.number) + 1;
-        let (file, file_bytes) = new_file(&self.folder, number, &id, newest)?;
+        let (file, file_bytes) = new_file(&self.folder, number, &id, self.keys.as_deref(), newest)?;
         let (mut finished, mut records) = (Vec::new(), Vec::new());
         for file in self.files {
             finished.push((file.path.clone(), file.newest()));
             records.extend(file.records.into_iter().filter(|record| record.seq > applied));
         }
-        let folder = self.folder;
+        let (folder, keys) = (self.folder, self.keys);
         let room_end = file_bytes;
         let mut log =
-            Log { folder, id, file, file_bytes, room_end, number, synced: newest, finished, _lock: self.lock };
+            Log { folder, id, keys, file, file_bytes, room_end, number, synced: newest, finished, _lock: self.lock };
         log.trim(applied)?;
         Ok((log, records))
     }
@@ -285,6 +325,7 @@ impl LogFolder {
 pub(crate) struct Log {
     folder: PathBuf,
     id: LogId,
+    keys: Option<Arc<Keyring>>,
     file: File,
     /// Of the header and the records.
     pub file_bytes: u64,
@@ -305,7 +346,7 @@ impl Log {
         let Some(last) = records.last() else { return Ok(()) };
         let mut bytes = BytesMut::new();
         for record in records {
-            encode(&self.id, self.synced, record, &mut bytes);
+            encode(&self.id, self.keys.as_deref(), self.synced, record, &mut bytes)?;
         }
         let end = self.file_bytes + bytes.len() as u64;
         let length = bytes.len();
@@ -339,7 +380,7 @@ impl Log {
         // The zeros behind it are of no use any more. They do no harm either.
         let _ = self.file.set_len(self.file_bytes);
         self.room_end = self.file_bytes;
-        let (file, file_bytes) = new_file(&self.folder, self.number + 1, &self.id, self.synced)?;
+        let (file, file_bytes) = new_file(&self.folder, self.number + 1, &self.id, self.keys.as_deref(), self.synced)?;
         self.finished.push((file_path(&self.folder, self.number), self.synced));
         self.number += 1;
         self.file = file;
@@ -376,10 +417,11 @@ fn file_path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:016x}.log"))
 }
 
-fn new_file(folder: &Path, number: u64, id: &LogId, synced: u64) -> Result<(File, u64)> {
+fn new_file(folder: &Path, number: u64, id: &LogId, keys: Option<&Keyring>, synced: u64) -> Result<(File, u64)> {
     let path = file_path(folder, number);
     let file = File::options().create_new(true).write(true).open(&path).map_err(io)?;
-    let made = write_header(file, folder, id, synced);
+    let version = if keys.is_some() { VERSION_SEALED } else { VERSION };
+    let made = write_header(file, folder, id, version, synced);
     if made.is_err() {
         // The next attempt makes it again.
         fs::remove_file(path).map_err(io)?;
@@ -387,9 +429,9 @@ fn new_file(folder: &Path, number: u64, id: &LogId, synced: u64) -> Result<(File
     made
 }
 
-fn write_header(mut file: File, folder: &Path, id: &LogId, synced: u64) -> Result<(File, u64)> {
+fn write_header(mut file: File, folder: &Path, id: &LogId, version: u32, synced: u64) -> Result<(File, u64)> {
     let mut header = MAGIC.to_vec();
-    header.put_u32_le(VERSION);
+    header.put_u32_le(version);
     header.put_slice(&id.0);
     header.put_u64_le(synced);
     header.put_u32_le(crc32c::crc32c(&header));
@@ -413,7 +455,7 @@ mod tests {
     }
 
     fn open(folder: &Path, applied: u64) -> Result<(Log, Vec<u64>)> {
-        let (log, records) = LogFolder::open(folder)?.start(ID, applied)?;
+        let (log, records) = LogFolder::open(folder, None)?.start(ID, applied)?;
         Ok((log, records.iter().map(|record| record.seq).collect()))
     }
 
@@ -454,7 +496,7 @@ mod tests {
     #[test]
     fn a_log_kept_as_a_value_is_no_record() {
         let other = tempfile::tempdir().unwrap();
-        let (mut log, _) = LogFolder::open(other.path()).unwrap().start(LogId([8; 16]), 0).unwrap();
+        let (mut log, _) = LogFolder::open(other.path(), None).unwrap().start(LogId([8; 16]), 0).unwrap();
         for seq in 1..10 {
             log.append(&[record(seq)]).unwrap();
         }
@@ -469,6 +511,47 @@ mod tests {
         drop(log);
         File::options().write(true).open(path).and_then(|file| file.set_len(length - 1)).unwrap();
         assert_eq!(open(folder.path(), 0).unwrap().1, [1]);
+    }
+
+    fn open_sealed(folder: &Path, keys: &Arc<Keyring>) -> Result<(Log, Vec<u64>)> {
+        let (log, records) = LogFolder::open(folder, Some(keys.clone()))?.start(ID, 0)?;
+        Ok((log, records.iter().map(|record| record.seq).collect()))
+    }
+
+    #[test]
+    fn a_sealed_log_is_read_with_its_keys_only_and_in_its_order_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = Arc::new(Keyring::random().unwrap());
+        let (mut log, _) = open_sealed(folder.path(), &keys).unwrap();
+        let mut ends = vec![log.file_bytes];
+        for seq in 1..=3 {
+            log.append(&[record(seq)]).unwrap();
+            ends.push(log.file_bytes);
+        }
+        drop(log);
+        let path = file_path(folder.path(), 1);
+        let whole = fs::read(&path).unwrap();
+        assert!(!whole.windows(5).any(|part| part == b"value"), "plain bytes are in the log");
+        let refused = |keys| LogFolder::open(folder.path(), keys).err();
+        assert!(matches!(refused(None), Some(StoreError::Log(_))));
+        let wrong = refused(Some(Arc::new(Keyring::random().unwrap())));
+        assert!(matches!(wrong, Some(StoreError::Corrupt(_))), "{wrong:?}");
+        // The second record with the third's content, and a checksum that fits.
+        let mut swapped = whole.clone();
+        let (second, third) = (ends[1] as usize..ends[2] as usize, ends[2] as usize..ends[3] as usize);
+        assert_eq!(second.len(), third.len());
+        swapped.copy_within(third.start + RECORD_HEADER..third.end, second.start + RECORD_HEADER);
+        let checksum = ID.checksum(&swapped[second.start + 8..second.end]);
+        swapped[second.start + 4..second.start + 8].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(&path, swapped).unwrap();
+        let moved = refused(Some(keys.clone()));
+        assert!(matches!(moved, Some(StoreError::Corrupt(_))), "{moved:?}");
+        fs::write(&path, whole).unwrap();
+        assert_eq!(open_sealed(folder.path(), &keys).unwrap().1, [1, 2, 3]);
+        let plain = tempfile::tempdir().unwrap();
+        drop(open(plain.path(), 0).unwrap());
+        let exchanged = LogFolder::open(plain.path(), Some(keys)).err();
+        assert!(matches!(exchanged, Some(StoreError::Log(_))), "a plain log is none of an encrypted store");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use atoll_keys::Keyring;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use crate::bind;
 use crate::checkpoints::Checkpoints;
 use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
-use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Store, StoreError};
+use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Sealing, Store, StoreError};
 
 /// Where SlateDB lies below the store's place.
 const DATABASE: &str = "meta";
@@ -48,6 +49,8 @@ pub struct SlateConfig {
     pub memtable_bytes: usize,
     /// How often old objects are deleted. They are kept for at least two such intervals.
     pub garbage_interval: Duration,
+    /// What it is encrypted with; a store is from its beginning on, or never.
+    pub sealing: Option<Sealing>,
 }
 
 pub struct SlateStore {
@@ -62,6 +65,7 @@ pub struct SlateStore {
 struct Shared {
     db: Arc<Db>,
     next: AtomicU64,
+    sealing: Option<Sealing>,
     /// One commit at a time: preconditions, order of the log and of SlateDB agree.
     commit: Arc<tokio::sync::Mutex<()>>,
     /// One flush at a time.
@@ -103,6 +107,11 @@ impl SlateConfig {
     fn database(&self) -> Path {
         database(&self.place)
     }
+
+    fn open_log(&self) -> Result<Option<LogFolder>> {
+        let keys = self.sealing.as_ref().map(|sealing| sealing.keys.clone());
+        self.log.as_deref().map(|folder| LogFolder::open(folder, keys)).transpose()
+    }
 }
 
 /// What compaction replaces stays for as long as the garbage collection lets readers take.
@@ -125,12 +134,12 @@ impl SlateStore {
     /// objects for as long as it likes: both the checkpoint and the source must outlive it. A crash leaves what
     /// [`SlateStore::remove`] and removing the place's objects clear.
     pub async fn branch(config: &SlateConfig, source: &str, checkpoint: &str) -> Result<()> {
-        let checkpoints = Checkpoints::new(&config.root, database(source));
+        let checkpoints = Checkpoints::new(&config.root, database(source), config.sealing.clone());
         let from = checkpoints.existing(checkpoint).await?;
         let reader = checkpoints.read(checkpoint).await?;
         let applied = number(reader.get(APPLIED).await.map_err(db_error)?)?;
         reader.close().await.map_err(db_error)?;
-        let log = config.log.as_deref().map(LogFolder::open).transpose()?;
+        let log = config.open_log()?;
         if let Some(id) = bind::make(&config.own(), log.is_some()).await?
             && let Some(log) = log
         {
@@ -141,11 +150,16 @@ impl SlateStore {
         admin.create_clone_builder_from_source(source).build().await.map_err(db_error)
     }
 
+    /// What an encrypted store is sealed with.
+    pub fn keys(&self) -> Option<Arc<Keyring>> {
+        self.shared.sealing.as_ref().map(|sealing| sealing.keys.clone())
+    }
+
     /// The checkpoints of a store that need not be open; none when there is no store.
     pub async fn checkpoints_at(root: &ObjectRoot, place: &str) -> Result<Vec<Checkpoint>> {
         let admin = AdminBuilder::new(database(place), root.store.clone()).build();
         match admin.read_manifest(None).await.map_err(db_error)? {
-            Some(_) => Checkpoints::new(root, database(place)).list().await,
+            Some(_) => Checkpoints::new(root, database(place), None).list().await,
             None => Ok(Vec::new()),
         }
     }
@@ -167,7 +181,7 @@ impl SlateStore {
     /// The same, with an epoch behind `before`: of a store that is to hold what epochs of another one have left.
     pub async fn open_behind(config: SlateConfig, before: Epoch) -> Result<SlateStore> {
         // The log first: it refuses a second server before SlateDB fences the first.
-        let log = config.log.as_deref().map(LogFolder::open).transpose()?;
+        let log = config.open_log()?;
         let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
         let settings = Settings {
             // What is read is never older than what the garbage collection keeps.
@@ -181,8 +195,11 @@ impl SlateStore {
             compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
-        let db = Db::builder(config.database(), config.root.store.clone()).with_settings(settings).build().await;
-        let db = Arc::new(db.map_err(db_error)?);
+        let mut db = Db::builder(config.database(), config.root.store.clone()).with_settings(settings);
+        if let Some(sealing) = &config.sealing {
+            db = db.with_block_transformer(sealing.blocks());
+        }
+        let db = Arc::new(db.build().await.map_err(db_error)?);
         let applied = number(db.get(APPLIED).await.map_err(db_error)?)?;
         let mut epoch = number(db.get(EPOCH).await.map_err(db_error)?)?;
         let (log, records) = match log.zip(id) {
@@ -200,12 +217,13 @@ impl SlateStore {
                 }
             }
             newest = record.seq;
-            apply(&db, record.seq, &record.batch).await?;
+            apply(&db, config.sealing.as_ref(), record.seq, &record.batch).await?;
         }
         epoch = epoch.max(before.0) + 1;
         let shared = Shared {
             db: db.clone(),
             next: AtomicU64::new(newest + 1),
+            sealing: config.sealing.clone(),
             commit: Arc::default(),
             flushing: Arc::default(),
             durable: watch::channel(newest).0,
@@ -215,8 +233,8 @@ impl SlateStore {
             failed: Mutex::new(None),
         };
         let garbage = Collector::start(&config.root, config.database(), shared.logged, config.garbage_interval);
-        let checkpoints = Checkpoints::new(&config.root, config.database());
-        let view = View { reader: db, _hold: None };
+        let checkpoints = Checkpoints::new(&config.root, config.database(), config.sealing.clone());
+        let view = View { reader: db, sealing: config.sealing, _hold: None };
         let store = SlateStore { garbage, checkpoints, shared: Arc::new(shared), view, epoch };
         let mut claim = Batch::default();
         claim.put(EPOCH, epoch.to_be_bytes().to_vec());
@@ -243,7 +261,7 @@ impl SlateStore {
         let ordered = tokio::spawn(async move {
             let _turn = turn;
             let seq = shared.next.load(Ordering::Acquire);
-            apply(&shared.db, seq, &batch).await.map_err(|error| shared.fail(error))?;
+            apply(&shared.db, shared.sealing.as_ref(), seq, &batch).await.map_err(|error| shared.fail(error))?;
             if shared.logged {
                 shared.waiting.lock().push(Record { seq, batch });
             }
@@ -337,33 +355,36 @@ impl Shared {
     }
 }
 
-async fn apply(db: &Db, seq: u64, batch: &Batch) -> Result<()> {
+async fn apply(db: &Db, sealing: Option<&Sealing>, seq: u64, batch: &Batch) -> Result<()> {
     let mut writes = WriteBatch::new();
     for (key, value) in &batch.writes {
+        let key = sealing.map_or_else(|| key.clone(), |sealing| sealing.hide(key));
         match value {
-            Some(value) => writes.put(key, value),
-            None => writes.delete(key),
+            Some(value) => writes.put(&key, value),
+            None => writes.delete(&key),
         }
     }
     writes.put(APPLIED, seq.to_be_bytes());
     db.write(writes).await.map(|_| ()).map_err(db_error)
 }
 
-async fn collect(mut iterator: slatedb::DbIterator, scan: &Scan) -> Result<Page> {
+async fn collect(mut iterator: slatedb::DbIterator, sealing: Option<&Sealing>, entries_max: usize) -> Result<Page> {
     let mut page = Page::default();
     while let Some(entry) = iterator.next().await.map_err(db_error)? {
-        if page.entries.len() == scan.entries_max {
-            page.next = Some(entry.key);
+        let key = sealing.map_or_else(|| Ok(entry.key.clone()), |sealing| sealing.reveal(entry.key.clone()))?;
+        if page.entries.len() == entries_max {
+            page.next = Some(key);
             break;
         }
-        page.entries.push((entry.key, entry.value));
+        page.entries.push((key, entry.value));
     }
     Ok(page)
 }
 
-/// What callers see of SlateDB: our own keys are not there.
+/// What callers see of SlateDB: our own keys are not there, and names not hidden.
 struct View<R> {
     reader: Arc<R>,
+    sealing: Option<Sealing>,
     /// Of an old version: what it refers to stays.
     _hold: Option<Hold>,
 }
@@ -374,7 +395,11 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         if key < KEY_MIN {
             return Ok(None);
         }
-        self.reader.get(key).await.map_err(db_error)
+        match &self.sealing {
+            None => self.reader.get(key).await,
+            Some(sealing) => self.reader.get(sealing.hide(&Bytes::copy_from_slice(key))).await,
+        }
+        .map_err(db_error)
     }
 
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
@@ -386,12 +411,17 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page> {
-        let start = scan.start.clone().max(Bytes::from_static(KEY_MIN));
-        if start >= scan.end {
+        let start = self.sort_key(&scan.start.max(Bytes::from_static(KEY_MIN)));
+        let end = self.sort_key(&scan.end);
+        if start >= end {
             return Ok(Page::default());
         }
-        let iterator = self.reader.scan(start..scan.end.clone()).await.map_err(db_error)?;
-        collect(iterator, &scan).await
+        let iterator = self.reader.scan(start..end).await.map_err(db_error)?;
+        collect(iterator, self.sealing.as_ref(), scan.entries_max).await
+    }
+
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        self.sealing.as_ref().map_or_else(|| key.clone(), |sealing| sealing.hide(key))
     }
 }
 
@@ -408,6 +438,10 @@ impl Read for SlateStore {
     async fn scan(&self, scan: Scan) -> Result<Page> {
         self.view.scan(scan).await
     }
+
+    fn sort_key(&self, key: &Bytes) -> Bytes {
+        self.view.sort_key(key)
+    }
 }
 
 #[async_trait]
@@ -421,8 +455,8 @@ impl Store for SlateStore {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Read>> {
-        let hold = Some(self.garbage.hold());
-        Ok(Arc::new(View { reader: self.shared.db.snapshot().map_err(db_error)?, _hold: hold }))
+        let (reader, sealing) = (self.shared.db.snapshot().map_err(db_error)?, self.shared.sealing.clone());
+        Ok(Arc::new(View { reader, sealing, _hold: Some(self.garbage.hold()) }))
     }
 
     async fn commit(&self, batch: Batch) -> Result<CommitSeq> {
@@ -477,7 +511,8 @@ impl Store for SlateStore {
     }
 
     async fn at(&self, name: &str) -> Result<Arc<dyn Read>> {
-        Ok(Arc::new(View { reader: Arc::new(self.checkpoints.read(name).await?), _hold: None }))
+        let reader = Arc::new(self.checkpoints.read(name).await?);
+        Ok(Arc::new(View { reader, sealing: self.shared.sealing.clone(), _hold: None }))
     }
 
     async fn delete_checkpoint(&self, name: &str) -> Result<()> {
@@ -525,6 +560,7 @@ mod tests {
             log: Some(folder.path().join("log")),
             memtable_bytes: 1 << 20,
             garbage_interval: Duration::from_secs(300),
+            sealing: None,
         };
         let store = SlateStore::open(config()).await.unwrap();
         let kept = store.commit(put("kept")).await.unwrap();

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_keys::Keyring;
 use atoll_object::{ObjectOptions, ObjectRoot};
 use atoll_store::{
-    Batch, Limits, MemoryMedium, MemoryStore, Precondition, Read, Result, Scan, SlateConfig, SlateStore, Store,
-    StoreError,
+    Batch, Limits, MemoryMedium, MemoryStore, Precondition, Read, Result, Scan, Sealing, SlateConfig, SlateStore,
+    Store, StoreError,
 };
 use atoll_types::CommitSeq;
 use bytes::Bytes;
@@ -29,6 +30,16 @@ enum Kind {
     Memory,
     Local,
     Object,
+    SealedLocal,
+    SealedObject,
+}
+
+/// Those with a local log.
+const LOGGED: [Kind; 2] = [Kind::Local, Kind::SealedLocal];
+
+/// `name 1 X`: what follows the second space.
+fn name_in_key(key: &[u8]) -> Option<usize> {
+    (key.starts_with(b"name ") && key.len() > 7).then_some(7)
 }
 
 /// What outlives a store: the place where it is opened again.
@@ -38,13 +49,17 @@ struct Place {
     folder: TempDir,
     memtable_bytes: usize,
     garbage_interval: Duration,
+    sealing: Option<Sealing>,
 }
 
 impl Place {
     fn new(kind: Kind) -> Place {
         let folder = tempfile::tempdir().unwrap();
         let garbage_interval = Duration::from_secs(300);
-        Place { kind, memory: MemoryMedium::new(), folder, memtable_bytes: MEMTABLE_BYTES, garbage_interval }
+        let sealing = matches!(kind, Kind::SealedLocal | Kind::SealedObject)
+            .then(|| Sealing { keys: Arc::new(Keyring::random().unwrap()), name_in_key });
+        let memory = MemoryMedium::new();
+        Place { kind, memory, folder, memtable_bytes: MEMTABLE_BYTES, garbage_interval, sealing }
     }
 
     /// A file or folder of SlateDB.
@@ -69,6 +84,7 @@ impl Place {
             log,
             memtable_bytes,
             garbage_interval,
+            sealing: self.sealing.clone(),
         })
         .await
     }
@@ -76,8 +92,8 @@ impl Place {
     async fn try_open(&self) -> Result<Arc<dyn Store>> {
         Ok(match self.kind {
             Kind::Memory => Arc::new(MemoryStore::open(&self.memory)),
-            Kind::Local => Arc::new(self.open_slate(Some(self.log())).await?),
-            Kind::Object => Arc::new(self.open_slate(None).await?),
+            Kind::Local | Kind::SealedLocal => Arc::new(self.open_slate(Some(self.log())).await?),
+            Kind::Object | Kind::SealedObject => Arc::new(self.open_slate(None).await?),
         })
     }
 
@@ -457,7 +473,7 @@ async fn an_overtaken_writer_changes_nothing(kind: Kind) {
     assert!(matches!(first, Err(StoreError::Fenced)), "{first:?}");
     let second = old.commit(put("stale", "2")).await;
     assert!(matches!(second, Err(StoreError::Fenced)), "{second:?}");
-    if kind == Kind::Object {
+    if kind != Kind::Memory {
         assert!(matches!(old.durable(unseen).await, Err(StoreError::Fenced)));
     }
     assert_eq!(content(&*new).await, before);
@@ -609,6 +625,8 @@ macro_rules! every_store {
         conformance!(memory, Kind::Memory, an_overtaken_writer_changes_nothing, $($case),*);
         conformance!(local, Kind::Local, $($case),*);
         conformance!(object, Kind::Object, an_overtaken_writer_changes_nothing, $($case),*);
+        conformance!(sealed_local, Kind::SealedLocal, $($case),*);
+        conformance!(sealed_object, Kind::SealedObject, an_overtaken_writer_changes_nothing, $($case),*);
     };
 }
 
@@ -655,8 +673,9 @@ fn assert_corrupt(opened: Result<Arc<dyn Store>>) {
 
 #[tokio::test]
 async fn a_torn_tail_costs_only_the_torn_commit() {
-    for damage in [|path: &Path| cut(path, 3), |path: &Path| flip(path, 1), |path: &Path| flip(path, 12)] {
-        let place = Place::new(Kind::Local);
+    let damages = [|path: &Path| cut(path, 3), |path: &Path| flip(path, 1), |path: &Path| flip(path, 12)];
+    for (kind, damage) in LOGGED.into_iter().flat_map(|kind| damages.map(|damage| (kind, damage))) {
+        let place = Place::new(kind);
         let store = place.open().await;
         fill(&*store, 0..10).await;
         drop(store);
@@ -701,23 +720,118 @@ async fn a_half_made_log_file_is_no_damage() {
 
 #[tokio::test]
 async fn damage_in_the_middle_of_the_last_file_is_reported() {
-    let place = Place::new(Kind::Local);
-    let store = place.open().await;
-    fill(&*store, 0..20).await;
-    drop(store);
-    let last = place.log_files().pop().unwrap();
-    let whole = fs::read(&last).unwrap();
-    // Every byte but those of the last record, whose damage looks like a torn tail.
-    for from_end in (60..=whole.len() as u64).step_by(7) {
-        flip(&last, from_end);
-        assert!(place.try_open().await.is_err(), "byte {from_end} from the end");
-        assert_eq!(fs::metadata(&last).unwrap().len(), whole.len() as u64, "a damaged log is left as it is");
+    for (kind, last_record_bytes) in LOGGED.into_iter().zip([60, 60 + atoll_keys::SEALED_BYTES as u64]) {
+        let place = Place::new(kind);
+        let store = place.open().await;
+        fill(&*store, 0..20).await;
+        drop(store);
+        let last = place.log_files().pop().unwrap();
+        let whole = fs::read(&last).unwrap();
+        // Every byte but those of the last record, whose damage looks like a torn tail.
+        for from_end in (last_record_bytes..=whole.len() as u64).step_by(7) {
+            flip(&last, from_end);
+            assert!(place.try_open().await.is_err(), "{kind:?}: byte {from_end} from the end");
+            assert_eq!(fs::metadata(&last).unwrap().len(), whole.len() as u64, "a damaged log is left as it is");
+            fs::write(&last, &whole).unwrap();
+        }
+        flip(&last, whole.len() as u64 / 2);
+        assert_corrupt(place.try_open().await);
         fs::write(&last, &whole).unwrap();
+        assert_eq!(content(&*place.open().await).await, filled(0..20));
     }
-    flip(&last, whole.len() as u64 / 2);
-    assert_corrupt(place.try_open().await);
-    fs::write(&last, &whole).unwrap();
-    assert_eq!(content(&*place.open().await).await, filled(0..20));
+}
+
+/// A crash may leave any beginning of what was not yet durable.
+#[tokio::test]
+async fn a_log_cut_anywhere_keeps_a_prefix() {
+    for kind in LOGGED {
+        let place = Place::new(kind);
+        let store = place.open().await;
+        fill(&*store, 0..5).await;
+        drop(store);
+        let last = place.log_files().pop().unwrap();
+        let whole = fs::read(&last).unwrap();
+        let mut kept = 5;
+        for length in (44..whole.len()).rev().step_by(7) {
+            fs::write(&last, &whole[..length]).unwrap();
+            let other = Place { folder: copy(place.folder.path()), sealing: place.sealing.clone(), ..Place::new(kind) };
+            let found = content(&*other.open().await).await;
+            assert!(found.len() <= kept, "{kind:?}: more is found in {length} bytes than in more of them");
+            kept = found.len();
+            assert_eq!(found, filled(0..kept), "{kind:?}: {length} bytes");
+        }
+        assert_eq!(kept, 0);
+    }
+}
+
+/// The same files in another folder.
+fn copy(from: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut left = vec![(from.to_owned(), folder.path().to_owned())];
+    while let Some((from, to)) = left.pop() {
+        for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                fs::create_dir(&to).unwrap();
+                left.push((entry.path(), to));
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+/// All bytes of all files.
+fn every_byte(folder: &Path) -> Vec<u8> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        match entry.file_type().unwrap().is_dir() {
+            true => all.extend(every_byte(&entry.path())),
+            false => all.extend(fs::read(entry.path()).unwrap()),
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_store_shows_neither_values_nor_names() {
+    for kind in [Kind::Local, Kind::Object, Kind::SealedLocal, Kind::SealedObject] {
+        let mut place = Place::new(kind);
+        place.memtable_bytes = 4096;
+        let store = place.open().await;
+        let mut all = Model::new();
+        for number in 0..200 {
+            let (key, value) = (format!("name {} Xerxes{number:04}", number % 3), format!("Yolanda{number}"));
+            commit_durably(&*store, put(key.clone(), value.clone())).await;
+            all.insert(key.into(), value.into());
+        }
+        store.checkpoint("then").await.unwrap();
+        commit_durably(&*store, put("name 1 Xerxes0001", "other")).await;
+        assert_eq!(content(&*store.at("then").await.unwrap()).await, all, "{kind:?}");
+        all.insert("name 1 Xerxes0001".into(), "other".into());
+        assert_eq!(content(&*store).await, all, "{kind:?}");
+        assert_eq!(content(&*store.snapshot().unwrap()).await, all, "{kind:?}");
+        let (start, end) = (Bytes::from("name 1 "), Bytes::from("name 2 "));
+        let page = store.scan(Scan { start, end, entries_max: 1000 }).await.unwrap();
+        assert_eq!(page.entries.len(), 67, "{kind:?}");
+        assert!(page.entries.is_sorted_by_key(|(key, _)| store.sort_key(key)), "{kind:?}");
+        let mut stale = put("name 1 Xerxes0001", "");
+        stale.preconditions.push(Precondition::Absent { key: "name 1 Xerxes0001".into() });
+        assert!(matches!(store.commit(stale).await, Err(StoreError::Precondition)), "{kind:?}");
+        drop(store);
+        assert_eq!(content(&*place.open().await).await, all, "{kind:?}");
+        let bytes = every_byte(place.folder.path());
+        for secret in [&b"Xerxes"[..], b"Yolanda"] {
+            let is_shown = bytes.windows(secret.len()).any(|part| part == secret);
+            assert_eq!(is_shown, place.sealing.is_none(), "{kind:?}");
+        }
+        let Some(right) = place.sealing.take() else { continue };
+        for wrong in [None, Some(Sealing { keys: Arc::new(Keyring::random().unwrap()), ..right })] {
+            place.sealing = wrong;
+            assert!(place.try_open().await.is_err(), "{kind:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -847,7 +961,7 @@ async fn rewrite(store: &dyn Store, place: &Place, rounds: usize) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_tables_go_and_what_is_read_stays() {
-    for kind in [Kind::Local, Kind::Object] {
+    for kind in [Kind::Local, Kind::Object, Kind::SealedLocal] {
         let mut place = Place::new(kind);
         place.memtable_bytes = 4096;
         place.garbage_interval = Duration::from_secs(1);

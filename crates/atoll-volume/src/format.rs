@@ -4,7 +4,7 @@
 //! that scans are ordered, every value starts with a version byte. Decoding is
 //! bounded and never panics: stored bytes are not trusted.
 
-use atoll_blob::{Codec, Location};
+use atoll_blob::{Codec, Compression, Location};
 use atoll_types::limits::{NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use atoll_types::{Epoch, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -218,6 +218,11 @@ pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
 /// What follows the tag and the number.
 pub fn key_rest(key: &Bytes) -> Bytes {
     key.slice(key.len().min(9)..)
+}
+
+/// Where a name that somebody gave begins in a key: an encrypted volume's store hides it from there on.
+pub fn name_in_key(key: &[u8]) -> Option<usize> {
+    (matches!(key.first(), Some(&DENTRY | &XATTR)) && key.len() > 9).then_some(9)
 }
 
 /// The number after the tag.
@@ -461,10 +466,7 @@ pub fn encode_extent(extent: &Extent) -> Bytes {
     v.put_u32(location.offset);
     v.put_u32(location.stored);
     v.put_u32(location.length);
-    v.put_u8(match location.codec {
-        Codec::Raw => 0,
-        Codec::Lz4 => 1,
-    });
+    v.put_u8(location.codec.number());
     v.put_u32(location.checksum);
     v.freeze()
 }
@@ -477,17 +479,14 @@ pub fn decode_extent(bytes: &[u8]) -> Result<Extent> {
         offset: f.u32()?,
         stored: f.u32()?,
         length: f.u32()?,
-        codec: match f.u8()? {
-            0 => Codec::Raw,
-            1 => Codec::Lz4,
-            _ => return Err(corrupt("extent")),
-        },
+        codec: Codec::numbered(f.u8()?).ok_or_else(|| corrupt("extent"))?,
         checksum: f.u32()?,
     };
     f.end()?;
     let fits = skip.checked_add(length).is_some_and(|end| end <= location.length);
-    let bounded =
-        location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX && location.stored <= location.length;
+    // More than it holds only when it is sealed.
+    let bounded = location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX
+        && location.stored as usize <= location.length as usize + atoll_blob::SEALED_BYTES;
     if length == 0 || !fits || !bounded { Err(corrupt("extent")) } else { Ok(Extent { length, skip, location }) }
 }
 
@@ -708,23 +707,6 @@ impl Durability {
     }
 }
 
-/// Whether file bytes are packed before they are stored, where that saves room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Compression {
-    None,
-    #[default]
-    Lz4,
-}
-
-impl Compression {
-    pub fn name(self) -> &'static str {
-        match self {
-            Compression::None => "none",
-            Compression::Lz4 => "lz4",
-        }
-    }
-}
-
 /// A volume of which another one began as a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
@@ -764,6 +746,7 @@ impl VolumeSettings {
         v.put_u8(match self.compression {
             Compression::None => 0,
             Compression::Lz4 => 1,
+            Compression::Zstd => 2,
         });
         for ancestor in &self.ancestors {
             v.put_u64(ancestor.newest.0);
@@ -786,6 +769,7 @@ impl VolumeSettings {
         let compression = match if f.is_empty() { 1 } else { f.u8()? } {
             0 => Compression::None,
             1 => Compression::Lz4,
+            2 => Compression::Zstd,
             _ => return Err(corrupt("superblock")),
         };
         let mut ancestors = Vec::new();
@@ -881,8 +865,10 @@ mod tests {
         let mut settings = VolumeSettings::new(Durability::Object, 7);
         let of_old = settings.encode().slice(..18);
         assert_eq!(VolumeSettings::decode(&of_old).unwrap(), settings);
-        settings.compression = Compression::None;
-        assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
+        for compression in [Compression::None, Compression::Zstd] {
+            settings.compression = compression;
+            assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
+        }
         for (volume, newest) in [("a", 3), ("b", 9)] {
             settings.ancestors.push(Ancestor { volume: volume.into(), newest: Epoch(newest) });
         }

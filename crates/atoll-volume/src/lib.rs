@@ -34,12 +34,11 @@ mod snapshots;
 mod trash;
 mod volume;
 
+pub use atoll_blob::Compression;
 pub use compaction::Compaction;
 pub use directory_quotas::QuotaError;
 pub use error::VolumeError;
-pub use format::{
-    Ancestor, Compression, DirectoryQuota, Durability, Quota, QuotaState, Retention, Usage, VolumeSettings,
-};
+pub use format::{Ancestor, DirectoryQuota, Durability, Quota, QuotaState, Retention, Usage, VolumeSettings};
 pub use leases::Earned;
 pub use portable::{Imported, Record, import, settle};
 pub use sessions::{Mark, Results, SessionInfo};

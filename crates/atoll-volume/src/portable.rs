@@ -6,6 +6,7 @@
 //!
 //! A crash leaves a store that no record of a volume names; who makes a volume of the name clears it.
 
+use atoll_blob::Compression;
 use atoll_store::{Batch, Scan, Store};
 use atoll_types::{Epoch, InodeId, SegmentId};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use crate::compaction::{MOVED_BYTES_MAX, MOVED_MAX, Moving};
 use crate::cursor::Cursor;
 use crate::error::VolumeError;
-use crate::format::{self, Ancestor, Compression, Durability, SegmentRecord, SegmentState, VolumeSettings};
+use crate::format::{self, Ancestor, Durability, SegmentRecord, SegmentState, VolumeSettings};
 use crate::fsck::{Progress, Watch};
 use crate::volume::{Volume, scan_all, settings};
 

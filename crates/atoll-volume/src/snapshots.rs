@@ -296,7 +296,9 @@ async fn put_back(now: &dyn Read, then: &dyn Read, range: KeyRange, batch: &mut 
         }
         match (&new, &old) {
             (None, None) => return Ok(()),
-            (Some((made, _)), kept) if kept.as_ref().is_none_or(|(kept, _)| made < kept) => {
+            (Some((made, _)), kept)
+                if kept.as_ref().is_none_or(|(kept, _)| now.sort_key(made) < now.sort_key(kept)) =>
+            {
                 batch.delete(made.clone());
                 new = here.next().await?;
             }

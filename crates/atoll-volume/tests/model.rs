@@ -34,8 +34,15 @@ fn run(mut case: Case) -> BTreeMap<String, u64> {
     Driver::new(case).run()
 }
 
-const PLAIN: Case =
-    Case { seed: 1, steps: 4000, inode_cache_max: 100_000, staged_on_disk: false, locks_percent: 2, quotas: false };
+const PLAIN: Case = Case {
+    seed: 1,
+    steps: 4000,
+    inode_cache_max: 100_000,
+    staged_on_disk: false,
+    locks_percent: 2,
+    quotas: false,
+    encrypted: false,
+};
 
 /// These must have happened often enough for the run to say something.
 fn must_have(tally: &BTreeMap<String, u64>, endings: &[&str]) {
@@ -65,6 +72,11 @@ fn agrees_with_the_model_when_hardly_anything_is_cached() {
 #[test]
 fn agrees_with_the_model_when_bytes_are_staged_on_disk() {
     run(Case { seed: 3, inode_cache_max: 20, staged_on_disk: true, ..PLAIN });
+}
+
+#[test]
+fn agrees_with_the_model_when_bytes_are_encrypted() {
+    run(Case { seed: 5, inode_cache_max: 20, encrypted: true, ..PLAIN });
 }
 
 #[test]

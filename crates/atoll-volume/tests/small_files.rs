@@ -67,6 +67,7 @@ async fn a_thousand_small_files_cost_few_requests() {
             log: Some(folder.path().join("log")),
             memtable_bytes: 32 << 20,
             garbage_interval: Duration::from_secs(300),
+            sealing: None,
         };
         let store: Arc<dyn Store> = Arc::new(SlateStore::open(config).await.unwrap());
         store

@@ -231,6 +231,7 @@ pub enum AdminRequest {
         name: String,
         durability: String,
         compression: String,
+        encrypt: bool,
     },
     VolumeList,
     VolumeInfo {
@@ -331,6 +332,7 @@ pub enum AdminRequest {
         name: String,
         durability: String,
         compression: String,
+        encrypt: bool,
         source: Exported,
     },
     ImportRecords(Vec<(Bytes, Bytes)>),
@@ -345,6 +347,11 @@ pub enum AdminRequest {
         volume: String,
         name: String,
     },
+    /// Wrap the keys of an encrypted volume anew with the server's first key; with `data`, also have it seal with a new one.
+    VolumeRotateKey {
+        name: String,
+        data: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,6 +361,10 @@ pub struct VolumeInfo {
     pub store: String,
     /// Known while it is open.
     pub compression: Option<String>,
+    /// The cipher of an encrypted volume.
+    pub encryption: Option<String>,
+    /// What its keys are wrapped with, while the store can be asked.
+    pub wrapping_key: Option<String>,
     /// The volume as whose copy it began.
     pub clone_of: Option<String>,
     pub open: bool,

@@ -52,12 +52,17 @@ pub enum Command {
         /// file:///FOLDER or s3://BUCKET/PREFIX.
         #[arg(long)]
         store: Option<String>,
+        #[command(flatten)]
+        keys: KeyFiles,
     },
     /// Serve volumes until SIGTERM or Ctrl-C.
     Serve(Serve),
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Keys that a server wraps the keys of encrypted volumes with.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Versions of a volume that stay: made at once, whatever the volume holds, and they cost what changes since.
     /// VOLUME@SNAPSHOT stands for one wherever a volume is named: mount it, list it, copy from it. It is read-only.
     #[command(subcommand)]
@@ -158,6 +163,27 @@ pub struct Fsck {
     /// Where that server keeps its objects [default: `objects` in the data folder].
     #[arg(long, requires = "data")]
     pub store: Option<String>,
+    #[command(flatten)]
+    pub keys: KeyFiles,
+}
+
+/// What a server opens encrypted volumes with.
+#[derive(Args)]
+pub struct KeyFiles {
+    /// File whose lines are keys, 32 bytes each in hexadecimal or base64; can be given again. The first key wraps the keys
+    /// of volumes, all unwrap them.
+    #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE")]
+    pub key_file: Vec<PathBuf>,
+    /// File whose lines are passphrases that unwrap the keys of volumes; without a key file, the first one wraps.
+    #[arg(long, env = "ATOLL_PASSPHRASE_FILE", value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Write a new key to FILE, which must not be there yet, readable for you alone. Keep a copy elsewhere: without it
+    /// nobody can read the volumes whose keys it wraps.
+    Generate { file: PathBuf },
 }
 
 /// Workloads run on the directory, on trees in memory behind the same session loop (null FUSE) and on a local disk in turn, and
@@ -229,6 +255,13 @@ pub struct Serve {
     /// Memory for cached file data of each volume, in MiB [default: 256].
     #[arg(long, env = "ATOLL_CACHE_MIB")]
     pub cache_mib: Option<u32>,
+    /// File whose lines are keys, 32 bytes each in hexadecimal or base64; can be given again. The first key wraps the keys
+    /// of encrypted volumes, all unwrap them. `atoll key generate` makes one.
+    #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE")]
+    pub key_file: Vec<PathBuf>,
+    /// File whose lines are passphrases that unwrap the keys of encrypted volumes; without a key file, the first one wraps.
+    #[arg(long, env = "ATOLL_PASSPHRASE_FILE", value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 impl Serve {
@@ -252,6 +285,8 @@ impl Serve {
             tls_key: self.tls_key.clone().or(file.tls_key),
             insecure: self.insecure || file.insecure,
             cache_mib: self.cache_mib.or(file.cache_mib),
+            key_file: if self.key_file.is_empty() { file.key_file } else { self.key_file.clone() },
+            passphrase_file: self.passphrase_file.clone().or(file.passphrase_file),
         })
     }
 }
@@ -263,9 +298,14 @@ pub enum VolumeCommand {
         /// local: the server's disk; object: the object store.
         #[arg(long, default_value = "local")]
         durability: String,
-        /// lz4: file bytes are packed where that saves an eighth; none: they are stored as they are.
+        /// lz4: file bytes are packed where that saves an eighth; zstd: the same, smaller and slower; none: they are stored
+        /// as they are.
         #[arg(long, default_value = "lz4")]
         compression: String,
+        /// Encrypt file bytes, names and attributes before they leave the server (AES-256-GCM). The server needs a key:
+        /// see --key-file of `atoll serve`.
+        #[arg(long)]
+        encrypt: bool,
     },
     /// Take over a volume in this server's store whose data folder is lost or no longer used; durability `object` only.
     Attach {
@@ -296,13 +336,24 @@ pub enum VolumeCommand {
         /// local or object [default: as what was exported].
         #[arg(long)]
         durability: Option<String>,
-        /// lz4 or none [default: as what was exported].
+        /// lz4, zstd or none [default: as what was exported].
         #[arg(long)]
         compression: Option<String>,
+        /// Encrypt the new volume.
+        #[arg(long)]
+        encrypt: bool,
     },
     List,
+    #[command(visible_alias = "show")]
     Info {
         name: String,
+    },
+    /// Wrap the keys of an encrypted volume anew, with the first key of the server: at once, while the volume is in use.
+    RotateKey {
+        name: String,
+        /// Also encrypt with a new data key what is written from now on. What is there stays as it is.
+        #[arg(long)]
+        data: bool,
     },
     /// Bound what a volume may hold, or a directory of it with everything below: more fails with EDQUOT, and `df` there shows the
     /// bound. What is there already stays, and is counted first.

@@ -39,7 +39,13 @@ pub async fn fsck(arguments: &Arguments, options: &Fsck) -> Result<()> {
             if !data.is_dir() {
                 return Err(format!("{}: no data folder of a server", data.display()));
             }
-            let config = ServerConfig { data: data.clone(), store: options.store.clone(), ..ServerConfig::default() };
+            let config = ServerConfig {
+                data: data.clone(),
+                store: options.store.clone(),
+                key_files: options.keys.key_file.clone(),
+                passphrase_file: options.keys.passphrase_file.clone(),
+                ..ServerConfig::default()
+            };
             let server = Server::start(config).await.map_err(|error| error.to_string())?;
             let address = ServerAddress::Unix(server.addresses().socket.clone());
             let reply = watched(&ClientConfig::new(address), request).await;

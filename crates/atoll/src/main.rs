@@ -20,7 +20,7 @@ mod trash;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command, LeaseCommand, LogFormat, TokenCommand, VolumeCommand};
+use arguments::{Arguments, Command, KeyCommand, LeaseCommand, LogFormat, TokenCommand, VolumeCommand};
 use atoll_client::{Admin, ClientConfig};
 use atoll_wire::{AdminReply, AdminRequest, QuotaLimits, TokenInfo, VolumeInfo};
 use clap::{CommandFactory, Parser};
@@ -95,7 +95,17 @@ async fn admin(config: &ClientConfig, request: AdminRequest) -> Result<AdminRepl
 async fn run(arguments: Arguments) -> Result<()> {
     let as_json = arguments.json;
     match &arguments.command {
-        Command::Up { directory, data, store } => return serving::up(directory, data.clone(), store.clone()).await,
+        Command::Up { directory, data, store, keys } => {
+            return serving::up(directory, data.clone(), store.clone(), keys).await;
+        }
+        Command::Key(KeyCommand::Generate { file }) => {
+            let id = atoll_keys::generate(file).map_err(|error| error.to_string())?;
+            match as_json {
+                true => print(&json!({"key": id.to_string(), "file": file})),
+                false => println!("key {id} is in {}: keep a copy elsewhere", file.display()),
+            }
+            return Ok(());
+        }
         Command::Serve(serve) => return serving::serve(serve).await,
         Command::Umount { directory } => return mounting::unmount(directory),
         Command::HandoverVersion => {
@@ -152,9 +162,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Trash(command) => trash::run(&config, command, as_json).await,
         Command::Volume(command) => {
             let request = match command {
-                VolumeCommand::Create { name, durability, compression } => {
-                    AdminRequest::VolumeCreate { name, durability, compression }
+                VolumeCommand::Create { name, durability, compression, encrypt } => {
+                    AdminRequest::VolumeCreate { name, durability, compression, encrypt }
                 }
+                VolumeCommand::RotateKey { name, data } => AdminRequest::VolumeRotateKey { name, data },
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
                 VolumeCommand::Clone { source, name } => {
                     let (source, snapshot) = snapshots::parts(&source);
@@ -163,8 +174,8 @@ async fn run(arguments: Arguments) -> Result<()> {
                 VolumeCommand::Export { volume, file } => {
                     return moving::export(&config, &volume, &file, as_json).await;
                 }
-                VolumeCommand::Import { file, name, store, durability, compression } => {
-                    let wishes = moving::Wishes { store, durability, compression };
+                VolumeCommand::Import { file, name, store, durability, compression, encrypt } => {
+                    let wishes = moving::Wishes { store, durability, compression, encrypt };
                     return moving::import(&config, &file, name, wishes, as_json).await;
                 }
                 VolumeCommand::Quota { target, bytes, inodes, none } => {
@@ -221,6 +232,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         Command::Du { path } => Remote::with(config, &path, async |remote| files::usage(remote, as_json).await).await,
         Command::Up { .. }
+        | Command::Key(_)
         | Command::Serve(_)
         | Command::Umount { .. }
         | Command::Keep
@@ -234,6 +246,7 @@ async fn run(arguments: Arguments) -> Result<()> {
 
 fn volume_json(v: &VolumeInfo) -> serde_json::Value {
     json!({"name": v.name, "durability": v.durability, "store": v.store, "compression": v.compression, "clone_of": v.clone_of, "open": v.open,
+           "encryption": v.encryption, "wrapping_key": v.wrapping_key,
            "inodes": v.inodes, "bytes": v.bytes,
            "quota_bytes": v.quota_bytes, "quota_inodes": v.quota_inodes, "sessions": v.sessions})
 }
@@ -244,7 +257,12 @@ fn print_volume(v: &VolumeInfo) {
     let state =
         if v.open { format!("{}{inodes} inodes, {}{bytes} bytes", v.inodes, v.bytes) } else { "not open".to_owned() };
     let clone = v.clone_of.as_ref().map(|parent| format!(", clone of {parent}")).unwrap_or_default();
-    println!("volume {}: durability {}, {state}, {} sessions, {}{clone}", v.name, v.durability, v.sessions, v.store);
+    let key = v.wrapping_key.as_deref().unwrap_or("unknown");
+    let encryption = v.encryption.as_ref().map(|cipher| format!(", {cipher} with key {key}")).unwrap_or_default();
+    println!(
+        "volume {}: durability {}, {state}, {} sessions, {}{clone}{encryption}",
+        v.name, v.durability, v.sessions, v.store
+    );
 }
 
 fn token_json(t: &TokenInfo) -> serde_json::Value {

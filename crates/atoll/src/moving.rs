@@ -138,6 +138,7 @@ pub struct Wishes {
     pub store: Option<String>,
     pub durability: Option<String>,
     pub compression: Option<String>,
+    pub encrypt: bool,
 }
 
 pub async fn import(config: &ClientConfig, path: &Path, name: String, wishes: Wishes, as_json: bool) -> Result<()> {
@@ -152,6 +153,7 @@ pub async fn import(config: &ClientConfig, path: &Path, name: String, wishes: Wi
         name: name.clone(),
         durability: wishes.durability.unwrap_or_else(|| source.durability.clone()),
         compression: wishes.compression.unwrap_or_else(|| source.compression.clone()),
+        encrypt: wishes.encrypt,
         source,
     };
     ask(&admin, request).await?;

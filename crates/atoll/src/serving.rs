@@ -7,7 +7,7 @@ use atoll_server::{Server, ServerConfig};
 use atoll_wire::{AdminReply, AdminRequest};
 
 use crate::Result;
-use crate::arguments::Serve;
+use crate::arguments::{KeyFiles, Serve};
 use crate::mounting::{self, Serving};
 use crate::signals::asked_to_stop;
 
@@ -25,6 +25,8 @@ pub async fn serve(arguments: &Serve) -> Result<()> {
         tls_key: arguments.tls_key,
         insecure: arguments.insecure,
         cache_bytes_max: cache_bytes(arguments.cache_mib),
+        key_files: arguments.key_file,
+        passphrase_file: arguments.passphrase_file,
     };
     let server = Server::start(config).await.map_err(|error| error.to_string())?;
     let addresses = server.addresses();
@@ -48,11 +50,17 @@ fn default_data() -> PathBuf {
     home.unwrap_or_else(|| "/var/lib".into()).join("atoll")
 }
 
-pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) -> Result<()> {
+pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>, keys: &KeyFiles) -> Result<()> {
     mounting::check_directory(directory)?;
     let data = data.unwrap_or_else(default_data);
-    let config =
-        ServerConfig { data: data.clone(), store, cache_bytes_max: cache_bytes(None), ..ServerConfig::default() };
+    let config = ServerConfig {
+        data: data.clone(),
+        store,
+        cache_bytes_max: cache_bytes(None),
+        key_files: keys.key_file.clone(),
+        passphrase_file: keys.passphrase_file.clone(),
+        ..ServerConfig::default()
+    };
     let server = Server::start(config).await.map_err(|error| error.to_string())?;
     let address = ServerAddress::Unix(server.addresses().socket.clone());
     let client = ClientConfig::new(address.clone());
@@ -64,6 +72,7 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>) 
             name: "default".into(),
             durability: "local".into(),
             compression: "lz4".into(),
+            encrypt: false,
         };
         admin.call(create).await.map_err(|error| error.to_string())?;
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_keys::Keyring;
 use atoll_store::{MemoryMedium, MemoryStore};
 use atoll_types::operation::DirectoryEntry;
 use atoll_types::{
@@ -48,6 +49,7 @@ pub struct Case {
     pub locks_percent: u64,
     /// Directories get quotas and lose them.
     pub quotas: bool,
+    pub encrypted: bool,
 }
 
 type Reply = Result<Outcome, Errno>;
@@ -67,6 +69,7 @@ struct Remains {
     medium: MemoryMedium,
     objects: Arc<dyn ObjectStore>,
     folder: Option<tempfile::TempDir>,
+    keys: Option<Arc<Keyring>>,
 }
 
 pub struct Driver {
@@ -116,6 +119,7 @@ impl Remains {
         let mut config = BlobConfig::new(self.objects.clone(), Path::default(), staging);
         config.segment_bytes_max = 256 * 1024;
         config.cache_bytes_max = 1 << 20;
+        config.keys = self.keys.clone();
         let volume_config = VolumeConfig {
             inode_cache_max: case.inode_cache_max,
             commit_lag: Duration::from_millis(1),
@@ -143,7 +147,8 @@ impl Remains {
 impl Driver {
     pub fn new(case: Case) -> Self {
         let folder = case.staged_on_disk.then(|| tempfile::tempdir().expect("a folder"));
-        let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), folder };
+        let keys = case.encrypted.then(|| Arc::new(Keyring::random().expect("keys")));
+        let remains = Remains { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), folder, keys };
         let runtime = runtime();
         let settings = VolumeSettings::new(Durability::Object, u128::from(case.seed));
         let store = MemoryStore::open(&remains.medium);
