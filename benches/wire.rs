@@ -86,6 +86,7 @@ fn attributes() -> Attributes {
         modified: AT,
         changed: AT,
         created: AT,
+        quota_root: InodeId::NONE,
     }
 }
 
