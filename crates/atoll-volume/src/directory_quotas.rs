@@ -1,6 +1,7 @@
 //! Quotas of directories: set, taken away, and what is below them charged anew meanwhile (`core::stamping`).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 
 use atoll_lease::{Claim, Rights};
@@ -267,10 +268,11 @@ impl Volume {
             let (mut parts, mut at) = (Vec::new(), directory);
             while at != InodeId::ROOT && parts.len() < DEPTH_MAX {
                 let Ok(parent) = self.alone(|core| core.parent(at)).await else { break };
-                if !names.contains_key(&parent.inode) {
-                    names.insert(parent.inode, self.subdirectories(parent.inode).await?);
-                }
-                let Some(name) = names[&parent.inode].get(&at) else { break };
+                let known = match names.entry(parent.inode) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(place) => place.insert(self.subdirectories(parent.inode).await?),
+                };
+                let Some(name) = known.get(&at) else { break };
                 parts.push(String::from_utf8_lossy(name.as_bytes()).into_owned());
                 at = parent.inode;
             }
