@@ -13,7 +13,7 @@ use crate::models::{State, prepare};
 use crate::network::Delay;
 use crate::objects::Weather;
 use crate::processes;
-use crate::trace::{Trace, now, stamp};
+use crate::trace::{Trace, stamp};
 use crate::world::{Phase, World};
 
 /// Workers of a client: one on its chain, the others on what all share.
@@ -130,7 +130,7 @@ impl Driver<'_> {
 
     fn step(&mut self) -> Outcome {
         self.sim.step().map_err(|error| format!("a process ended: {error}"))?;
-        let _ = now();
+        self.world.bucket.arrive();
         if let Some(defect) = self.world.stage.lock().defects.first() {
             return Err(format!("round {}: {defect}", self.rounds));
         }
@@ -219,6 +219,7 @@ impl Driver<'_> {
         {
             let mut stage = self.world.stage.lock();
             stage.left = vec![vec![OPERATIONS; WORKERS]; self.options.clients];
+            stage.is_hot = plan.is_hot;
             stage.events.clear();
             stage.chains.clear();
         }

@@ -59,6 +59,8 @@ pub struct Plan {
     pub kind: Kind,
     pub weather: Weather,
     pub delay: Delay,
+    /// All work on the same two files for the most part.
+    pub is_hot: bool,
     /// By time since the work began.
     pub faults: BTreeMap<(Duration, usize), Fault>,
 }
@@ -76,7 +78,8 @@ impl Plan {
             1 => Delay { usual_ms: 4, seldom_ms: 40 },
             _ => Delay { usual_ms: 25, seldom_ms: 150 },
         };
-        let mut plan = Plan { kind, weather, delay, faults: BTreeMap::new() };
+        let is_hot = random.below(3) == 0;
+        let mut plan = Plan { kind, weather, delay, is_hot, faults: BTreeMap::new() };
         let client = random.below(clients as u64) as usize;
         let begin = random.below(BEGIN_MAX_MS);
         match kind {
@@ -89,8 +92,15 @@ impl Plan {
                     plan.add(at, Fault::ServerDies { effects: 1 + random.below(EFFECTS_MAX), down_ms });
                     at += down_ms + random.below(3_000);
                 }
-                if random.below(2) == 0 {
-                    plan.cuts(random, clients, 0);
+                match random.below(3) {
+                    0 => plan.cuts(random, clients, 0),
+                    // A client does not hear of what it did, and comes back before it is given up.
+                    1 => {
+                        let down = begin.saturating_sub(random.below(150));
+                        plan.add(down, Fault::LinkDown { client });
+                        plan.add(begin + 100 + random.below(FENCED_AFTER_MS / 2), Fault::LinkUp { client });
+                    }
+                    _ => {}
                 }
             }
             Kind::ClientDies => {

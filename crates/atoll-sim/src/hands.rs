@@ -309,6 +309,22 @@ impl Hands {
         }
     }
 
+    /// What an operator does beside the work. It may fail when the server dies.
+    async fn care(&self, worker: usize) {
+        let (volume, name) = (VOLUME.to_owned(), format!("s{}-{worker}", self.number));
+        let request = match self.world.below(4) {
+            0 => AdminRequest::SnapshotCreate { volume, name },
+            1 => AdminRequest::SnapshotDelete { volume, name },
+            _ => AdminRequest::CollectGarbage { volume, dry_run: false },
+        };
+        let config = crate::processes::client_config(&self.world, self.number);
+        let asked = async { Admin::connect(&config).await?.call_watched(request, |_| ()).await };
+        let answer = tokio::time::timeout(Duration::from_secs(5), asked).await;
+        if !self.life.is_over() {
+            self.world.trace.note(format_args!("care {answer:?}"));
+        }
+    }
+
     // ---- chains
 
     async fn chain(&self) {
@@ -375,6 +391,18 @@ impl Hands {
             let number = self.world.below(REGISTERS as u64) as usize;
             let slot = self.world.below(SLOTS as u64) as usize;
             let folder = self.world.below(FOLDERS as u64) as usize;
+            if self.world.stage.lock().is_hot && self.world.below(8) > 0 {
+                match self.world.below(8) {
+                    0..3 => self.write_register(0, worker).await,
+                    3..6 => self.read_register(0, worker).await,
+                    6 => self.append(worker).await,
+                    _ => drop(self.list_log(worker).await),
+                }
+                continue;
+            }
+            if self.world.below(40) == 0 {
+                self.care(worker).await;
+            }
             match self.world.below(24) {
                 0..3 => self.write_register(number, worker).await,
                 3..6 => self.read_register(number, worker).await,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -18,10 +18,12 @@ use parking_lot::Mutex;
 
 use crate::history::Random;
 use crate::life::Life;
-use crate::trace::Trace;
+use crate::trace::{Trace, now};
 
 /// How long a request takes that its client had to send several times.
 const ASKED_AGAIN: Duration = Duration::from_millis(1_200);
+/// How late a write may arrive whose server is dead, in ms.
+const LATE_MS_MAX: u64 = 6_000;
 
 /// How the store behaves for now.
 #[derive(Clone, Copy, Default)]
@@ -43,7 +45,19 @@ pub struct Bucket {
     objects: InMemory,
     random: Mutex<Random>,
     weather: Mutex<Weather>,
+    sent: Mutex<Vec<Sent>>,
+    count: Mutex<u64>,
     trace: Arc<Trace>,
+}
+
+/// A write that a server has sent. If the server dies, it arrives by and by.
+struct Sent {
+    number: u64,
+    arrives: Duration,
+    path: Path,
+    payload: PutPayload,
+    options: PutOptions,
+    life: Life,
 }
 
 struct Fate {
@@ -56,11 +70,57 @@ struct Fate {
 impl Bucket {
     pub fn new(seed: u64, trace: Arc<Trace>) -> Arc<Bucket> {
         let random = Mutex::new(Random::new(seed));
-        Arc::new(Bucket { objects: InMemory::new(), random, weather: Mutex::new(Weather::FINE), trace })
+        Arc::new(Bucket {
+            objects: InMemory::new(),
+            random,
+            weather: Mutex::new(Weather::FINE),
+            sent: Mutex::default(),
+            count: Mutex::default(),
+            trace,
+        })
     }
 
     pub fn turn(&self, weather: Weather) {
         *self.weather.lock() = weather;
+    }
+
+    /// What dead servers had sent arrives when it is time.
+    pub fn arrive(&self) {
+        let now = now();
+        let is_due = |sent: &mut Sent| sent.life.is_over() && sent.arrives <= now;
+        let due: Vec<Sent> = self.sent.lock().extract_if(.., is_due).collect();
+        for Sent { path, payload, options, .. } in due {
+            let put = self.objects.put_opts(&path, payload, options).now_or_never();
+            let is_done = put.expect("memory answers at once").is_ok();
+            self.trace.note(format_args!("store late put {path} {}", if is_done { "done" } else { "refused" }));
+        }
+    }
+
+    /// Answers a number for [`Bucket::arrived`].
+    fn send(&self, path: &Path, payload: &PutPayload, options: &PutOptions, life: &Life) -> u64 {
+        let (is_on_its_way, late_ms) = {
+            let mut random = self.random.lock();
+            (random.below(2) == 0, random.below(LATE_MS_MAX))
+        };
+        let number = {
+            let mut count = self.count.lock();
+            *count += 1;
+            *count
+        };
+        let sent = Sent {
+            number,
+            arrives: now() + Duration::from_millis(late_ms),
+            path: path.clone(),
+            payload: payload.clone(),
+            options: options.clone(),
+            life: life.clone(),
+        };
+        is_on_its_way.then(|| self.sent.lock().push(sent));
+        number
+    }
+
+    fn arrived(&self, number: u64) {
+        self.sent.lock().retain(|sent| sent.number != number);
     }
 
     fn fate(&self) -> Fate {
@@ -142,7 +202,18 @@ impl fmt::Display for Objects {
 #[async_trait]
 impl ObjectStore for Objects {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.act("put", path.as_ref(), self.bucket.objects.put_opts(path, payload, options)).await
+        if self.life.is_over() {
+            return std::future::pending().await;
+        }
+        let number = self.bucket.send(path, &payload, &options, &self.life);
+        let put = async {
+            self.bucket.arrived(number);
+            self.bucket.objects.put_opts(path, payload, options).await
+        };
+        let result = self.act("put", path.as_ref(), put).await;
+        // Also one that failed before it arrived.
+        self.bucket.arrived(number);
+        result
     }
 
     async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {

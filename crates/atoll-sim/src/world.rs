@@ -61,6 +61,7 @@ pub struct Stage {
     /// The newest phase that each client has done.
     pub done: Vec<u64>,
     pub scene: Scene,
+    pub is_hot: bool,
     /// Operations that each worker of each client has left.
     pub left: Vec<Vec<u64>>,
     pub events: Vec<Option<Event>>,
