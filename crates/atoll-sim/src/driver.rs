@@ -155,6 +155,9 @@ impl Driver<'_> {
                 None if life.is_over() => {
                     self.world.trace.note(format_args!("{name} is dead"));
                     self.sim.crash(name);
+                    if *process == Process::Server {
+                        self.world.tear_disk();
+                    }
                     *since = Some(elapsed);
                     if let Process::Client(client) = *process {
                         if let Some((_, _, end @ None)) = &mut self.loss {
@@ -251,24 +254,24 @@ impl Driver<'_> {
         match fault {
             Fault::ServerDies { effects, down_ms } => {
                 if !self.down.iter().any(|(process, ..)| *process == Process::Server) {
-                    self.world.server_life().end_after(effects);
+                    self.world.server_life().end_after(effects, self.world.watch_disk());
                     self.down.push((Process::Server, ms(down_ms), None));
                 }
             }
             Fault::ClientDies { client, effects, down_ms } => {
                 self.loss = Some((client, stamp(), None));
-                self.world.client_life(client).end_after(effects);
+                self.world.client_life(client).end_after(effects, || ());
                 self.down.push((Process::Client(client), ms(down_ms), None));
             }
             Fault::Cut { client, all } => self.world.network.cut(client, all),
-            Fault::LinkDown { client } => {
+            Fault::LinkDown { client, is_deaf } => {
                 if kind == Kind::LongSilence {
                     self.loss = Some((client, stamp(), None));
                 }
-                self.world.network.set_link(client, true);
+                self.world.network.set_link(client, [true, !is_deaf]);
             }
             Fault::LinkUp { client } => {
-                self.world.network.set_link(client, false);
+                self.world.network.set_link(client, [false; 2]);
                 if kind == Kind::LongSilence {
                     self.wait(NOTICED_MAX)?;
                     if let Some((_, _, end)) = &mut self.loss {

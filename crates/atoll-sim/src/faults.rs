@@ -48,11 +48,27 @@ impl Kind {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    ServerDies { effects: u64, down_ms: u64 },
-    ClientDies { client: usize, effects: u64, down_ms: u64 },
-    Cut { client: usize, all: bool },
-    LinkDown { client: usize },
-    LinkUp { client: usize },
+    ServerDies {
+        effects: u64,
+        down_ms: u64,
+    },
+    ClientDies {
+        client: usize,
+        effects: u64,
+        down_ms: u64,
+    },
+    Cut {
+        client: usize,
+        all: bool,
+    },
+    /// `is_deaf`: what the client says still arrives.
+    LinkDown {
+        client: usize,
+        is_deaf: bool,
+    },
+    LinkUp {
+        client: usize,
+    },
 }
 
 pub struct Plan {
@@ -97,7 +113,9 @@ impl Plan {
                     // A client does not hear of what it did, and comes back before it is given up.
                     1 => {
                         let down = begin.saturating_sub(random.below(150));
-                        plan.add(down, Fault::LinkDown { client });
+                        plan.add(down, Fault::LinkDown { client, is_deaf: true });
+                        plan.weather = Weather { usual_ms: 300, seldom_ms: 600, ..Weather::FINE };
+                        plan.is_hot = true;
                         plan.add(begin + 100 + random.below(FENCED_AFTER_MS / 2), Fault::LinkUp { client });
                     }
                     _ => {}
@@ -113,7 +131,7 @@ impl Plan {
             Kind::ShortSilence | Kind::LongSilence => {
                 let is_short = kind == Kind::ShortSilence;
                 let length = if is_short { random.below(FENCED_AFTER_MS) } else { 4_500 + random.below(6_000) };
-                plan.add(begin, Fault::LinkDown { client });
+                plan.add(begin, Fault::LinkDown { client, is_deaf: random.below(3) == 0 });
                 plan.add(begin + length, Fault::LinkUp { client });
             }
             Kind::BothDie => {

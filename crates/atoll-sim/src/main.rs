@@ -5,6 +5,7 @@
 //! replaces (clocks, random numbers) it replaces for the whole process. See `docs/simulation.md`; begin with `driver`.
 
 mod chain;
+mod disk;
 // What the histories of real mounts are checked with.
 #[path = "../../../tests/history/check.rs"]
 mod check;

@@ -34,7 +34,8 @@ pub struct Delay {
 
 #[derive(Default)]
 struct Link {
-    is_down: bool,
+    /// Nothing gets through to the client, to the server.
+    is_down: [bool; 2],
     waiting: Vec<Waker>,
 }
 
@@ -117,7 +118,7 @@ impl Network {
 
     pub async fn dial(self: Arc<Self>, client: usize, life: Life) -> io::Result<Halves> {
         tokio::time::sleep(self.delay()).await;
-        while self.links[client].lock().is_down {
+        while self.links[client].lock().is_down != [false; 2] {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if !life.acts() {
@@ -184,11 +185,12 @@ impl Network {
         wire.wake();
     }
 
-    pub fn set_link(&self, client: usize, is_down: bool) {
-        self.trace.note(format_args!("net link of client {client} {}", if is_down { "down" } else { "up" }));
+    /// By direction: to the client, to the server.
+    pub fn set_link(&self, client: usize, is_down: [bool; 2]) {
+        self.trace.note(format_args!("net link of client {client} down: {is_down:?}"));
         let mut link = self.links[client].lock();
         link.is_down = is_down;
-        if !is_down {
+        if is_down == [false; 2] {
             std::mem::take(&mut link.waiting).into_iter().for_each(Waker::wake);
         }
     }
@@ -217,7 +219,7 @@ impl AsyncRead for End {
                 pipe.reader = Some(cx.waker().clone());
                 {
                     let mut link = this.network.links[client].lock();
-                    if link.is_down {
+                    if link.is_down[this.side] {
                         link.waiting.push(cx.waker().clone());
                         return Poll::Pending;
                     }

@@ -7,6 +7,7 @@ use atoll_types::InodeId;
 use parking_lot::Mutex;
 
 use crate::chain::Chain;
+use crate::disk::{self, Files};
 use crate::history::{Action, Event, NEVER_RETURNED, Object, REGISTERS, Random};
 use crate::life::Life;
 use crate::network::Network;
@@ -86,6 +87,8 @@ pub struct World {
     pub durability: &'static str,
     pub stage: Mutex<Stage>,
     pub random: Mutex<Random>,
+    /// The server's disk as it was when the server died.
+    at_death: Arc<Mutex<Files>>,
     server: Mutex<Life>,
     clients: Vec<Mutex<Life>>,
 }
@@ -102,6 +105,7 @@ impl World {
             durability,
             stage: Mutex::new(Stage { done: vec![0; clients], ..Stage::default() }),
             random: Mutex::new(Random::new(seed ^ 3)),
+            at_death: Arc::default(),
             server: Mutex::new(Life::new()),
             clients: (0..clients).map(|_| Mutex::new(Life::new())).collect(),
         })
@@ -130,6 +134,19 @@ impl World {
 
     pub fn new_client(&self, client: usize) {
         *self.clients[client].lock() = Life::new();
+    }
+
+    /// What to do at the death of a server.
+    pub fn watch_disk(&self) -> impl FnOnce() + Send + 'static {
+        let (at_death, folder) = (self.at_death.clone(), self.data.join("volumes"));
+        move || *at_death.lock() = disk::read(&folder)
+    }
+
+    /// The server is buried.
+    pub fn tear_disk(&self) {
+        let before = std::mem::take(&mut *self.at_death.lock());
+        let torn = disk::tear(&self.data.join("volumes"), &before, &mut self.random.lock());
+        self.trace.note(format_args!("disk: {torn} files were being written"));
     }
 
     pub fn begin_phase(&self, phase: Phase) {
