@@ -164,6 +164,7 @@ impl Driver<'_> {
                             *end = Some(stamp());
                         }
                         let mut stage = self.world.stage.lock();
+                        stage.holders.retain(|holder| holder.client != client);
                         stage
                             .chains
                             .iter_mut()
@@ -225,6 +226,7 @@ impl Driver<'_> {
             stage.is_hot = plan.is_hot;
             stage.events.clear();
             stage.chains.clear();
+            stage.may_be_fenced = None;
         }
         self.loss = None;
         self.world.bucket.turn(plan.weather);
@@ -266,6 +268,7 @@ impl Driver<'_> {
             Fault::Cut { client, all } => self.world.network.cut(client, all),
             Fault::LinkDown { client, is_deaf } => {
                 if kind == Kind::LongSilence {
+                    self.world.stage.lock().may_be_fenced = Some(client);
                     self.loss = Some((client, stamp(), None));
                 }
                 self.world.network.set_link(client, [true, !is_deaf]);

@@ -114,7 +114,7 @@ impl Plan {
                     1 => {
                         let down = begin.saturating_sub(random.below(150));
                         plan.add(down, Fault::LinkDown { client, is_deaf: true });
-                        plan.weather = Weather { usual_ms: 300, seldom_ms: 600, ..Weather::FINE };
+                        plan.weather = Weather { usual_ms: 200, seldom_ms: 400, ..Weather::FINE };
                         plan.is_hot = true;
                         plan.add(begin + 100 + random.below(FENCED_AFTER_MS / 2), Fault::LinkUp { client });
                     }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_client::{Admin, Answer, Client, ClientConfig};
+use atoll_types::locks::{Lock, LockKind, LockSpace};
 use atoll_types::operation::{AttributeChanges, OpenFlags, RenameMode, WriteAt};
-use atoll_types::{ByteRange, Caller, Errno, InodeId, Name, Operation, Outcome};
+use atoll_types::{ByteRange, Caller, Errno, InodeId, LockOwner, Name, Operation, Outcome};
 use atoll_wire::{AdminReply, AdminRequest};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -188,6 +189,7 @@ impl Hands {
             }
             scene.mode = self.file("mode").await;
             scene.size = self.file("size").await;
+            scene.locked = self.file("locked").await;
             for (number, text) in ["d0", "d1", "e"].into_iter().enumerate() {
                 scene.folders[number] = self.folder(text).await;
             }
@@ -325,6 +327,38 @@ impl Hands {
         }
     }
 
+    // ---- locks
+
+    /// Take the lock of a file, wait for it if need be, and give it back after a while.
+    async fn hold_lock(&self, worker: usize) {
+        let inode = self.scene(|scene| scene.locked);
+        let is_exclusive = self.world.below(3) > 0;
+        let (space, range) = (LockSpace::Range, ByteRange::EVERYTHING);
+        // Sessions tell the owners of different clients apart.
+        let owner = LockOwner(worker as u64);
+        let kind = if is_exclusive { LockKind::Exclusive } else { LockKind::Shared };
+        let lock = Lock { space, owner, pid: 1, kind, range };
+        self.world.trace.note(format_args!("lock {}/{worker} waits for {kind:?}", self.number));
+        let taken = self.call(Operation::SetLock { inode, lock, wait: true }).await;
+        self.world.trace.note(format_args!("lock {}/{worker} {:?}", self.number, taken.as_ref().err()));
+        match taken {
+            Ok(_) => {
+                self.world.takes_lock(self.number, worker, is_exclusive);
+                self.think().await;
+                self.world
+                    .stage
+                    .lock()
+                    .holders
+                    .retain(|holder| (holder.client, holder.worker) != (self.number, worker));
+            }
+            Err(errno) => self.world.stage.lock().lost_answers.push(format!("{errno}: lock {}/{worker}", self.number)),
+        }
+        // Also after a failure: the lock was lost, and its file is closed.
+        if let Err(errno) = self.call(Operation::Unlock { inode, space, owner, range }).await {
+            self.world.stage.lock().lost_answers.push(format!("{errno}: unlock {}/{worker}", self.number));
+        }
+    }
+
     // ---- chains
 
     async fn chain(&self) {
@@ -402,6 +436,10 @@ impl Hands {
             }
             if self.world.below(40) == 0 {
                 self.care(worker).await;
+            }
+            if self.world.below(10) == 0 {
+                self.hold_lock(worker).await;
+                continue;
             }
             match self.world.below(24) {
                 0..3 => self.write_register(number, worker).await,

@@ -14,6 +14,8 @@ use crate::world::{VOLUME, World};
 
 /// The read cache of the server's volume, which keeps everything or nothing: what else it drops depends on the machine.
 const CACHE_BYTES: [u64; 2] = [0, 1 << 30];
+/// A slow store and a server that dies three times can keep clients waiting for a minute: that is no defect.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(150);
 /// Pause of whoever starts a server or a client anew that did not start.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -69,7 +71,11 @@ impl Kernel for ForgetfulKernel {
 pub fn client_config(world: &Arc<World>, client: usize) -> ClientConfig {
     let (network, life) = (world.network.clone(), world.client_life(client));
     let dial: atoll_client::Dialer = Arc::new(move || Box::pin(network.clone().dial(client, life.clone())));
-    ClientConfig { dialer: Some(dial), ..ClientConfig::new(ServerAddress::Unix("simulated".into())) }
+    ClientConfig {
+        dialer: Some(dial),
+        reply_timeout: REPLY_TIMEOUT,
+        ..ClientConfig::new(ServerAddress::Unix("simulated".into()))
+    }
 }
 
 pub async fn work(world: Arc<World>, client: usize) -> turmoil::Result {

@@ -47,11 +47,19 @@ pub struct Scene {
     pub registers: [InodeId; REGISTERS],
     pub mode: InodeId,
     pub size: InodeId,
+    pub locked: InodeId,
     /// `d0`, `d1` and `e`.
     pub folders: [InodeId; 3],
     pub log: InodeId,
     /// For each client's chain.
     pub chains: Vec<InodeId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Holder {
+    pub client: usize,
+    pub worker: usize,
+    pub is_exclusive: bool,
 }
 
 #[derive(Default)]
@@ -63,6 +71,10 @@ pub struct Stage {
     pub done: Vec<u64>,
     pub scene: Scene,
     pub is_hot: bool,
+    /// Who has taken the lock of the locked file, and has not begun to give it back.
+    pub holders: Vec<Holder>,
+    /// A client that may have been fenced does not know that its locks are gone.
+    pub may_be_fenced: Option<usize>,
     /// Operations that each worker of each client has left.
     pub left: Vec<Vec<u64>>,
     pub events: Vec<Option<Event>>,
@@ -161,6 +173,19 @@ impl World {
         let stage = self.stage.lock();
         let Some(phase) = stage.phase else { return true };
         (0..self.clients()).all(|client| !phase.concerns(client) || stage.done[client] >= stage.number)
+    }
+
+    /// Somebody has the lock now, and nobody whom it excludes.
+    pub fn takes_lock(&self, client: usize, worker: usize, is_exclusive: bool) {
+        let taker = Holder { client, worker, is_exclusive };
+        let mut stage = self.stage.lock();
+        let is_sure = |holder: &&Holder| stage.may_be_fenced != Some(holder.client);
+        let excluded = |holder: &&Holder| holder.is_exclusive || is_exclusive;
+        if let Some(other) = stage.holders.iter().filter(is_sure).find(excluded).filter(|_| is_sure(&&taker)) {
+            let text = format!("{taker:?} has the lock that {other:?} has");
+            stage.defects.push(text);
+        }
+        stage.holders.push(taker);
     }
 
     // ---- the history
