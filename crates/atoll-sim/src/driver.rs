@@ -94,6 +94,8 @@ struct Driver<'a> {
 }
 
 type Outcome<T = ()> = Result<T, String>;
+/// What everything was at the end of a round.
+type States = Vec<(Object, State)>;
 
 impl Driver<'_> {
     fn rounds(&mut self) -> Outcome {
@@ -109,7 +111,7 @@ impl Driver<'_> {
             };
             self.phase(Phase::Prepare { by: first, is_first: false })?;
             let kind = self.work()?;
-            let (mut events, seen) = self.look(last)?;
+            let (events, seen) = self.look(last)?;
             let (lost_answers, log) = {
                 let mut stage = self.world.stage.lock();
                 (std::mem::take(&mut stage.lost_answers), stage.final_log.clone())
@@ -119,7 +121,7 @@ impl Driver<'_> {
                 return Err(format!("round {} ({kind:?}): an answer that says nothing: {lost}", self.rounds));
             }
             if kind != Kind::BothDie {
-                self.check(kind, &states, &mut events, &log)?;
+                self.check(kind, &states, &events, &log)?;
             }
             states = seen;
         }
@@ -293,10 +295,10 @@ impl Driver<'_> {
     }
 
     /// All events of the round, and what everything was at its end.
-    fn look(&mut self, by: usize) -> Outcome<(Vec<Event>, Vec<(Object, State)>)> {
+    fn look(&mut self, by: usize) -> Outcome<(Vec<Event>, States)> {
         self.phase(Phase::Look { by })?;
         let events: Vec<Event> = std::mem::take(&mut self.world.stage.lock().events).into_iter().flatten().collect();
-        let mut states: Vec<(Object, State)> = Object::shared().map(|object| (object, State::default())).collect();
+        let mut states: States = Object::shared().map(|object| (object, State::default())).collect();
         for (object, state) in &mut states {
             for event in events.iter().filter(|event| event.object == *object) {
                 match event.action {
@@ -309,7 +311,7 @@ impl Driver<'_> {
         Ok((events, states))
     }
 
-    fn check(&self, kind: Kind, states: &[(Object, State)], events: &mut Vec<Event>, log: &[u64]) -> Outcome {
+    fn check(&self, kind: Kind, states: &[(Object, State)], events: &[Event], log: &[u64]) -> Outcome {
         let loss = self.loss.and_then(|(client, start, end)| Some(Loss::new(client, start, end?)));
         for &(object, state) in states {
             let initial = if object == Object::Log { State::default() } else { state };

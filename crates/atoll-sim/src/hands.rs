@@ -268,7 +268,7 @@ impl Hands {
         for chain in &chains {
             let parent = scene.chains[chain.client];
             let mut found = Vec::new();
-            for file in 0..=(chain.steps + 1) / 2 {
+            for file in 0..=chain.steps.div_ceil(2) {
                 found.push(self.read_file(parent, chain.name(file)).await);
             }
             if let Err(text) = chain.judge(&found) {
