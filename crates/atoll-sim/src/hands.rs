@@ -208,6 +208,8 @@ impl Hands {
     }
 
     async fn work(self: &Arc<Self>, is_shared: bool) {
+        // What an earlier round has lost is not of this one.
+        let _ = self.lost();
         let workers = if is_shared { self.world.stage.lock().left[self.number].len() } else { 1 };
         join_all((0..workers).map(|worker| {
             let hands = self.clone();
@@ -673,15 +675,20 @@ impl Hands {
         self.act(Object::Names, Action::Rename { from, to }, worker, operation, renamed).await;
     }
 
+    /// Why changes of what all share are lost: it is said once of each file.
+    fn lost(&self) -> Option<Errno> {
+        let of_scene = |scene: &crate::world::Scene| {
+            [&scene.registers[..], &scene.folders, &[scene.mode, scene.size, scene.log]].concat()
+        };
+        self.scene(of_scene).into_iter().filter_map(|inode| self.client.lost(inode)).last()
+    }
+
     async fn sync(&self, worker: usize) {
         let calls: Vec<(Object, usize)> = Object::shared()
             .map(|object| (object, self.world.call(object, Action::Sync, "sync", self.number, worker)))
             .collect();
         let result = self.call(Operation::Sync).await;
-        let files =
-            self.scene(|scene| [&scene.registers[..], &scene.folders, &[scene.mode, scene.size, scene.log]].concat());
-        // Of each file it is said once that changes are lost.
-        let lost = files.into_iter().filter_map(|inode| self.client.lost(inode)).last();
+        let lost = self.lost();
         match result.and_then(|_| lost.map_or(Ok(()), Err)) {
             Ok(()) => calls.into_iter().for_each(|(_, call)| self.world.returned(call, &[Action::Sync])),
             Err(errno) => calls.into_iter().for_each(|(_, call)| self.world.lost(call, &errno.to_string())),
