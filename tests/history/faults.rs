@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::hands::Common;
 use crate::harness::{PATIENCE, Site};
 use crate::history::{Event, Random};
-use crate::mounts::Mount;
+use crate::loss::Loss;
+use crate::mounts::{FENCED_AFTER_NS, Mount};
 
 /// Longest that a call on a living mount may take, whatever happens to other clients.
 pub const OTHERS_WAIT_MAX: Duration = Duration::from_secs(12);
@@ -58,6 +59,19 @@ pub struct Window {
     pub mount: Option<usize>,
     pub start_ns: u64,
     pub end_ns: u64,
+}
+
+impl Window {
+    /// Whether, and when, the fault ended a client.
+    pub fn loss(&self) -> Option<Loss> {
+        let &Window { kind, mount, start_ns, end_ns } = self;
+        let is_end = match kind {
+            Kind::Kill => true,
+            Kind::Freeze => end_ns - start_ns >= FENCED_AFTER_NS,
+            Kind::Cut | Kind::Crash | Kind::Replace => false,
+        };
+        is_end.then_some(Loss::new(mount?, start_ns, end_ns))
+    }
 }
 
 /// A length of time that is short for the most part: up to 1 s more than the shortest, seldom up to the longest.

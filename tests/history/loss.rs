@@ -9,10 +9,8 @@
 //! synced, or that is older than the client's bound. What survives of an object is
 //! the beginning of what the client did to it. Across objects this is not checked.
 
-use crate::faults::{Kind, Window};
 use crate::history::{Action, Event, Object};
 use crate::models::{State, flushes, step};
-use crate::mounts::FENCED_AFTER_NS;
 
 /// Longest that a client keeps an acknowledged change without sending it.
 pub const FLUSHED_AFTER_NS: u64 = 10_000_000_000;
@@ -27,15 +25,8 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Whether, and when, a fault ended a client.
-    pub fn of(window: &Window) -> Option<Loss> {
-        let &Window { kind, mount, start_ns, end_ns } = window;
-        let is_end = match kind {
-            Kind::Kill => true,
-            Kind::Freeze => end_ns - start_ns >= FENCED_AFTER_NS,
-            Kind::Cut | Kind::Crash | Kind::Replace => false,
-        };
-        is_end.then_some(Loss { mount: mount?, start_ns, end_ns })
+    pub fn new(mount: usize, start_ns: u64, end_ns: u64) -> Loss {
+        Loss { mount, start_ns, end_ns }
     }
 
     pub fn event(&self, object: Object) -> Event {

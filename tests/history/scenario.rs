@@ -265,7 +265,7 @@ impl Scenario<'_> {
         };
         let checking = Instant::now();
         // Of this round, as each has a fault or none has.
-        let loss = report.windows.last().filter(|_| self.plan.may_lose_unflushed).and_then(Loss::of);
+        let loss = report.windows.last().filter(|_| self.plan.may_lose_unflushed).and_then(Window::loss);
         for object in objects {
             self.check(object, &events, loss, &final_log, origin_ns, report.rounds - 1)?;
         }

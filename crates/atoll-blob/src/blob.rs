@@ -334,7 +334,7 @@ impl Blob {
             return;
         }
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || {
+        atoll_object::aside(move || {
             for segment in gone {
                 if let Err(error) = inner.remove_file(segment) {
                     tracing::warn!(%segment, %error, "cannot delete a staged file; the next start does");
@@ -542,7 +542,7 @@ fn recover(state: &mut State, folder: Option<&Folder>, epoch: Epoch, recovered: 
 
 /// Runs what may block off the executor.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    match atoll_object::aside(work).await {
         Ok(result) => result,
         Err(error) => Err(BlobError::Io(format!("background work ended early: {error}"))),
     }

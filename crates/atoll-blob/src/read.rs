@@ -182,7 +182,7 @@ impl Blob {
         }
         if !files.is_empty() && inner.prefetches.fetch_add(1, Ordering::Relaxed) < PREFETCH_GROUPS_MAX {
             let shared = inner.clone();
-            tokio::task::spawn_blocking(move || {
+            atoll_object::aside(move || {
                 files.sort_by_key(key);
                 for group in groups(&files) {
                     let (first, last) = (&files[group.start], &files[group.end - 1]);

@@ -1,6 +1,5 @@
 //! A session whose answers are kept under leases, in this process and in a kernel.
 
-use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,9 @@ use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::aside::{self, Crew};
 use crate::cache::{Cache, Duty, Kept, Miss, Told, widened};
 use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, With};
 use crate::clock::{Moment, Offset, Term};
@@ -23,9 +22,6 @@ use crate::locks::{Moves, Owner, Request, Sent};
 use crate::lost_locks::LostLocks;
 use crate::session::{Done, Keeper, Reply, Results, SessionState};
 use crate::{ClientConfig, ClientError, Session};
-
-/// Recalls that are carried out at a time.
-const RECALL_THREADS: usize = 4;
 
 /// How long a change waits for others to be shipped with it.
 const LINGER: Duration = Duration::from_millis(2);
@@ -118,7 +114,7 @@ struct Shared {
     term: Term,
     kernel: OnceLock<Arc<dyn Kernel>>,
     session: OnceLock<Weak<Session>>,
-    work: mpsc::Sender<Work>,
+    work: Crew<Work>,
     /// Held for reading while an answer is made and given to the kernel. Who drops what the kernel keeps holds
     /// it for writing once before: answers made earlier are with the kernel then, later ones know better.
     answering: Arc<RwLock<()>>,
@@ -524,10 +520,8 @@ async fn tend(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    /// With threads that carry recalls out.
     fn new(cache: Cache, lost_locks: LostLocks, failed: FxHashMap<InodeId, Errno>) -> Arc<Shared> {
-        let (work, queue) = mpsc::channel();
-        let shared = Arc::new_cyclic(|this| Shared {
+        Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             chronicle: cache.journal.chronicle().cloned(),
             this: this.clone(),
             made: Notify::new(),
@@ -543,22 +537,9 @@ impl Shared {
             term: Term::default(),
             kernel: OnceLock::new(),
             session: OnceLock::new(),
-            work,
+            work: Crew::start(this.clone(), Shared::carry_out),
             answering: Arc::default(),
-        });
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..RECALL_THREADS {
-            let (shared, queue, runtime) = (Arc::downgrade(&shared), queue.clone(), Handle::current());
-            std::thread::spawn(move || {
-                loop {
-                    // Ends when the client, which holds the sender, is gone.
-                    let next = queue.lock().recv();
-                    let (Ok(work), Some(shared)) = (next, shared.upgrade()) else { return };
-                    shared.carry_out(work, &runtime);
-                }
-            });
-        }
-        shared
+        })
     }
 
     /// Ask for a page of a listing that nobody has asked for.
@@ -821,7 +802,7 @@ impl Shared {
         }
         if let Some(kernel) = self.kernel.get().cloned() {
             let (answering, shown) = (self.answering.clone(), self.cache.lock().shown());
-            std::thread::spawn(move || {
+            aside::run(move || {
                 drop(answering.write());
                 kernel.drop_everything(inodes, shown);
             });
@@ -843,8 +824,8 @@ impl Shared {
         self.session.get()?.upgrade()
     }
 
-    fn carry_out(&self, (recall, duty): Work, runtime: &Handle) {
-        self.discharge(duty, runtime);
+    async fn carry_out(self: Arc<Self>, (recall, duty): Work) {
+        self.discharge(duty).await;
         self.give_up(self.done(recall.inode));
     }
 
@@ -865,9 +846,9 @@ impl Shared {
         }
     }
 
-    fn discharge(&self, duty: Duty, runtime: &Handle) {
+    async fn discharge(&self, duty: Duty) {
         if let Some(unwritten) = duty.unwritten {
-            runtime.block_on(self.flush(unwritten));
+            self.flush(unwritten).await;
             // Who waits here for a lock goes before those to whom the right is given up.
             self.locks_told();
         }
@@ -905,7 +886,7 @@ impl Keeper for Shared {
                 }
             }
             if has_duty {
-                let _ = self.work.send((recall, duty));
+                self.work.give((recall, duty));
             }
         }
         self.give_up(given_up);
@@ -996,8 +977,8 @@ impl Keeper for Shared {
             return receiver;
         };
         let answering = self.answering.clone();
-        // Not by a recall thread: they may all be waiting for the next connection.
-        std::thread::spawn(move || {
+        // Not by the crew that carries recalls out: it may be waiting for the next connection.
+        aside::run(move || {
             drop(answering.write());
             kernel.drop_everything(inodes, shown);
             let _ = sender.send(());

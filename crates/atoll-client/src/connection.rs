@@ -1,5 +1,6 @@
 //! One connection: connect, introduce, send and receive frames.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use atoll_wire::{FRAME_BYTES_MAX, Hello, Response, Welcome};
@@ -15,6 +16,11 @@ use crate::{ClientConfig, ClientError, ServerAddress};
 
 pub(crate) type Reading = Box<dyn AsyncRead + Send + Unpin>;
 pub(crate) type Writing = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Both directions of a stream to a server.
+pub type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+/// Makes streams to a server.
+pub type Dialer = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = std::io::Result<Halves>> + Send>> + Send + Sync>;
 
 /// An introduced connection.
 pub(crate) struct Connection {
@@ -64,14 +70,17 @@ fn tls(config: &ClientConfig) -> Result<TlsConnector, ClientError> {
     Ok(TlsConnector::from(Arc::new(tls)))
 }
 
-async fn open(config: &ClientConfig) -> Result<(Reading, Writing), ClientError> {
+async fn open(config: &ClientConfig) -> Result<Halves, ClientError> {
     let unreachable = |error: std::io::Error| ClientError::Unreachable {
         address: config.address.to_string(),
         reason: error.to_string(),
     };
-    fn halves<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> (Reading, Writing) {
+    fn halves<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> Halves {
         let (reader, writer) = tokio::io::split(stream);
         (Box::new(reader), Box::new(writer))
+    }
+    if let Some(dial) = &config.dialer {
+        return dial().await.map_err(unreachable);
     }
     match &config.address {
         ServerAddress::Unix(path) => {

@@ -6,6 +6,7 @@
 //! from memory is what the server would answer (`cache`, `docs/leases.md`).
 
 mod address;
+mod aside;
 mod cache;
 mod chronicle;
 mod client;
@@ -20,6 +21,7 @@ mod session;
 pub use address::ServerAddress;
 pub use chronicle::{Chronicle, Handles, SENT_AGAIN};
 pub use client::{Answer, Client, ClientState, Kernel};
+pub use connection::{Dialer, Halves};
 pub use session::{Admin, Session};
 
 use std::path::PathBuf;
@@ -37,6 +39,8 @@ pub struct ClientConfig {
     pub reply_timeout: Duration,
     /// Note what another process needs to go on when this one is killed: see [`Client::chronicle`].
     pub outlives: bool,
+    /// Connects instead of the address, in a simulation.
+    pub dialer: Option<Dialer>,
 }
 
 impl ClientConfig {
@@ -48,6 +52,7 @@ impl ClientConfig {
             connect_timeout: Duration::from_secs(10),
             reply_timeout: Duration::from_secs(30),
             outlives: false,
+            dialer: None,
         }
     }
 }

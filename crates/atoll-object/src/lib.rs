@@ -13,6 +13,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::JoinHandle;
 
 use crate::folder::Folder;
 
@@ -85,6 +87,15 @@ impl ObjectRoot {
             folder: self.folder.as_ref().map(|folder| folder.join(name)),
             url: format!("{}/{name}", self.url.trim_end_matches('/')),
         }
+    }
+}
+
+/// Do what may block beside the runtime's threads. A runtime of one thread is a simulation's: there it is a task, so that
+/// one seed gives one order of everything.
+pub fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => tokio::spawn(async move { work() }),
+        _ => tokio::task::spawn_blocking(work),
     }
 }
 

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_keys::ServerKeys;
-use atoll_object::ObjectOptions;
+use atoll_object::{ObjectOptions, ObjectRoot};
 use axum::extract::State;
 use axum::routing::get;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -40,6 +41,8 @@ pub struct ServerConfig {
     pub data: PathBuf,
     /// Where the objects go; default: `objects` in the data folder.
     pub store: Option<String>,
+    /// The same, opened already: in a simulation.
+    pub objects: Option<ObjectRoot>,
     pub listen: Option<SocketAddr>,
     /// Default: `atoll.sock` in the data folder.
     pub socket: Option<PathBuf>,
@@ -192,7 +195,10 @@ impl Server {
             reason: error.to_string(),
         })?;
         let url = config.store.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
-        let root = atoll_object::open(&url, &ObjectOptions::from_env())?;
+        let root = match config.objects {
+            Some(root) => root,
+            None => atoll_object::open(&url, &ObjectOptions::from_env())?,
+        };
         let tokens = Tokens::load(data.join("tokens.json")).map_err(|error| ServerError::Data {
             folder: data.display().to_string(),
             reason: format!("tokens.json: {error}"),
@@ -264,6 +270,14 @@ impl Server {
 
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Serve one more connection, which no listener has accepted and which is trusted: in a simulation.
+    pub fn serve<S>(&self, stream: S) -> impl Future<Output = ()> + Send + use<S>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        connection::serve(self.context.clone(), stream, true)
     }
 
     /// Stop accepting, let requests end, make everything durable, close.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use atoll_lease::{Notice, Recall};
+use atoll_types::mutation::{Mutation, is_broken};
 use atoll_types::{Errno, JournalPosition, OperationSeq, SessionId};
 use atoll_volume::{Earned, SessionInfo, Volume};
 use atoll_wire::{Lane, RECALLS_MAX, Response, Resume, TERM_MS};
@@ -276,7 +277,7 @@ fn admit(state: &Mutex<State>, sequence: OperationSeq, acknowledged: OperationSe
     if sequence.0 < state.acknowledged {
         return Admission::Acknowledged;
     }
-    if let Some(answer) = state.answers.get(&sequence.0) {
+    if let Some(answer) = state.answers.get(&sequence.0).filter(|_| !is_broken(Mutation::Repeated)) {
         return Admission::Repeat(answer.clone());
     }
     if state.answers.len() >= ANSWERS_MAX {

@@ -307,7 +307,7 @@ impl Shared {
             return Ok(());
         }
         let shared = self.clone();
-        let full = tokio::task::spawn_blocking(move || shared.append()).await.map_err(|_| StoreError::Closed)??;
+        let full = atoll_object::aside(move || shared.append()).await.map_err(|_| StoreError::Closed)??;
         if full {
             self.cover();
         }

@@ -11,6 +11,8 @@ pub mod errno;
 pub mod ids;
 pub mod limits;
 pub mod locks;
+#[doc(hidden)]
+pub mod mutation;
 pub mod name;
 pub mod operation;
 pub mod range;

@@ -18,6 +18,7 @@ pub async fn serve(arguments: &Serve) -> Result<()> {
     let config = ServerConfig {
         data: arguments.data.ok_or("where does the data go? give --data, ATOLL_DATA or `data` in --config")?,
         store: arguments.store,
+        objects: None,
         listen: arguments.listen,
         socket: arguments.socket,
         http: arguments.http,

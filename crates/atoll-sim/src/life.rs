@@ -1,0 +1,58 @@
+//! Whether a process lives.
+//!
+//! Invariant: a process that is dead has no effect on anything but itself and its disk, which is put right when it is
+//! buried. It dies between two effects, so at any await that matters; its tasks vanish at the end of the tick.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// Of one run of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Life(Arc<State>);
+
+struct State {
+    /// Effects that are left; 0 is death.
+    left: AtomicU64,
+    at_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+const FOR_EVER: u64 = u64::MAX;
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_over() { "dead" } else { "alive" })
+    }
+}
+
+impl Life {
+    pub fn new() -> Life {
+        Life(Arc::new(State { left: AtomicU64::new(FOR_EVER), at_end: Mutex::default() }))
+    }
+
+    /// Let it die after so many more effects, at least one.
+    pub fn end_after(&self, effects: u64, at_end: impl FnOnce() + Send + 'static) {
+        *self.0.at_end.lock() = Some(Box::new(at_end));
+        self.0.left.store(effects, Ordering::Relaxed);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.0.left.load(Ordering::Relaxed) == 0
+    }
+
+    /// The process is about to have an effect. False when it must not.
+    pub fn acts(&self) -> bool {
+        let left = self.0.left.load(Ordering::Relaxed);
+        if left != 0 && left != FOR_EVER {
+            self.0.left.store(left - 1, Ordering::Relaxed);
+            if left == 1
+                && let Some(at_end) = self.0.at_end.lock().take()
+            {
+                at_end();
+            }
+        }
+        left != 0
+    }
+}

@@ -1,0 +1,234 @@
+//! What outlives processes: the network, the bucket, the server's disk, and what everybody saw.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use atoll_types::InodeId;
+use parking_lot::Mutex;
+
+use crate::chain::Chain;
+use crate::disk::{self, Files};
+use crate::history::{Action, Event, NEVER_RETURNED, Object, REGISTERS, Random};
+use crate::life::Life;
+use crate::network::Network;
+use crate::objects::Bucket;
+use crate::trace::{Trace, stamp};
+
+pub const VOLUME: &str = "vol";
+
+/// What clients are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// One makes the volume.
+    Found,
+    /// One makes what a round needs.
+    Prepare { by: usize, is_first: bool },
+    /// All work.
+    Work { is_shared: bool },
+    /// One looks at everything, and removes what the round made.
+    Look { by: usize },
+    /// One has the volume checked, with all its bytes.
+    Check,
+}
+
+impl Phase {
+    pub fn concerns(self, client: usize) -> bool {
+        match self {
+            Phase::Found | Phase::Check => client == 0,
+            Phase::Prepare { by, .. } | Phase::Look { by } => client == by,
+            Phase::Work { .. } => true,
+        }
+    }
+}
+
+/// Where the files are that all work on.
+#[derive(Clone, Default)]
+pub struct Scene {
+    pub registers: [InodeId; REGISTERS],
+    pub mode: InodeId,
+    pub size: InodeId,
+    pub locked: InodeId,
+    /// `d0`, `d1` and `e`.
+    pub folders: [InodeId; 3],
+    pub log: InodeId,
+    /// For each client's chain.
+    pub chains: Vec<InodeId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Holder {
+    pub client: usize,
+    pub worker: usize,
+    pub is_exclusive: bool,
+}
+
+#[derive(Default)]
+pub struct Stage {
+    pub round: u64,
+    pub number: u64,
+    pub phase: Option<Phase>,
+    /// The newest phase that each client has done.
+    pub done: Vec<u64>,
+    pub scene: Scene,
+    pub is_hot: bool,
+    /// Who has taken the lock of the locked file, and has not begun to give it back.
+    pub holders: Vec<Holder>,
+    /// A client that may have been fenced does not know that its locks are gone.
+    pub may_be_fenced: Option<usize>,
+    /// Operations that each worker of each client has left.
+    pub left: Vec<Vec<u64>>,
+    pub events: Vec<Option<Event>>,
+    pub final_log: Vec<u64>,
+    /// What each client did alone, one after the other.
+    pub chains: Vec<Chain>,
+    /// Answers that say nothing: the session is over, or the server was away for too long.
+    pub lost_answers: Vec<String>,
+    /// What must not be.
+    pub defects: Vec<String>,
+    next_value: u64,
+    pub operations: u64,
+}
+
+pub struct World {
+    pub seed: u64,
+    pub trace: Arc<Trace>,
+    pub network: Arc<Network>,
+    pub bucket: Arc<Bucket>,
+    /// The server's disk.
+    pub data: PathBuf,
+    pub durability: &'static str,
+    pub stage: Mutex<Stage>,
+    pub random: Mutex<Random>,
+    /// The server's disk as it was when the server died.
+    at_death: Arc<Mutex<Files>>,
+    server: Mutex<Life>,
+    clients: Vec<Mutex<Life>>,
+}
+
+impl World {
+    pub fn new(seed: u64, clients: usize, data: PathBuf, durability: &'static str, trace: Trace) -> Arc<World> {
+        let trace = Arc::new(trace);
+        Arc::new(World {
+            seed,
+            network: Network::new(seed ^ 1, clients, trace.clone()),
+            bucket: Bucket::new(seed ^ 2, trace.clone()),
+            trace,
+            data,
+            durability,
+            stage: Mutex::new(Stage { done: vec![0; clients], ..Stage::default() }),
+            random: Mutex::new(Random::new(seed ^ 3)),
+            at_death: Arc::default(),
+            server: Mutex::new(Life::new()),
+            clients: (0..clients).map(|_| Mutex::new(Life::new())).collect(),
+        })
+    }
+
+    pub fn below(&self, bound: u64) -> u64 {
+        self.random.lock().below(bound)
+    }
+
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Of the process that runs now, or is about to be started.
+    pub fn server_life(&self) -> Life {
+        self.server.lock().clone()
+    }
+
+    pub fn client_life(&self, client: usize) -> Life {
+        self.clients[client].lock().clone()
+    }
+
+    pub fn new_server(&self) {
+        *self.server.lock() = Life::new();
+    }
+
+    pub fn new_client(&self, client: usize) {
+        *self.clients[client].lock() = Life::new();
+    }
+
+    /// What to do at the death of a server.
+    pub fn watch_disk(&self) -> impl FnOnce() + Send + 'static {
+        let (at_death, folder) = (self.at_death.clone(), self.data.join("volumes"));
+        move || *at_death.lock() = disk::read(&folder)
+    }
+
+    /// The server is buried.
+    pub fn tear_disk(&self) {
+        let before = std::mem::take(&mut *self.at_death.lock());
+        let torn = disk::tear(&self.data.join("volumes"), &before, &mut self.random.lock());
+        self.trace.note(format_args!("disk: {torn} files were being written"));
+    }
+
+    pub fn begin_phase(&self, phase: Phase) {
+        let mut stage = self.stage.lock();
+        stage.number += 1;
+        stage.phase = Some(phase);
+        self.trace.note(format_args!("round {} {phase:?}", stage.round));
+    }
+
+    /// Whether all whom it concerns have done the phase.
+    pub fn is_phase_done(&self) -> bool {
+        let stage = self.stage.lock();
+        let Some(phase) = stage.phase else { return true };
+        (0..self.clients()).all(|client| !phase.concerns(client) || stage.done[client] >= stage.number)
+    }
+
+    /// Somebody has the lock now, and nobody whom it excludes.
+    pub fn takes_lock(&self, client: usize, worker: usize, is_exclusive: bool) {
+        let taker = Holder { client, worker, is_exclusive };
+        let mut stage = self.stage.lock();
+        let is_sure = |holder: &&Holder| stage.may_be_fenced != Some(holder.client);
+        let excluded = |holder: &&Holder| holder.is_exclusive || is_exclusive;
+        if let Some(other) = stage.holders.iter().filter(is_sure).find(excluded).filter(|_| is_sure(&&taker)) {
+            let text = format!("{taker:?} has the lock that {other:?} has");
+            stage.defects.push(text);
+        }
+        stage.holders.push(taker);
+    }
+
+    // ---- the history
+
+    pub fn value(&self) -> u64 {
+        let mut stage = self.stage.lock();
+        stage.next_value += 1;
+        stage.next_value
+    }
+
+    /// Somebody calls. If nothing more is heard of it, it may happen at any time or never.
+    pub fn call(&self, object: Object, action: Action, how: &'static str, mount: usize, worker: usize) -> usize {
+        let call_ns = stamp();
+        self.trace.note(format_args!("call {mount}/{worker} {object:?} {action:?} {how}"));
+        let mut stage = self.stage.lock();
+        stage.operations += 1;
+        stage.events.push(Some(Event { object, action, how, call_ns, return_ns: NEVER_RETURNED, mount, worker }));
+        stage.events.len() - 1
+    }
+
+    /// It returned, and this is what happened; more than one thing where it looked at more.
+    pub fn returned(&self, call: usize, actions: &[Action]) {
+        let return_ns = stamp();
+        self.trace.note(format_args!("return {call} {actions:?}"));
+        let mut stage = self.stage.lock();
+        let Some(event) = stage.events[call].take() else { return };
+        let happened = actions.iter().map(|action| Some(Event { action: *action, return_ns, ..event }));
+        stage.events.extend(happened);
+    }
+
+    /// Its answer says nothing. What only looked at something did not happen.
+    pub fn lost(&self, call: usize, why: &str) {
+        self.trace.note(format_args!("lost {call} {why}"));
+        let mut stage = self.stage.lock();
+        let Some(event) = stage.events[call] else { return };
+        stage.lost_answers.push(format!("{why}: {}", event.describe(0)));
+        if event.action.is_read() {
+            stage.events[call] = None;
+        }
+    }
+
+    pub fn defect(&self, text: String) {
+        self.trace.note(format_args!("defect {text}"));
+        self.stage.lock().defects.push(text);
+    }
+}

@@ -1,0 +1,72 @@
+//! Seeds that must hold, a fresh one, and rules that are broken on purpose and must be found out.
+//!
+//! `ATOLL_SIM_SECONDS` is for how long fresh seeds are tried; without it, it is one seed for each durability mode.
+
+use std::process::{Command, Output};
+
+fn simulate(arguments: &str) -> Output {
+    let program = env!("CARGO_BIN_EXE_atoll-sim");
+    Command::new(program).args(arguments.split(' ')).output().expect("the simulation runs")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn must_hold(arguments: &str) -> String {
+    let output = simulate(arguments);
+    let text = text(&output);
+    assert!(output.status.success(), "atoll-sim {arguments}\n{text}");
+    text
+}
+
+/// Holds as it is, and fails with a rule broken, for a reason that has to do with it.
+fn must_find(mutation: &str, arguments: &str, reasons: &[&str]) {
+    must_hold(arguments);
+    let output = simulate(&format!("{arguments} --mutation {mutation}"));
+    let text = text(&output);
+    assert!(!output.status.success(), "{mutation} was not found out\n{text}");
+    assert!(reasons.iter().any(|reason| text.contains(reason)), "{mutation} was not what was found\n{text}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_to_the_last_byte() {
+    for durability in ["object", "local"] {
+        let run = || must_hold(&format!("--seed 2 --steps 800 --durability {durability}"));
+        assert_eq!(run(), run());
+    }
+}
+
+#[test]
+fn what_clients_see_has_an_order_whatever_fails() {
+    for seed in [1, 2, 3, 4] {
+        must_hold(&format!("--seed {seed} --steps 1500"));
+        must_hold(&format!("--seed {seed} --steps 1500 --durability local"));
+    }
+}
+
+#[test]
+fn a_seed_that_nobody_has_tried_holds() {
+    let more = match std::env::var("ATOLL_SIM_SECONDS") {
+        Ok(seconds) => format!("--seconds {}", seconds.parse::<u64>().expect("a number of seconds").div_ceil(2)),
+        Err(_) => "--steps 1500".to_owned(),
+    };
+    for durability in ["object", "local"] {
+        print!("{}", must_hold(&format!("{more} --durability {durability}")));
+    }
+}
+
+#[test]
+fn a_change_that_is_shown_before_its_client_has_heard_of_it_is_found_out() {
+    must_find("Unheard", "--seed 6 --steps 400 --kinds ServerDies", &["no order explains", "is not in the file"]);
+}
+
+#[test]
+fn an_fsync_that_answers_too_early_is_found_out() {
+    must_find("EarlySync", "--seed 2 --steps 1800 --kinds BothDie", &["steps are there"]);
+}
+
+#[test]
+fn a_request_that_is_executed_twice_is_found_out() {
+    must_find("Repeated", "--seed 2 --steps 400 --kinds Cuts,ServerDies", &["file exists", "in the file twice"]);
+}
