@@ -266,12 +266,3 @@ fn a_change_beside_listings_of_the_kernel_is_seen_at_once() {
         }
     });
 }
-
-/// Ends the others' work also when the test fails.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}

@@ -83,7 +83,7 @@ fn a_killed_mount_goes_on_and_loses_nothing() {
 
     let is_over = AtomicBool::new(false);
     let (alone, shared) = std::thread::scope(|scope| {
-        let _over = Over(&is_over);
+        let _over = SetOnDrop(&is_over);
         let alone = [0, 1].map(|number| {
             let folder = a.join(format!("alone-{number}"));
             scope.spawn(|| churn(&{ folder }, &is_over))
@@ -129,15 +129,6 @@ fn a_killed_mount_goes_on_and_loses_nothing() {
     }
     fs::remove_file(b.join("locked")).unwrap();
     eventually("everything is freed", || site.atoll(["fsck", "vol"]).must_succeed().starts_with("1 inodes"));
-}
-
-/// Ends the work also when the test fails: who works is waited for.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

@@ -20,13 +20,21 @@ fn must_hold(arguments: &str) -> String {
     text
 }
 
-/// Holds as it is, and fails with a rule broken, for a reason that has to do with it.
+/// Most seeds that are tried with a broken rule: a change of the code gives each of them another run.
+const SEEDS_MAX: u64 = 40;
+
+/// A seed fails with a rule broken, for a reason that has to do with it, and holds as it is.
 fn must_find(mutation: &str, arguments: &str, reasons: &[&str]) {
-    must_hold(arguments);
-    let output = simulate(&format!("{arguments} --mutation {mutation}"));
-    let text = text(&output);
-    assert!(!output.status.success(), "{mutation} was not found out\n{text}");
-    assert!(reasons.iter().any(|reason| text.contains(reason)), "{mutation} was not what was found\n{text}");
+    for seed in 1..=SEEDS_MAX {
+        let arguments = format!("--seed {seed} {arguments}");
+        let output = simulate(&format!("{arguments} --mutation {mutation}"));
+        let text = text(&output);
+        if !output.status.success() && reasons.iter().any(|reason| text.contains(reason)) {
+            must_hold(&arguments);
+            return;
+        }
+    }
+    panic!("{mutation} was not found out with {SEEDS_MAX} seeds");
 }
 
 #[test]
@@ -58,15 +66,15 @@ fn a_seed_that_nobody_has_tried_holds() {
 
 #[test]
 fn a_change_that_is_shown_before_its_client_has_heard_of_it_is_found_out() {
-    must_find("Unheard", "--seed 6 --steps 400 --kinds ServerDies", &["no order explains", "is not in the file"]);
+    must_find("Unheard", "--steps 400 --kinds ServerDies", &["no order explains", "is not in the file"]);
 }
 
 #[test]
 fn an_fsync_that_answers_too_early_is_found_out() {
-    must_find("EarlySync", "--seed 2 --steps 1800 --kinds BothDie", &["steps are there"]);
+    must_find("EarlySync", "--steps 1800 --kinds BothDie", &["steps are there"]);
 }
 
 #[test]
 fn a_request_that_is_executed_twice_is_found_out() {
-    must_find("Repeated", "--seed 2 --steps 400 --kinds Cuts,ServerDies", &["file exists", "in the file twice"]);
+    must_find("Repeated", "--steps 400 --kinds Cuts,ServerDies", &["file exists", "in the file twice"]);
 }
