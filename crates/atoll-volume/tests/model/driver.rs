@@ -94,7 +94,9 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn poll<T>(future: &mut Pin<Box<dyn Future<Output = T>>>) -> Poll<T> {
+fn poll<T>(runtime: &Runtime, future: &mut Pin<Box<dyn Future<Output = T>>>) -> Poll<T> {
+    // What is polled may start tasks.
+    let _within = runtime.enter();
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -376,7 +378,7 @@ impl Driver {
         let mut waiters = std::mem::take(&mut self.waiters);
         let mut check = Ok(());
         waiters.retain_mut(|waiter| {
-            let heard = match poll(&mut waiter.future) {
+            let heard = match poll(&self.runtime, &mut waiter.future) {
                 Poll::Pending => None,
                 Poll::Ready(reply) => Some(reply),
             };
@@ -432,7 +434,7 @@ impl Driver {
             let volume = volume.clone();
             let mut future: Pin<Box<dyn Future<Output = Reply>>> =
                 Box::pin(async move { volume.execute(session, &caller, operation).await });
-            match poll(&mut future) {
+            match poll(&self.runtime, &mut future) {
                 Poll::Ready(reply) => Some(reply),
                 Poll::Pending => {
                     self.waiters.push(Waiter { number: u64::MAX, future });
