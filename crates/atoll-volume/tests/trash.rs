@@ -6,7 +6,9 @@ use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_store::{MemoryMedium, MemoryStore};
 use atoll_types::operation::{DirectoryEntry, OpenFlags, RenameMode, WriteAt};
 use atoll_types::{Attributes, ByteRange, Caller, Errno, InodeId, Name, Operation, Outcome, SessionId, Timestamp};
-use atoll_volume::{Durability, Retention, TrashReport, Volume, VolumeConfig, VolumeSettings};
+use atoll_volume::{
+    Durability, Quota, QuotaError, Retention, TrashReport, Usage, Volume, VolumeConfig, VolumeSettings,
+};
 use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -278,4 +280,42 @@ async fn a_volume_that_is_restored_to_before_its_trash_keeps_files_again() {
     assert_eq!(read(&volume, file).await.unwrap(), "again");
     assert_eq!(kept(&volume).await.len(), 1);
     is_clean(&volume).await;
+}
+
+#[tokio::test]
+async fn what_is_removed_leaves_the_quota_of_its_directory_and_comes_back_to_it() {
+    let site = Site::new().await;
+    let volume = site.open().await;
+    volume.set_retention(Some(WEEK)).await.unwrap();
+    let make = Operation::MakeDirectory { parent: ROOT, name: name("bounded"), permissions: 0o755, umask: 0 };
+    let bounded = entry(&volume, make).await.unwrap().inode;
+    volume.set_directory_quota(bounded, Quota { bytes: 1 << 20, inodes: 3 }, |_| ()).await.unwrap();
+    let used = || volume.directory_quotas()[0].1.used;
+    write(&volume, bounded, "a", "1234").await;
+    let open = create(&volume, bounded, "b", "56").await;
+    assert_eq!(used(), Usage { bytes: 6, inodes: 3 });
+    ask(&volume, unlink(bounded, "a")).await.unwrap();
+    ask(&volume, unlink(bounded, "b")).await.unwrap();
+    assert_eq!(used(), Usage { bytes: 0, inodes: 1 });
+    // Also while it is open, and still written to.
+    let data = Bytes::from_static(b"789");
+    ask(&volume, Operation::Write { inode: open, at: WriteAt::End, data, drop_privileges: false }).await.unwrap();
+    assert_eq!(used(), Usage { bytes: 0, inodes: 1 });
+    ask(&volume, Operation::Release { inode: open }).await.unwrap();
+    is_clean(&volume).await;
+
+    let trash = lookup(&volume, ROOT, ".trash").await.unwrap().inode;
+    let refused = volume.set_directory_quota(trash, Quota::NONE, |_| ()).await;
+    assert_eq!(refused, Err(QuotaError::Other(Errno::EPERM)));
+    for (hour, old, inode) in kept(&volume).await {
+        let new = format!("back{inode}");
+        ask(&volume, rename(hour, &old, bounded, &new)).await.unwrap();
+    }
+    assert_eq!(used(), Usage { bytes: 9, inodes: 3 });
+    is_clean(&volume).await;
+    volume.close().await.unwrap();
+    let volume = site.open().await;
+    assert_eq!(volume.directory_quotas()[0].1.used, Usage { bytes: 9, inodes: 3 });
+    is_clean(&volume).await;
+    volume.close().await.unwrap();
 }
