@@ -10,7 +10,7 @@ use atoll_object::{ObjectOptions, ObjectRoot};
 use atoll_store::{Batch, SlateStore, Store};
 use atoll_types::Epoch;
 use atoll_volume::fsck::Watch;
-use atoll_volume::{Durability, Imported, Volume, VolumeError};
+use atoll_volume::{Imported, Volume, VolumeError};
 use atoll_wire::Exported;
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
@@ -27,7 +27,6 @@ const RECORDS_BYTES: usize = 512 << 10;
 pub(crate) struct Import {
     name: String,
     record: Record,
-    durability: Durability,
     imported: Imported,
     store: Arc<SlateStore>,
     /// Below it lie the bytes.
@@ -133,14 +132,14 @@ impl Registry {
         let imported = Imported { id: new_id()?, durability, compression, source: source.volume, newest };
         let record = self.claim_new(name, durability, imported.id, encrypt).await?;
         let store = self.open_store_behind(name, &record, newest).await?;
-        Ok(Import { name: name.to_owned(), record, durability, imported, store, others, slot })
+        Ok(Import { name: name.to_owned(), record, imported, store, others, slot })
     }
 
     /// Check what was imported, and write the bytes again that it refers to. Answers with its inodes and bytes.
     pub async fn end_import(&self, mut import: Import, watch: Watch<'_>) -> Result<(u64, u64)> {
         let name = import.name.clone();
         let text = |error: VolumeError| format!("volume `{name}`: {error}");
-        let Import { name, record, durability, store, others, .. } = &import;
+        let Import { name, record, imported: Imported { durability, .. }, store, others, .. } = &import;
         let volume = self.open_volume_below(others, name, *durability, store.clone()).await?;
         let drawn = import.draw_in(&volume, watch).await;
         let inodes = volume.report().inodes;

@@ -1,6 +1,7 @@
 //! Names of volumes and snapshots.
 
 use atoll_types::limits::VOLUME_NAME_BYTES_MAX;
+pub(crate) use atoll_wire::volume_parts as parts;
 
 /// Why `name` cannot be that of a volume or a snapshot, if it cannot.
 pub(crate) fn check(what: &str, name: &str) -> Result<(), String> {
@@ -11,9 +12,4 @@ pub(crate) fn check(what: &str, name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
-pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
-    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }

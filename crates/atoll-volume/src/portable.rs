@@ -21,9 +21,6 @@ use crate::volume::{Volume, scan_all, settings};
 /// Key and value of the volume's store.
 pub type Record = (Bytes, Bytes);
 
-/// How often everything is gone through for bytes that are still another volume's: once, and once more to see that none are.
-const ROUNDS_MAX: usize = 3;
-
 /// What an imported volume is to be, beside what its records say.
 #[derive(Clone, Debug)]
 pub struct Imported {
@@ -71,22 +68,9 @@ impl Volume {
         Ok((records, None))
     }
 
-    /// Write everything again that is stored in segments of other volumes, as this one's own. Nobody else uses it.
+    /// Write everything again that is stored in segments of other volumes, as this one's own. Nobody else uses it;
+    /// [`settle`] tells if something is left.
     pub async fn draw_in(&self, watch: Watch<'_>) -> Result<u64, VolumeError> {
-        let mut bytes = 0;
-        for _ in 0..ROUNDS_MAX {
-            let drawn = self.draw_round(bytes, watch).await?;
-            let ordered = self.inner.shared.core.lock().ordered();
-            self.until_durable(ordered).await.map_err(VolumeError::Undurable)?;
-            if drawn == 0 {
-                return Ok(bytes);
-            }
-            bytes += drawn;
-        }
-        Err(VolumeError::Corrupt("bytes of another volume are referred to again and again".into()))
-    }
-
-    async fn draw_round(&self, before: u64, watch: Watch<'_>) -> Result<u64, VolumeError> {
         let view = self.inner.shared.store.snapshot()?;
         let total = self.report().bytes_live;
         let mut extents = Cursor::new(&*view, format::all_extents());
@@ -107,7 +91,7 @@ impl Volume {
                 let contents = self.inner.shared.blob.read_many(&wanted).await?;
                 self.relocate(moving.drain(..).zip(contents)).await?;
                 drawn += std::mem::take(&mut bytes);
-                watch(Progress { phase: "bytes", done: before + drawn, total });
+                watch(Progress { phase: "bytes", done: drawn, total });
             }
             if is_last {
                 return Ok(drawn);

@@ -34,6 +34,11 @@ pub const TERM_MS: u64 = 3_800;
 /// What the first frame of a connection starts with.
 pub const MAGIC: [u8; 4] = *b"ATOL";
 
+/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
+pub fn volume_parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
+}
+
 /// How to resume a session after its connection broke.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resume {

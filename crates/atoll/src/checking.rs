@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::arguments::{Arguments, Fsck};
-use crate::{Result, admin, print};
+use crate::{Result, admin, print, unexpected};
 
 /// Ask a server for long work; the terminal shows how far it is.
 pub async fn watched(config: &ClientConfig, request: AdminRequest) -> Result<AdminReply> {
@@ -53,7 +53,7 @@ pub async fn fsck(arguments: &Arguments, options: &Fsck) -> Result<()> {
             reply?
         }
     };
-    let AdminReply::Fsck(report) = reply else { return Err("the server answered something else".into()) };
+    let AdminReply::Fsck(report) = reply else { return Err(unexpected()) };
     if arguments.json {
         print(&as_json(&report));
     } else {
@@ -72,7 +72,7 @@ pub async fn fsck(arguments: &Arguments, options: &Fsck) -> Result<()> {
 pub async fn gc(config: &ClientConfig, volume: String, dry_run: bool, as_json: bool) -> Result<()> {
     let request = AdminRequest::CollectGarbage { volume, dry_run };
     let AdminReply::Garbage { objects, bytes } = admin(config, request).await? else {
-        return Err("the server answered something else".into());
+        return Err(unexpected());
     };
     if as_json {
         print(&json!({"objects": objects, "bytes": bytes, "deleted": !dry_run}));

@@ -83,6 +83,11 @@ fn finish(result: Result<()>) -> ExitCode {
     }
 }
 
+/// What a server says that speaks another language than its version tells.
+fn unexpected() -> String {
+    "the server answered something else".into()
+}
+
 fn print(value: &serde_json::Value) {
     println!("{value:#}");
 }
@@ -168,7 +173,7 @@ async fn run(arguments: Arguments) -> Result<()> {
                 VolumeCommand::RotateKey { name, data } => AdminRequest::VolumeRotateKey { name, data },
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
                 VolumeCommand::Clone { source, name } => {
-                    let (source, snapshot) = snapshots::parts(&source);
+                    let (source, snapshot) = atoll_wire::volume_parts(&source);
                     AdminRequest::VolumeClone { source: source.into(), snapshot: snapshot.map(str::to_owned), name }
                 }
                 VolumeCommand::Export { volume, file } => {

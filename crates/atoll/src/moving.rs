@@ -5,18 +5,14 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use atoll_client::{Admin, ClientConfig};
-use atoll_wire::{AdminReply, AdminRequest};
+use atoll_wire::{AdminReply, AdminRequest, volume_parts};
 use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::checking::watched_on;
 use crate::export_file::{Reader, Writer};
-use crate::snapshots::{name_of_now, parts};
-use crate::{Result, print};
-
-fn unexpected() -> String {
-    "the server answered something else".into()
-}
+use crate::snapshots::name_of_now;
+use crate::{Result, print, unexpected};
 
 async fn connect(config: &ClientConfig) -> Result<Admin> {
     Admin::connect(config).await.map_err(|error| error.to_string())
@@ -72,7 +68,7 @@ impl Write for Target<'_> {
 }
 
 pub async fn export(config: &ClientConfig, volume: &str, path: &Path, as_json: bool) -> Result<()> {
-    let (volume, named) = parts(volume);
+    let (volume, named) = volume_parts(volume);
     let mut target = Target::open(path)?;
     let is_file = matches!(target, Target::File { .. });
     let admin = connect(config).await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::checking::watched;
 use crate::files::{self, Remote};
-use crate::{Result, admin, print};
+use crate::{Result, admin, print, unexpected};
 
 /// Whether a path is that of the whole volume.
 fn is_root(path: &str) -> bool {
@@ -38,7 +38,7 @@ pub async fn list(config: &ClientConfig, target: &str, as_json: bool) -> Result<
     loop {
         let request = AdminRequest::DirectoryQuotas { volume: volume.to_owned(), after };
         let AdminReply::Quotas(quotas) = admin(config, request).await? else {
-            return Err("the server answered something else".into());
+            return Err(unexpected());
         };
         let Some(last) = quotas.last() else { break };
         after = last.directory;
@@ -64,7 +64,7 @@ pub async fn list(config: &ClientConfig, target: &str, as_json: bool) -> Result<
 
 async fn of_volume(config: &ClientConfig, volume: &str) -> Result<QuotaInfo> {
     let reply = admin(config, AdminRequest::VolumeInfo { name: volume.to_owned() }).await?;
-    let AdminReply::Volumes(volumes) = reply else { return Err("the server answered something else".into()) };
+    let AdminReply::Volumes(volumes) = reply else { return Err(unexpected()) };
     let info = volumes.first().ok_or("the server answered nothing")?;
     Ok(QuotaInfo {
         directory: InodeId::ROOT,

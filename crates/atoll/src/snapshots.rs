@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::arguments::SnapshotCommand;
-use crate::{Result, admin, print};
+use crate::{Result, admin, print, unexpected};
 
 pub async fn run(config: &ClientConfig, command: SnapshotCommand, as_json: bool) -> Result<()> {
     match command {
@@ -25,7 +25,7 @@ pub async fn run(config: &ClientConfig, command: SnapshotCommand, as_json: bool)
         SnapshotCommand::List { volume } => {
             let reply = admin(config, AdminRequest::SnapshotList { volume: volume.clone() }).await?;
             let AdminReply::Snapshots(snapshots) = reply else {
-                return Err("the server answered something else".into());
+                return Err(unexpected());
             };
             let as_object = |s: &SnapshotInfo| json!({"volume": volume, "name": s.name, "created": s.created});
             if as_json {
@@ -50,11 +50,6 @@ pub async fn run(config: &ClientConfig, command: SnapshotCommand, as_json: bool)
 /// What a snapshot is called that has no other name.
 pub fn name_of_now() -> String {
     time(Utc::now())
-}
-
-/// `VOLUME` or `VOLUME@SNAPSHOT`, in its parts.
-pub fn parts(name: &str) -> (&str, Option<&str>) {
-    name.split_once('@').map_or((name, None), |(volume, snapshot)| (volume, Some(snapshot)))
 }
 
 /// A time as it can stand in a name: 2026-01-31T23.59.59Z.

@@ -5,7 +5,7 @@ use atoll_wire::{AdminReply, AdminRequest, TrashInfo};
 use serde_json::json;
 
 use crate::arguments::TrashCommand;
-use crate::{Result, admin, print};
+use crate::{Result, admin, print, unexpected};
 
 const HOUR_SECONDS: u64 = 3600;
 const DAY_SECONDS: u64 = 24 * HOUR_SECONDS;
@@ -48,7 +48,7 @@ pub async fn set(
     let change = if is_off { Some(None) } else { retention.map(Some) };
     let request = AdminRequest::VolumeTrash { name: name.clone(), change };
     let AdminReply::Trash(TrashInfo { retention_seconds, files, bytes }) = admin(config, request).await? else {
-        return Err("the server answered something else".into());
+        return Err(unexpected());
     };
     if as_json {
         let all = json!({"volume": name, "retention_seconds": retention_seconds, "files": files, "bytes": bytes});
@@ -68,7 +68,7 @@ pub async fn run(config: &ClientConfig, command: TrashCommand, as_json: bool) ->
     let AdminReply::Trash(TrashInfo { files, bytes, .. }) =
         admin(config, AdminRequest::TrashEmpty { volume: volume.clone() }).await?
     else {
-        return Err("the server answered something else".into());
+        return Err(unexpected());
     };
     if as_json {
         print(&json!({"volume": volume, "files": files, "bytes": bytes}));
