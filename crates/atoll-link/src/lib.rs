@@ -1,0 +1,13 @@
+//! Native buckets: the objects that a linked directory shows as files.
+//!
+//! Start with [`Bucket`]: all that a volume asks of one. What a volume knows of its linked files, and when it asks, lives in
+//! `atoll-volume`; nothing here knows of inodes.
+
+mod bucket;
+mod key;
+
+pub use bucket::{
+    Bucket, BucketError, Condition, Freshness, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource,
+    Version,
+};
+pub use key::ObjectKey;
