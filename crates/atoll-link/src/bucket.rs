@@ -6,6 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 use atoll_types::{ByteRange, Timestamp};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::ObjectKey;
 
@@ -13,7 +14,7 @@ use crate::ObjectKey;
 pub const PART_BYTES: u64 = 16 << 20;
 
 /// Which bytes an object has: two versions that are equal have the same.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Version {
     /// As the bucket gave it, with its quotes.
     pub etag: String,
@@ -113,31 +114,6 @@ impl Part {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-/// How soon what others change in a bucket is seen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Freshness {
-    /// Every lookup and listing asks the bucket.
-    #[default]
-    Strong,
-    /// Nobody else changes it: what was seen stays as it was.
-    Frozen,
-}
-
-impl Freshness {
-    pub fn name(self) -> &'static str {
-        match self {
-            Freshness::Strong => "strong",
-            Freshness::Frozen => "frozen",
-        }
-    }
-}
-
-impl fmt::Display for Freshness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

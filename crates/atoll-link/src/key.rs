@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A key, or the beginning of keys: UTF-8, at most [`ObjectKey::BYTES_MAX`] bytes. Nothing else is said of it: `a//b`, `/`, `..`
 /// and the empty text (as a beginning of keys) are all right.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ObjectKey(String);
 
 impl ObjectKey {
@@ -19,6 +22,20 @@ impl ObjectKey {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for ObjectKey {
+    type Error = &'static str;
+
+    fn try_from(key: String) -> Result<Self, Self::Error> {
+        ObjectKey::new(key).ok_or("longer than a key can be")
+    }
+}
+
+impl From<ObjectKey> for String {
+    fn from(key: ObjectKey) -> String {
+        key.0
     }
 }
 

@@ -5,9 +5,10 @@
 
 mod bucket;
 mod key;
+mod settings;
 
 pub use bucket::{
-    Bucket, BucketError, Condition, Freshness, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource,
-    Version,
+    Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
 };
 pub use key::ObjectKey;
+pub use settings::{Freshness, LinkSettings, OnConflict, Publish};
