@@ -5,17 +5,21 @@
 //! bounded and never panics: stored bytes are not trusted.
 
 use atoll_blob::{Codec, Compression, Location};
+use atoll_link::{LinkSettings, ObjectKey};
 use atoll_types::limits::{NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use atoll_types::{Epoch, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::VolumeError;
 use crate::extents::Extent;
+use crate::links::record::{self, Gone, Linked};
 
 /// Version of everything below. A volume with a larger one is refused untouched; values of smaller ones are read.
-pub const FORMAT_VERSION: u8 = 2;
+pub const FORMAT_VERSION: u8 = 3;
 /// The last one whose inodes had no quota root.
 const WITHOUT_QUOTA_ROOTS: u8 = 1;
+/// The last one whose inodes knew of no bucket.
+const WITHOUT_LINKS: u8 = 2;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -32,10 +36,15 @@ const FRAGMENT: u8 = b'f';
 const SESSION: u8 = b'n';
 const QUOTA: u8 = b'q';
 const TRASH: u8 = b't';
+const LINK: u8 = b'l';
+const GONE: u8 = b'g';
+const UNPUBLISHED: u8 = b'u';
 
 /// All kinds of keys, in order.
-pub const TAGS: [u8; 13] =
-    [SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, INODE, COOKIE, SESSION, ORPHAN, QUOTA, SEGMENT, TRASH, XATTR];
+pub const TAGS: [u8; 16] = [
+    SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, GONE, INODE, COOKIE, LINK, SESSION, ORPHAN, QUOTA, SEGMENT, TRASH,
+    UNPUBLISHED, XATTR,
+];
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
     let mut key = BytesMut::with_capacity(9 + rest.len());
@@ -99,6 +108,18 @@ pub fn fragment_key(segment: SegmentId, offset: u32) -> Bytes {
 
 pub fn session_key(session: SessionId) -> Bytes {
     key(SESSION, session.0, &[])
+}
+
+pub fn link_key(root: InodeId) -> Bytes {
+    key(LINK, root.0, &[])
+}
+
+pub fn gone_key(root: InodeId, object: &ObjectKey) -> Bytes {
+    key(GONE, root.0, object.as_str().as_bytes())
+}
+
+pub fn unpublished_key(inode: InodeId) -> Bytes {
+    key(UNPUBLISHED, inode.0, &[])
 }
 
 /// A range of keys, end excluded.
@@ -165,6 +186,18 @@ pub fn all_directory_quotas() -> KeyRange {
     (directory_quota_key(InodeId::NONE), all(QUOTA).1)
 }
 
+pub fn all_links() -> KeyRange {
+    all(LINK)
+}
+
+pub fn all_gone() -> KeyRange {
+    all(GONE)
+}
+
+pub fn all_unpublished() -> KeyRange {
+    all(UNPUBLISHED)
+}
+
 pub fn all_sessions() -> KeyRange {
     all(SESSION)
 }
@@ -191,6 +224,8 @@ pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
         COOKIE | EXTENT => 17..=17,
         DENTRY => 10..=9 + NAME_BYTES_MAX,
         XATTR => 10..=9 + XATTR_NAME_BYTES_MAX,
+        LINK | UNPUBLISHED => 9..=9,
+        GONE => 10..=9 + ObjectKey::BYTES_MAX,
         _ => return Err(corrupt("key")),
     };
     if !length.contains(&key.len()) {
@@ -204,6 +239,12 @@ pub fn check(key: &Bytes, value: &Bytes) -> Result<()> {
         QUOTA => DirectoryQuota::decode(value).map(drop),
         INODE => InodeRecord::decode(value).map(drop),
         ORPHAN => Fields::new(value, "orphan")?.end(),
+        UNPUBLISHED => Fields::new(value, "unpublished")?.end(),
+        LINK => decode_link(value).map(drop),
+        GONE => {
+            gone_object(key)?;
+            decode_gone(value).map(drop)
+        }
         SEGMENT => SegmentRecord::decode(value).map(drop),
         COOKIE => decode_cookie(value).map(drop),
         EXTENT => decode_extent(value).map(drop),
@@ -222,7 +263,7 @@ pub fn key_rest(key: &Bytes) -> Bytes {
 
 /// Where a name that somebody gave begins in a key: an encrypted volume's store hides it from there on.
 pub fn name_in_key(key: &[u8]) -> Option<usize> {
-    (matches!(key.first(), Some(&DENTRY | &XATTR)) && key.len() > 9).then_some(9)
+    (matches!(key.first(), Some(&DENTRY | &XATTR | &GONE)) && key.len() > 9).then_some(9)
 }
 
 /// The number after the tag.
@@ -348,6 +389,8 @@ pub struct InodeRecord {
     pub quota_root: InodeId,
     /// It had several names when it came to its quota root: some of them may lie outside.
     pub strays: bool,
+    /// What it knows of the bucket, if it lies in a link.
+    pub linked: Option<Box<Linked>>,
     /// Of a symlink.
     pub target: Bytes,
 }
@@ -358,7 +401,8 @@ impl InodeRecord {
     }
 
     pub fn encode(&self) -> Bytes {
-        let mut v = value(121 + self.target.len());
+        let linked = self.linked.as_ref().map(record::encode).unwrap_or_default();
+        let mut v = value(123 + linked.len() + self.target.len());
         for word in [self.mode.0, self.links, self.uid, self.gid, self.device] {
             v.put_u32(word);
         }
@@ -371,6 +415,8 @@ impl InodeRecord {
         v.put_u64(self.next_cookie);
         v.put_u64(self.quota_root.0);
         v.put_u8(u8::from(self.strays));
+        v.put_u16(linked.len() as u16);
+        v.put_slice(&linked);
         v.put_slice(&self.target);
         v.freeze()
     }
@@ -394,10 +440,46 @@ impl InodeRecord {
             next_cookie: f.u64()?,
             quota_root: InodeId(if has_root { f.u64()? } else { 0 }),
             strays: has_root && f.flag()?,
+            linked: if f.version > WITHOUT_LINKS { linked(&mut f)? } else { None },
             target: bytes.slice_ref(f.rest),
         };
         if record.mode.kind().is_none() { Err(corrupt("inode")) } else { Ok(record) }
     }
+}
+
+fn linked(f: &mut Fields<'_>) -> Result<Option<Box<Linked>>> {
+    let length = f.u16()?;
+    let bytes = f.slice(usize::from(length))?;
+    if bytes.is_empty() { Ok(None) } else { Ok(Some(Box::new(record::decode(bytes, "inode")?))) }
+}
+
+pub fn encode_link(settings: &LinkSettings) -> Bytes {
+    encode_record(settings)
+}
+
+pub fn decode_link(bytes: &[u8]) -> Result<LinkSettings> {
+    record::decode(Fields::new(bytes, "link")?.rest, "link")
+}
+
+pub fn encode_gone(gone: &Gone) -> Bytes {
+    encode_record(gone)
+}
+
+pub fn decode_gone(bytes: &[u8]) -> Result<Gone> {
+    record::decode(Fields::new(bytes, "gone object")?.rest, "gone object")
+}
+
+/// The key in the bucket that a [`gone_key`] is of.
+pub fn gone_object(key: &Bytes) -> Result<ObjectKey> {
+    let text = String::from_utf8(key_rest(key).to_vec()).map_err(|_| corrupt("gone object"))?;
+    ObjectKey::new(text).ok_or_else(|| corrupt("gone object"))
+}
+
+fn encode_record<T: serde::Serialize>(record: &T) -> Bytes {
+    let encoded = record::encode(record);
+    let mut v = value(encoded.len());
+    v.put_slice(&encoded);
+    v.freeze()
 }
 
 /// A name of a directory, without the name.
@@ -485,7 +567,8 @@ pub fn decode_extent(bytes: &[u8]) -> Result<Extent> {
     f.end()?;
     let fits = skip.checked_add(length).is_some_and(|end| end <= location.length);
     // More than it holds only when it is sealed.
-    let bounded = location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX
+    let bounded = location.segment == SegmentId::BASE
+        || location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX
         && location.stored as usize <= location.length as usize + atoll_blob::SEALED_BYTES;
     if length == 0 || !fits || !bounded { Err(corrupt("extent")) } else { Ok(Extent { length, skip, location }) }
 }

@@ -20,6 +20,7 @@ impl Core {
             if size > limits::FILE_SIZE_MAX {
                 return Err(Errno::EFBIG.into());
             }
+            self.gather_bytes(inode)?;
             if size < old_size {
                 self.extents(inode)?;
             }
@@ -73,6 +74,11 @@ impl Core {
                 record.modified = at(time);
             }
         });
+        if changes.size.is_some() {
+            self.bytes_changed(inode);
+        } else if *changes != AttributeChanges::default() {
+            self.attributes_changed(inode);
+        }
         self.apply_changes(inode, cut);
         if let Some(list) = narrowed {
             self.put_xattr(inode, bytes::Bytes::from_static(acl::ACCESS), list);

@@ -8,7 +8,7 @@
 //! something from others earns shared rights only: what several clients use would go back and forth, each time after
 //! its holder has written back.
 //!
-//! Nothing is granted on the directories of the trash: files come there that nobody has asked about.
+//! Nothing is granted in a linked directory, where the bucket has the last word. Nothing is granted on the directories of the trash: files come there that nobody has asked about.
 //!
 //! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
 //! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. Only the holder itself can
@@ -186,6 +186,7 @@ impl Core {
         let Ok(outcome) = result else {
             if let (O::Lookup { parent, .. }, Err(Errno::ENOENT)) = (operation, result)
                 && !self.is_of_trash(*parent)
+                && !self.is_linked(*parent)
             {
                 grants.extend(self.leases.grant(session, *parent, Rights::NAMES, now_ms));
             }
@@ -240,7 +241,7 @@ impl Core {
             }
         }
         let mut grant = |inode, rights| {
-            if self.is_of_trash(inode) {
+            if self.is_of_trash(inode) || self.is_linked(inode) {
                 return;
             }
             let rights = self.beside_locks(session, inode, rights);

@@ -3,16 +3,19 @@
 
 use atoll_blob::Location;
 use atoll_types::operation::{AllocateMode, SeekTo, WriteAt};
-use atoll_types::{Attributes, ByteRange, Errno, FileKind, InodeId, limits};
+use atoll_types::{Attributes, ByteRange, Errno, FileKind, InodeId, SegmentId, limits};
 
 use super::{Core, Step};
 use crate::extents::{Changes, Extent, Piece};
+use crate::links::record::BaseObject;
 
 /// What a read has to fetch.
 pub(crate) struct ReadPlan {
     /// The bytes asked for, cut at the end of the file.
     pub range: ByteRange,
     pub pieces: Vec<Piece>,
+    /// The link and the object that pieces may be of.
+    pub base: Option<(InodeId, BaseObject)>,
 }
 
 impl Core {
@@ -30,18 +33,20 @@ impl Core {
         let length = range.len().min(limits::IO_BYTES_MAX as u64);
         let range = ByteRange::new(range.start, (range.start + length).min(size));
         if range.is_empty() {
-            return Ok(ReadPlan { range: ByteRange::new(range.start, range.start), pieces: Vec::new() });
+            return Ok(ReadPlan { range: ByteRange::new(range.start, range.start), pieces: Vec::new(), base: None });
         }
         let pieces = self.extents(inode)?.read(range);
-        Ok(ReadPlan { range, pieces })
+        let linked = self.linked(inode)?;
+        let base = linked.and_then(|linked| Some((linked.link, linked.object.clone()?)));
+        Ok(ReadPlan { range, pieces, base })
     }
 
     /// The locations of a range that a reader will probably want next.
     pub fn plan_prefetch(&mut self, inode: InodeId, range: ByteRange) -> Vec<Location> {
         let Ok(map) = self.extents(inode) else { return Vec::new() };
         let data = map.read(range).into_iter().filter_map(|piece| match piece {
-            Piece::Data { extent, .. } => Some(extent.location),
-            Piece::Hole { .. } => None,
+            Piece::Data { extent, .. } if extent.location.segment != SegmentId::BASE => Some(extent.location),
+            _ => None,
         });
         data.collect()
     }
@@ -73,6 +78,7 @@ impl Core {
             offset += u64::from(location.length);
         }
         self.count_written(locations);
+        self.bytes_changed(inode);
         self.apply_changes(inode, changes);
         self.touch_data(inode, end.max(size), drop);
         Ok((start, length, self.attributes(inode)?))
@@ -99,6 +105,12 @@ impl Core {
         }
         if range.end > limits::FILE_SIZE_MAX {
             return Err(Errno::EFBIG.into());
+        }
+        self.gather_bytes(inode)?;
+        let shifts = matches!(mode, AllocateMode::CollapseRange | AllocateMode::InsertRange);
+        if shifts && self.is_linked(inode) {
+            // Bytes of an object stay where they are in it.
+            return Err(Errno::EOPNOTSUPP.into());
         }
         let mut changes = Changes::default();
         let grown = match mode {
@@ -132,6 +144,7 @@ impl Core {
                 new_size
             }
         };
+        self.bytes_changed(inode);
         self.apply_changes(inode, changes);
         self.touch_data(inode, new_size, drop);
         Ok(())
@@ -155,6 +168,10 @@ impl Core {
                 return Err(Errno::EISDIR.into());
             }
         }
+        if self.linked(source)?.is_some() {
+            // They may be an object's: who copies reads and writes.
+            return Err(Errno::EOPNOTSUPP.into());
+        }
         let source_size = self.regular(source)?;
         let target_size = self.regular(target)?;
         let range = ByteRange::new(source_offset, source_offset.saturating_add(length).min(source_size));
@@ -176,6 +193,7 @@ impl Core {
         for (offset, extent) in shared {
             map.insert(target_offset + offset, extent, &mut changes);
         }
+        self.bytes_changed(target);
         self.apply_changes(target, changes);
         self.touch_data(target, end.max(target_size), false);
         Ok((target_offset, range.len(), self.attributes(target)?))

@@ -12,6 +12,7 @@ mod attributes;
 mod claims;
 mod compaction;
 mod data;
+mod linked;
 mod listing;
 mod made;
 mod namespace;
@@ -41,6 +42,7 @@ use crate::sessions::SessionRecord;
 pub(crate) use claims::Asked;
 pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
+pub(crate) use linked::{Found, is_same_version, kind_of};
 pub(crate) use listing::{Listing, entry};
 pub(crate) use unheard::{Unheard, UnheardChanges};
 
@@ -168,6 +170,7 @@ pub(crate) struct Core {
     session_opens: HashMap<SessionId, FxHashMap<InodeId, u32>>,
     pub locks: LockTable,
     pub leases: Authority,
+    pub links: linked::Links,
     /// The operation that is executed now takes from others what they use: what loses its last name by it lingers.
     pub lingers: bool,
     making: Option<made::Making>,
@@ -215,6 +218,7 @@ impl Core {
             session_opens: HashMap::new(),
             locks: LockTable::default(),
             leases: Authority::default(),
+            links: linked::Links::default(),
             lingers: false,
             making: None,
             sessions: FxHashMap::default(),
@@ -500,6 +504,9 @@ impl Core {
             self.write(format::extent_key(inode, offset), Some(format::encode_extent(&extent)));
         }
         for (segment, delta) in changes.live {
+            if segment == SegmentId::BASE {
+                continue;
+            }
             let entry = self.segments.entry(segment).or_insert(Segment::empty(SegmentState::Open));
             let before = entry.live;
             entry.live += delta;
@@ -652,6 +659,7 @@ fn fresh(mode: Mode, uid: u32, gid: u32, now: Timestamp) -> InodeRecord {
         next_cookie: 0,
         quota_root: InodeId::NONE,
         strays: false,
+        linked: None,
         target: Bytes::new(),
     }
 }

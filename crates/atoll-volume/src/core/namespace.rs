@@ -6,6 +6,7 @@ use atoll_types::operation::{OpenFlags, RenameMode};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
 
+use super::linked::NewHome;
 use super::trash::Place;
 use super::{Context, Core, Step, Stop, fresh};
 use crate::format::{self, Dentry};
@@ -36,7 +37,14 @@ impl Core {
     }
 
     /// Owner, mode and ACLs of a new inode in `parent`, whose number is free. Changes nothing.
-    fn birth(&mut self, context: Context<'_>, parent: InodeId, mode: Mode, umask: u32) -> Step<Birth> {
+    fn birth(
+        &mut self,
+        context: Context<'_>,
+        parent: InodeId,
+        name: Option<&Name>,
+        mode: Mode,
+        umask: u32,
+    ) -> Step<Birth> {
         self.may_number(context.session)?;
         self.living_directory(parent)?;
         self.check_inodes(parent)?;
@@ -64,6 +72,7 @@ impl Core {
         }
         let mut record = fresh(Mode::new(kind, permissions), context.caller.uid, gid, Default::default());
         record.quota_root = quota_root;
+        record.linked = self.born_linked(parent, name, kind)?;
         if kind == FileKind::Directory {
             record.links = 2;
             record.parent = parent;
@@ -79,6 +88,7 @@ impl Core {
         birth.record.changed = now;
         birth.record.created = now;
         let inode = self.new_inode(birth.record);
+        self.entered_linked(inode);
         for (name, list) in [(acl::ACCESS, birth.access), (acl::DEFAULT, birth.default)] {
             if let Some(list) = list {
                 self.put_xattr(inode, Bytes::from_static(name), list);
@@ -109,7 +119,7 @@ impl Core {
         if self.dentry(parent, name)?.is_some() {
             return Err(Errno::EEXIST.into());
         }
-        let mut birth = self.birth(context, parent, mode, umask)?;
+        let mut birth = self.birth(context, parent, Some(name), mode, umask)?;
         let kind = birth.record.kind();
         if kind == FileKind::Directory && self.record(parent)?.links >= limits::LINKS_MAX {
             return Err(Errno::EMLINK.into());
@@ -157,7 +167,7 @@ impl Core {
         permissions: u32,
         umask: u32,
     ) -> Step<Attributes> {
-        let mut birth = self.birth(context, parent, Mode::new(FileKind::Regular, permissions), umask)?;
+        let mut birth = self.birth(context, parent, None, Mode::new(FileKind::Regular, permissions), umask)?;
         birth.record.links = 0;
         let inode = self.born(birth);
         self.write(format::orphan_key(inode), Some(Bytes::from_static(&[format::FORMAT_VERSION])));
@@ -183,6 +193,9 @@ impl Core {
         if links == 0 && (!self.unnamed.contains(&inode) || !self.opens.contains_key(&inode)) {
             return Err(Errno::ENOENT.into());
         }
+        self.same_link(inode, parent)?;
+        let dentry = Dentry { inode, kind, cookie: 0 };
+        let home = if links == 0 { Some(self.gather_move(dentry, parent, name)?) } else { None };
         if let Some(root) = self.linked_root(inode, parent)? {
             self.recharge(inode, root, links > 0);
         }
@@ -196,6 +209,9 @@ impl Core {
             record.changed = now;
         });
         self.add_dentry(parent, name, inode, kind);
+        if let Some(home) = home {
+            self.first_home(inode, parent, name, home);
+        }
         self.names_changed(parent);
         self.order();
         self.attributes(inode)
@@ -208,6 +224,7 @@ impl Core {
         }
         let kept = self.gather_loss(parent, name, dentry)?;
         self.remove_dentry(parent, name, dentry);
+        self.lost_home(parent, name, dentry.inode);
         self.names_changed(parent);
         self.lose(dentry, kept);
         self.order();
@@ -236,8 +253,10 @@ impl Core {
             return Err(Errno::ENOTDIR.into());
         }
         self.must_be_empty(dentry.inode)?;
+        self.not_a_link(dentry.inode)?;
         self.gather_drop(dentry)?;
         self.remove_dentry(parent, name, dentry);
+        self.lost_home(parent, name, dentry.inode);
         self.change(parent, |record| record.links -= 1);
         self.names_changed(parent);
         self.drop_link(dentry);
@@ -246,8 +265,18 @@ impl Core {
     }
 
     /// A directory's size is the sum of its names' lengths, so it is empty exactly at zero.
-    fn must_be_empty(&mut self, inode: InodeId) -> Step<()> {
+    pub(super) fn must_be_empty(&mut self, inode: InodeId) -> Step<()> {
         if self.directory(inode)?.size > 0 { Err(Errno::ENOTEMPTY.into()) } else { Ok(()) }
+    }
+
+    /// Load what [`Core::lose_found`] will touch.
+    pub(super) fn gather_loss_of_found(&mut self, dentry: Dentry) -> Step<()> {
+        self.gather_drop(dentry)
+    }
+
+    /// What the bucket has no more loses its name.
+    pub(super) fn lose_found(&mut self, dentry: Dentry) {
+        self.drop_link(dentry);
     }
 
     /// Load what [`Core::drop_link`] will touch.
@@ -294,6 +323,7 @@ impl Core {
     /// Remove every trace of an inode without names and opens; its parts are cached.
     fn free(&mut self, inode: InodeId) {
         let Some(mut cached) = self.inodes.remove(&inode) else { return };
+        self.free_linked(inode, &cached.record);
         self.dirty.remove(&inode);
         self.unnamed.remove(&inode);
         self.charge(cached.record.quota_root, -(cached.record.allocated as i64), -1);
@@ -345,9 +375,11 @@ impl Core {
         if moves_directory && self.is_above(source.inode, new_parent)? {
             return Err(Errno::EINVAL.into());
         }
+        self.same_link(parent, new_parent)?;
+        let home = self.gather_move(source, new_parent, new_name)?;
         if let (RenameMode::Exchange, Some(other)) = (mode, target) {
             self.living_directory(parent)?;
-            return self.exchange(parent, name, source, new_parent, new_name, other);
+            return self.exchange(parent, name, source, home, new_parent, new_name, other);
         }
         let mut kept = None;
         if let Some(target) = target {
@@ -360,7 +392,10 @@ impl Core {
             match (moves_directory, target.kind == FileKind::Directory) {
                 (true, false) => return Err(Errno::ENOTDIR.into()),
                 (false, true) => return Err(Errno::EISDIR.into()),
-                (true, true) => self.must_be_empty(target.inode)?,
+                (true, true) => {
+                    self.must_be_empty(target.inode)?;
+                    self.not_a_link(target.inode)?;
+                }
                 (false, false) => {}
             }
             kept = self.gather_loss(new_parent, new_name, target)?;
@@ -371,7 +406,7 @@ impl Core {
             return Err(Errno::EMLINK.into());
         }
         let whiteout = if mode == RenameMode::Whiteout {
-            Some(self.birth(context, parent, Mode::new(FileKind::CharDevice, 0), 0)?)
+            Some(self.birth(context, parent, Some(name), Mode::new(FileKind::CharDevice, 0), 0)?)
         } else {
             None
         };
@@ -380,11 +415,13 @@ impl Core {
         self.remove_dentry(parent, name, source);
         if let Some(target) = target {
             self.remove_dentry(new_parent, new_name, target);
+            self.lost_home(new_parent, new_name, target.inode);
             if moves_directory {
                 self.change(new_parent, |record| record.links -= 1);
             }
         }
         self.add_dentry(new_parent, new_name, source.inode, source.kind);
+        self.moved_home((parent, name), (new_parent, new_name), home, source);
         if moves_directory {
             self.change(parent, |record| record.links -= 1);
             self.change(new_parent, |record| record.links += 1);
@@ -414,6 +451,7 @@ impl Core {
         parent: InodeId,
         name: &Name,
         source: Dentry,
+        home: NewHome,
         new_parent: InodeId,
         new_name: &Name,
         other: Dentry,
@@ -430,12 +468,15 @@ impl Core {
         }
         let source_root = self.moved_root(source, parent, new_parent)?;
         let other_root = self.moved_root(other, new_parent, parent)?;
+        let other_home = self.gather_move(other, parent, name)?;
         self.moved(source, parent, new_parent, source_root);
         self.moved(other, new_parent, parent, other_root);
         self.remove_dentry(parent, name, source);
         self.remove_dentry(new_parent, new_name, other);
         self.add_dentry(new_parent, new_name, source.inode, source.kind);
         self.add_dentry(parent, name, other.inode, other.kind);
+        self.moved_home((parent, name), (new_parent, new_name), home, source);
+        self.moved_home((new_parent, new_name), (parent, name), other_home, other);
         let now = self.now();
         for (moved, from, to) in [(source, parent, new_parent), (other, new_parent, parent)] {
             let is_directory = moved.kind == FileKind::Directory;
@@ -502,6 +543,7 @@ impl Core {
             Some(count) if *count > 1 => *count -= 1,
             Some(_) => {
                 mine.remove(&inode);
+                self.closed_linked(session, inode);
             }
         }
         self.uncount(inode, 1)
@@ -521,7 +563,14 @@ impl Core {
     /// Forget a session's opens; lists the inodes to be reaped.
     pub fn end_session(&mut self, session: SessionId) -> Vec<InodeId> {
         let opens = self.session_opens.remove(&session).unwrap_or_default();
-        opens.into_iter().filter(|&(inode, count)| self.uncount(inode, count)).map(|(inode, _)| inode).collect()
+        let mut reaped = Vec::new();
+        for (inode, count) in opens {
+            self.closed_linked(session, inode);
+            if self.uncount(inode, count) {
+                reaped.push(inode);
+            }
+        }
+        reaped
     }
 
     /// Inodes that lost their last name long enough ago and are to be reaped now.

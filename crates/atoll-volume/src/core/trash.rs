@@ -78,6 +78,10 @@ impl Core {
             return Ok(None);
         }
         self.directory(parent)?;
+        // A bucket has versions for that.
+        if self.is_linked(parent) {
+            return Ok(None);
+        }
         if self.record(dentry.inode)?.links > 1 || self.is_of_trash(parent) {
             return Ok(None);
         }

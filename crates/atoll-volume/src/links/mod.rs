@@ -1,5 +1,7 @@
 //! Linked directories: what a bucket holds is a file, and what is written becomes an object.
 
+pub(crate) mod record;
+
 use std::sync::Arc;
 
 use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Version};

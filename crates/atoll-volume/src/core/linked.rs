@@ -1,0 +1,722 @@
+//! Linked directories: which inodes are objects, which of them are not as their objects are, and which objects no name stands for.
+//!
+//! Invariant: an object of which the volume knows is the object of exactly one inode, or it is *gone*: some change here means it is
+//! to be deleted or replaced, and until that is done nothing shows it. What is `unpublished` or gone is the volume's truth;
+//! everything else is the bucket's, and an answer of the bucket may change it ([`Core::adopt`]) unless one of ours has changed the bucket
+//! since it was asked ([`Links::touched_since`]).
+//!
+//! Nothing is granted on a linked inode: who uses it asks each time, since the bucket has the last word.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use atoll_link::posix::{self, Posix};
+use atoll_link::{LinkSettings, ObjectInfo, ObjectKey, Prefix, Version, directory_prefix, object_key};
+use atoll_types::{Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
+use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::sync::Notify;
+
+use super::{Core, Step, fresh};
+use crate::format::{self, Dentry, InodeRecord};
+use crate::links::record::{BaseObject, Dirty, Gone, Linked};
+
+/// What an answer of the bucket says of a name.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    /// `target`: of a symlink.
+    Object { key: ObjectKey, info: ObjectInfo, target: Option<Bytes> },
+    Directory(Prefix),
+}
+
+/// Since when an inode is not as its object is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    pub changed: Instant,
+}
+
+/// Links of a volume, as far as they are in memory.
+#[derive(Default)]
+pub(crate) struct Links {
+    pub roots: BTreeMap<InodeId, LinkSettings>,
+    pub unpublished: BTreeMap<InodeId, Waiting>,
+    pub gone: BTreeMap<(InodeId, ObjectKey), Gone>,
+    /// Who has changed a file's bytes and has it open still.
+    writers: FxHashMap<InodeId, FxHashSet<SessionId>>,
+    /// Questions to the bucket that are not answered, by when they were asked.
+    asked: BTreeMap<u64, u32>,
+    now: u64,
+    /// When a change of ours to an object last ended, as long as an older question is not answered.
+    touched: FxHashMap<(InodeId, ObjectKey), u64>,
+    /// There is something to be published or deleted.
+    pub work: Arc<Notify>,
+}
+
+impl Links {
+    /// A question is asked; [`Links::answered`] ends it.
+    pub fn ask(&mut self) -> u64 {
+        self.now += 1;
+        *self.asked.entry(self.now).or_default() += 1;
+        self.now
+    }
+
+    pub fn answered(&mut self, asked: u64) {
+        if let Some(count) = self.asked.get_mut(&asked) {
+            *count -= 1;
+            if *count == 0 {
+                self.asked.remove(&asked);
+            }
+        }
+        match self.asked.first_key_value() {
+            None => self.touched.clear(),
+            Some((&oldest, _)) if oldest > asked => self.touched.retain(|_, at| *at >= oldest),
+            Some(_) => {}
+        }
+    }
+
+    /// The bucket has another object at the key now, by our doing.
+    pub fn touch(&mut self, link: InodeId, key: &ObjectKey) {
+        if !self.asked.is_empty() {
+            self.touched.insert((link, key.clone()), self.now);
+        }
+    }
+
+    /// Whether an answer to a question of then may be older than a change of ours.
+    pub fn touched_since(&self, link: InodeId, key: &ObjectKey, asked: u64) -> bool {
+        self.touched.get(&(link, key.clone())).is_some_and(|at| *at >= asked)
+    }
+
+    /// Whether nothing shows the object, or what lies below.
+    pub fn is_gone(&self, link: InodeId, key: &ObjectKey) -> bool {
+        self.gone.contains_key(&(link, key.clone()))
+    }
+
+    /// The nearest gone directory that the key lies below, or is.
+    pub fn gone_above(&self, link: InodeId, key: &ObjectKey) -> Option<&Gone> {
+        let text = key.as_str();
+        text.char_indices().rev().filter(|(_, byte)| *byte == '/').find_map(|(at, _)| {
+            let above = ObjectKey::new(&text[..=at])?;
+            self.gone.get(&(link, above)).filter(|gone| gone.version.is_none())
+        })
+    }
+
+    pub fn is_unpublished(&self, inode: InodeId) -> bool {
+        self.unpublished.contains_key(&inode)
+    }
+
+    /// Whether somebody who has changed the file has it open.
+    pub fn is_being_written(&self, inode: InodeId) -> bool {
+        self.writers.contains_key(&inode)
+    }
+}
+
+impl Core {
+    pub fn linked(&mut self, inode: InodeId) -> Step<Option<&Linked>> {
+        Ok(self.record(inode)?.linked.as_deref())
+    }
+
+    /// Whether it is in a link, as far as is known: what an operation works on is.
+    pub(super) fn is_linked(&self, inode: InodeId) -> bool {
+        self.inodes.get(&inode).is_some_and(|cached| cached.record.linked.is_some())
+    }
+
+    /// The link that an inode is in.
+    fn link_of(&mut self, inode: InodeId) -> Step<Option<InodeId>> {
+        Ok(self.linked(inode)?.map(|linked| linked.link))
+    }
+
+    /// What a name moves or leads to must be in the same link, or in none, on both sides.
+    pub(super) fn same_link(&mut self, one: InodeId, other: InodeId) -> Step<()> {
+        if self.link_of(one)? == self.link_of(other)? { Ok(()) } else { Err(Errno::EXDEV.into()) }
+    }
+
+    /// A linked directory itself stays where it is.
+    pub(super) fn not_a_link(&mut self, inode: InodeId) -> Step<()> {
+        if self.links.roots.contains_key(&inode) { Err(Errno::EBUSY.into()) } else { Ok(()) }
+    }
+
+    /// How keys begin of what is below the directory by its place in the tree. `None`: it has no such place.
+    pub fn prefix_of(&mut self, directory: InodeId) -> Step<Option<Prefix>> {
+        let mut names = Vec::new();
+        let mut at = directory;
+        let link = loop {
+            let Some(linked) = self.linked(at)? else { return Ok(None) };
+            if linked.link == at {
+                break at;
+            }
+            let Some((parent, name)) = linked.home.clone() else { return Ok(None) };
+            names.push(name);
+            at = parent;
+        };
+        let Some(settings) = self.links.roots.get(&link) else { return Ok(None) };
+        let begin = settings.prefix.clone();
+        let mut prefix = if link == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) };
+        for name in names.iter().rev() {
+            match directory_prefix(&prefix, name) {
+                Ok(next) => prefix = next,
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(prefix))
+    }
+
+    /// The key that a file's object is to have. `None`: it can have none.
+    pub fn key_of(&mut self, inode: InodeId) -> Step<Option<ObjectKey>> {
+        let Some(linked) = self.linked(inode)? else { return Ok(None) };
+        let Some((parent, name)) = linked.home.clone() else { return Ok(None) };
+        let prefix = self.prefix_of(parent)?;
+        Ok(prefix.and_then(|prefix| object_key(&prefix, &name).ok()))
+    }
+
+    // ---- what changes here
+
+    fn write_gone(&mut self, link: InodeId, key: ObjectKey, gone: Option<Gone>) {
+        self.write(format::gone_key(link, &key), gone.as_ref().map(format::encode_gone));
+        match gone {
+            Some(gone) => {
+                self.links.gone.insert((link, key), gone);
+                self.links.work.notify_one();
+            }
+            None => {
+                self.links.touch(link, &key);
+                self.links.gone.remove(&(link, key));
+                self.links.work.notify_one();
+            }
+        }
+    }
+
+    /// The object, or what is below, is not shown any more.
+    pub fn put_gone(&mut self, link: InodeId, key: ObjectKey, gone: Gone) {
+        self.write_gone(link, key, Some(gone));
+    }
+
+    /// It is gone no more: it is deleted, replaced or has a name again.
+    pub fn drop_gone(&mut self, link: InodeId, key: &ObjectKey) {
+        if self.links.is_gone(link, key) {
+            self.write_gone(link, key.clone(), None);
+        }
+    }
+
+    /// Its object is not as it is from now on.
+    pub fn unpublish(&mut self, inode: InodeId) {
+        if !self.links.is_unpublished(inode) {
+            self.write(format::unpublished_key(inode), Some(Bytes::from_static(&[format::FORMAT_VERSION])));
+        }
+        self.links.unpublished.insert(inode, Waiting { changed: Instant::now() });
+        self.links.work.notify_one();
+    }
+
+    /// Its object is as it is, or it has none and needs none.
+    pub fn publish_settled(&mut self, inode: InodeId) {
+        if self.links.unpublished.remove(&inode).is_some() {
+            self.write(format::unpublished_key(inode), None);
+        }
+    }
+
+    pub fn change_linked(&mut self, inode: InodeId, change: impl FnOnce(&mut Linked)) {
+        self.change(inode, |record| {
+            if let Some(linked) = &mut record.linked {
+                change(linked);
+            }
+        });
+    }
+
+    /// What a new inode is to know of the bucket. Changes nothing.
+    pub(super) fn born_linked(
+        &mut self,
+        parent: InodeId,
+        name: Option<&Name>,
+        kind: FileKind,
+    ) -> Step<Option<Box<Linked>>> {
+        let Some(link) = self.link_of(parent)? else { return Ok(None) };
+        let place = self.prefix_of(parent)?;
+        let mut linked = Linked {
+            link,
+            home: name.map(|name| (parent, Bytes::copy_from_slice(name.as_bytes()))),
+            object: None,
+            prefix: None,
+            dirty: Dirty::No,
+            kept: true,
+            is_described: true,
+        };
+        let (Some(place), Some(name)) = (place, name) else {
+            linked.home = None;
+            linked.dirty = if kind == FileKind::Regular { Dirty::Bytes } else { Dirty::No };
+            return Ok(Some(Box::new(linked)));
+        };
+        match kind {
+            FileKind::Directory => match directory_prefix(&place, name.as_bytes()) {
+                Ok(prefix) if self.links.gone_above(link, &prefix.key).is_none() => linked.prefix = Some(prefix),
+                Ok(_) => {}
+                Err(_) => linked.home = None,
+            },
+            FileKind::Regular | FileKind::Symlink => {
+                linked.dirty = Dirty::Bytes;
+                if object_key(&place, name.as_bytes()).is_err() {
+                    linked.home = None;
+                }
+            }
+            _ => linked.home = None,
+        }
+        Ok(Some(Box::new(linked)))
+    }
+
+    /// A new inode is there.
+    pub(super) fn entered_linked(&mut self, inode: InodeId) {
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        let is_file = matches!(cached.record.kind(), FileKind::Regular | FileKind::Symlink);
+        if is_file && cached.record.linked.as_ref().is_some_and(|linked| linked.home.is_some()) {
+            self.unpublish(inode);
+        }
+    }
+
+    /// Load what [`Core::bytes_changed`] needs.
+    pub(super) fn gather_bytes(&mut self, inode: InodeId) -> Step<()> {
+        if self.linked(inode)?.is_some() && self.record(inode)?.kind() == FileKind::Regular {
+            self.extents(inode)?;
+        }
+        Ok(())
+    }
+
+    /// Before a change of its bytes is applied to the store, and after it was to its extents.
+    pub(super) fn bytes_changed(&mut self, inode: InodeId) {
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        let Some(linked) = &cached.record.linked else { return };
+        if linked.dirty != Dirty::Bytes {
+            // Those of an object were not stored.
+            let all: Vec<_> = cached.extents.iter().flat_map(|map| map.iter()).map(|(at, e)| (at, *e)).collect();
+            for (offset, extent) in all {
+                self.write(format::extent_key(inode, offset), Some(format::encode_extent(&extent)));
+            }
+            self.change_linked(inode, |linked| linked.dirty = Dirty::Bytes);
+        }
+        self.changed_linked(inode);
+    }
+
+    /// Its owner, mode or times changed.
+    pub(super) fn attributes_changed(&mut self, inode: InodeId) {
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        let is_file = matches!(cached.record.kind(), FileKind::Regular | FileKind::Symlink);
+        if is_file && cached.record.linked.is_some() {
+            self.change_linked(inode, |linked| linked.dirty = linked.dirty.max(Dirty::Attributes));
+            self.changed_linked(inode);
+        }
+    }
+
+    fn changed_linked(&mut self, inode: InodeId) {
+        if self.inodes.get(&inode).is_some_and(|cached| {
+            cached.record.links > 0 && cached.record.linked.as_ref().is_some_and(|linked| linked.home.is_some())
+        }) {
+            self.unpublish(inode);
+        }
+    }
+
+    /// The session has changed its bytes, and may go on.
+    pub fn note_writer(&mut self, session: SessionId, inode: InodeId) {
+        let has_it_open = || self.session_opens.get(&session).is_some_and(|opens| opens.contains_key(&inode));
+        if self.is_linked(inode) && has_it_open() {
+            self.links.writers.entry(inode).or_default().insert(session);
+        }
+    }
+
+    /// The session has it open no more.
+    pub(super) fn closed_linked(&mut self, session: SessionId, inode: InodeId) {
+        if let Some(sessions) = self.links.writers.get_mut(&inode) {
+            sessions.remove(&session);
+            if sessions.is_empty() {
+                self.links.writers.remove(&inode);
+            }
+            self.links.work.notify_one();
+        }
+    }
+
+    /// A name is gone that its object may have had.
+    pub(super) fn lost_home(&mut self, parent: InodeId, name: &Name, inode: InodeId) {
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        let others = cached.record.links > 1 && cached.record.kind() != FileKind::Directory;
+        let Some(linked) = cached.record.linked.as_ref().filter(|linked| linked.is_home(parent, name)) else { return };
+        let (link, object) = (linked.link, linked.object.clone());
+        if let Some(BaseObject { key, version, .. }) = object {
+            self.put_gone(link, key, Gone { version: Some(version), holder: Some(inode) });
+        }
+        self.change_linked(inode, |linked| linked.home = None);
+        // Its bytes are still those of the object, which is to go.
+        if others { self.unpublish(inode) } else { self.publish_settled(inode) }
+        // What was emptied here stays.
+        self.change_linked(parent, |linked| linked.kept = true);
+    }
+
+    /// The inode is about to be freed: nothing holds its object any more.
+    pub(super) fn free_linked(&mut self, inode: InodeId, record: &InodeRecord) {
+        let Some(linked) = &record.linked else { return };
+        self.links.writers.remove(&inode);
+        self.publish_settled(inode);
+        if let Some(object) = &linked.object {
+            self.release_gone(linked.link, &object.key, inode);
+        }
+        if let Some(prefix) = &linked.prefix
+            && self.links.gone.get(&(linked.link, prefix.key.clone())).is_some_and(|gone| gone.holder == Some(inode))
+        {
+            self.drop_gone(linked.link, &prefix.key);
+        }
+    }
+
+    /// An inode needs the object no more.
+    pub fn release_gone(&mut self, link: InodeId, key: &ObjectKey, holder: InodeId) {
+        if let Some(gone) = self.links.gone.get(&(link, key.clone()))
+            && gone.holder == Some(holder)
+        {
+            let gone = Gone { version: gone.version.clone(), holder: None };
+            self.put_gone(link, key.clone(), gone);
+        }
+    }
+
+    /// A name of it moved to another directory or name of the same link.
+    pub(super) fn moved_home(&mut self, old: (InodeId, &Name), new: (InodeId, &Name), to: NewHome, name: Dentry) {
+        let inode = name.inode;
+        let Some(cached) = self.inodes.get(&inode) else { return };
+        let (kind, links) = (cached.record.kind(), cached.record.links);
+        let Some(linked) = cached.record.linked.clone() else { return };
+        if !linked.is_home(old.0, old.1) && (links > 1 && kind != FileKind::Directory) {
+            return;
+        }
+        let link = linked.link;
+        let home = (new.0, Bytes::copy_from_slice(new.1.as_bytes()));
+        self.change_linked(old.0, |linked| linked.kept = true);
+        match to {
+            NewHome::Directory(to) => {
+                let is_mapped = to.is_some();
+                self.change_linked(inode, |linked| {
+                    linked.home = is_mapped.then_some(home);
+                    linked.kept = true;
+                });
+                match (linked.prefix, to) {
+                    (Some(from), Some(to)) if from == to => {
+                        if self.links.gone.get(&(link, from.key.clone())).is_some_and(|g| g.holder == Some(inode)) {
+                            self.drop_gone(link, &from.key);
+                        }
+                        self.publish_settled(inode);
+                    }
+                    (Some(from), _) => {
+                        self.put_gone(link, from.key, Gone { version: None, holder: Some(inode) });
+                        self.unpublish(inode);
+                    }
+                    (None, Some(to)) if self.links.gone_above(link, &to.key).is_none() => {
+                        self.change_linked(inode, |linked| linked.prefix = Some(to));
+                    }
+                    (None, _) => {}
+                }
+            }
+            NewHome::File(to) => {
+                let is_file = matches!(kind, FileKind::Regular | FileKind::Symlink);
+                let is_mapped = to.is_some() && is_file;
+                self.change_linked(inode, |linked| linked.home = is_mapped.then_some(home));
+                match (linked.object, to) {
+                    (Some(object), Some(to)) if object.key == to => {
+                        self.drop_gone(link, &to);
+                        if linked.dirty == Dirty::No {
+                            self.publish_settled(inode);
+                        }
+                    }
+                    (Some(object), _) => {
+                        let gone = Gone { version: Some(object.version), holder: Some(inode) };
+                        self.put_gone(link, object.key, gone);
+                        self.unpublish(inode);
+                    }
+                    (None, Some(_)) if is_file => self.unpublish(inode),
+                    (None, _) => self.publish_settled(inode),
+                }
+            }
+        }
+    }
+
+    /// Where the object of a name belongs that is about to move. Changes nothing.
+    pub(super) fn gather_move(&mut self, name: Dentry, new_parent: InodeId, new_name: &Name) -> Step<NewHome> {
+        self.record(name.inode)?;
+        let place = self.prefix_of(new_parent)?;
+        Ok(match name.kind {
+            FileKind::Directory => {
+                NewHome::Directory(place.and_then(|place| directory_prefix(&place, new_name.as_bytes()).ok()))
+            }
+            _ => NewHome::File(place.and_then(|place| object_key(&place, new_name.as_bytes()).ok())),
+        })
+    }
+
+    /// A file without a name got one.
+    pub(super) fn first_home(&mut self, inode: InodeId, parent: InodeId, name: &Name, to: NewHome) {
+        if let NewHome::File(Some(_)) = to
+            && self.is_linked(inode)
+        {
+            let home = (parent, Bytes::copy_from_slice(name.as_bytes()));
+            self.change_linked(inode, |linked| linked.home = Some(home));
+            self.unpublish(inode);
+        }
+    }
+
+    // ---- what the bucket says
+
+    /// Whether an answer of the bucket may change what a name stands for: nothing of ours is under way there.
+    pub fn may_adopt(&mut self, parent: InodeId, name: &Name) -> Step<bool> {
+        let Some(dentry) = self.dentry(parent, name)? else { return Ok(true) };
+        let is_unpublished = self.links.is_unpublished(dentry.inode);
+        let linked = self.linked(dentry.inode)?;
+        Ok(!is_unpublished && linked.is_some_and(|linked| linked.is_home(parent, name)))
+    }
+
+    /// Let a name stand for what the bucket has. `None` of what was there before: it went.
+    /// The caller has found, under the same lock, that nothing of ours is newer. False when a directory that holds names is in the way.
+    pub fn adopt(&mut self, parent: InodeId, name: &Name, found: Option<&Found>) -> Step<bool> {
+        let existing = self.dentry(parent, name)?;
+        let Some(dentry) = existing else {
+            if let Some(found) = found {
+                self.enter_found(parent, name, found)?;
+            }
+            return Ok(true);
+        };
+        let linked = self.linked(dentry.inode)?.cloned();
+        let Some(linked) = linked else { return Ok(true) };
+        let is_directory = dentry.kind == FileKind::Directory;
+        match found {
+            Some(Found::Directory(_)) if is_directory => return Ok(true),
+            Some(Found::Object { info, .. }) if !is_directory => {
+                let is_same = linked.object.as_ref().is_some_and(|object| is_same_version(&object.version, &info.version));
+                if is_same && (info.headers.is_none() || linked.is_described) {
+                    return Ok(true);
+                }
+                let described = info.headers.as_ref().map(posix::read);
+                let kind = described.as_ref().map_or(dentry.kind, |posix| kind_of(posix));
+                if is_same && kind == dentry.kind {
+                    self.record(dentry.inode)?;
+                    if let Some(posix) = described {
+                        self.describe(dentry.inode, &posix);
+                    }
+                    return Ok(true);
+                }
+            }
+            Some(Found::Object { .. }) => return Ok(true),
+            None if is_directory && linked.kept => return Ok(true),
+            _ => {}
+        }
+        if is_directory && self.record(dentry.inode)?.size > 0 {
+            return Ok(false);
+        }
+        self.gather_loss_of_found(dentry)?;
+        if let Some(found) = found {
+            self.gather_found(parent, found)?;
+        }
+        self.vanish(parent, name, dentry);
+        if let Some(found) = found {
+            self.enter_found(parent, name, found)?;
+        }
+        Ok(true)
+    }
+
+    /// The bucket has it no more, and it is as it was there.
+    fn vanish(&mut self, parent: InodeId, name: &Name, dentry: Dentry) {
+        // Who has it open still reads of that version, where the bucket keeps it.
+        self.change_linked(dentry.inode, |linked| linked.home = None);
+        self.remove_dentry(parent, name, dentry);
+        if dentry.kind == FileKind::Directory {
+            self.change(parent, |record| record.links -= 1);
+        }
+        self.names_changed(parent);
+        self.lose_found(dentry);
+        self.order();
+    }
+
+    fn gather_found(&mut self, parent: InodeId, found: &Found) -> Step<()> {
+        let record = self.record(parent)?;
+        if matches!(found, Found::Directory(_)) && record.links >= limits::LINKS_MAX {
+            return Err(Errno::EMLINK.into());
+        }
+        Ok(())
+    }
+
+    fn enter_found(&mut self, parent: InodeId, name: &Name, found: &Found) -> Step<()> {
+        self.gather_found(parent, found)?;
+        let directory = self.record(parent)?;
+        let (uid, gid, quota_root) = (directory.uid, directory.gid, directory.quota_root);
+        let permissions = directory.mode.permissions() & 0o777;
+        let Some(link) = self.link_of(parent)? else { return Ok(()) };
+        let now = self.now();
+        let mut linked = Linked {
+            link,
+            home: Some((parent, Bytes::copy_from_slice(name.as_bytes()))),
+            object: None,
+            prefix: None,
+            dirty: Dirty::No,
+            kept: false,
+            is_described: true,
+        };
+        let mut record = match found {
+            Found::Directory(prefix) => {
+                linked.prefix = Some(prefix.clone());
+                let mut record = fresh(Mode::new(FileKind::Directory, permissions), uid, gid, now);
+                record.links = 2;
+                record.parent = parent;
+                record.next_cookie = 1;
+                record
+            }
+            Found::Object { key, info, target } => {
+                let posix = info.headers.as_ref().map(posix::read);
+                let kind = posix.as_ref().map_or(FileKind::Regular, kind_of);
+                linked.is_described = info.headers.is_some();
+                linked.object = Some(BaseObject {
+                    key: key.clone(),
+                    version: info.version.clone(),
+                    size: info.size,
+                    archived: info.archived,
+                });
+                let mut record = fresh(Mode::new(kind, permissions & 0o666), uid, gid, info.modified);
+                record.size = info.size;
+                if kind == FileKind::Symlink {
+                    record.mode = Mode::new(kind, 0o777);
+                    record.target = target.clone().unwrap_or_default();
+                } else {
+                    record.allocated = info.size;
+                }
+                if let Some(posix) = &posix {
+                    apply(&mut record, posix);
+                }
+                record
+            }
+        };
+        record.quota_root = quota_root;
+        record.linked = Some(Box::new(linked));
+        let kind = record.kind();
+        let allocated = record.allocated as i64;
+        let inode = self.next_number();
+        self.enter(inode, record);
+        self.charge(quota_root, allocated, 0);
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            // Made of its object when they are needed.
+            cached.extents = None;
+            if let Some(directory) = &mut cached.directory {
+                // What it holds is listed when it is looked at, and may be more than is kept in memory.
+                directory.complete = false;
+            }
+        }
+        self.add_dentry(parent, name, inode, kind);
+        if kind == FileKind::Directory {
+            self.change(parent, |record| record.links += 1);
+        }
+        self.names_changed(parent);
+        self.order();
+        Ok(())
+    }
+
+    /// What HEAD tells, after a listing.
+    fn describe(&mut self, inode: InodeId, posix: &Posix) {
+        self.change(inode, |record| {
+            apply(record, posix);
+            if let Some(linked) = &mut record.linked {
+                linked.is_described = true;
+            }
+        });
+        self.order();
+    }
+
+    // ---- a link's beginning and end
+
+    pub fn install_link(&mut self, root: InodeId, settings: LinkSettings) {
+        self.links.roots.insert(root, settings);
+    }
+
+    pub fn install_unpublished(&mut self, inode: InodeId) {
+        self.links.unpublished.insert(inode, Waiting { changed: Instant::now() });
+    }
+
+    /// An empty directory becomes a link. Nobody holds anything on it.
+    pub fn begin_link(&mut self, root: InodeId, settings: &LinkSettings) -> Step<()> {
+        if self.linked(root)?.is_some() {
+            return Err(Errno::EBUSY.into());
+        }
+        self.directory(root)?;
+        if self.record(root)?.size > 0 {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        if !self.links.roots.is_empty() {
+            // No link within another one: all that is above it is in none, since it would be in it itself.
+        }
+        let begin = settings.prefix.clone();
+        let prefix = if root == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) };
+        let linked = Linked {
+            link: root,
+            home: None,
+            object: None,
+            prefix: Some(prefix),
+            dirty: Dirty::No,
+            kept: true,
+            is_described: true,
+        };
+        self.change(root, |record| record.linked = Some(Box::new(linked)));
+        if let Some(cached) = self.inodes.get_mut(&root) {
+            cached.directory = None;
+        }
+        self.write(format::link_key(root), Some(format::encode_link(settings)));
+        self.links.roots.insert(root, settings.clone());
+        self.order();
+        Ok(())
+    }
+
+    /// The directory is linked no more; nothing is below it.
+    pub fn end_link(&mut self, root: InodeId) -> Step<()> {
+        self.must_be_empty(root)?;
+        self.change(root, |record| record.linked = None);
+        let gone: Vec<ObjectKey> = self.links.gone.keys().filter(|(link, _)| *link == root).map(|(_, k)| k.clone()).collect();
+        for key in gone {
+            self.drop_gone(root, &key);
+        }
+        self.write(format::link_key(root), None);
+        self.links.roots.remove(&root);
+        self.order();
+        Ok(())
+    }
+
+    /// Forget what a name stands for; its object, if it has one, stays.
+    pub fn forget_found(&mut self, parent: InodeId, name: &Name) -> Step<()> {
+        let Some(dentry) = self.dentry(parent, name)? else { return Ok(()) };
+        if dentry.kind == FileKind::Directory {
+            self.must_be_empty(dentry.inode)?;
+        }
+        self.gather_loss_of_found(dentry)?;
+        self.publish_settled(dentry.inode);
+        self.vanish(parent, name, dentry);
+        Ok(())
+    }
+}
+
+/// Where the object of a moved name belongs; `None`: it can have none.
+pub(super) enum NewHome {
+    File(Option<ObjectKey>),
+    Directory(Option<Prefix>),
+}
+
+/// A listing tells no version's number.
+pub(crate) fn is_same_version(one: &Version, other: &Version) -> bool {
+    one.etag == other.etag && (one.id.is_none() || other.id.is_none() || one.id == other.id)
+}
+
+/// What an object is shown as: a file, or a symlink.
+pub(crate) fn kind_of(posix: &Posix) -> FileKind {
+    match posix.kind {
+        FileKind::Symlink => FileKind::Symlink,
+        _ => FileKind::Regular,
+    }
+}
+
+fn apply(record: &mut InodeRecord, posix: &Posix) {
+    if let Some(permissions) = posix.permissions
+        && record.kind() != FileKind::Symlink
+    {
+        record.mode = Mode::new(record.kind(), u32::from(permissions));
+    }
+    record.uid = posix.uid.unwrap_or(record.uid);
+    record.gid = posix.gid.unwrap_or(record.gid);
+    if let Some(modified) = posix.modified {
+        record.modified = modified;
+        record.changed = record.changed.max(modified);
+    }
+    record.accessed = posix.accessed.unwrap_or(record.accessed);
+}
