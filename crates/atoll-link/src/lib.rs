@@ -5,6 +5,9 @@
 
 mod bucket;
 mod key;
+pub mod names;
+pub mod posix;
+mod quoting;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Freshness, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource,
