@@ -6,6 +6,9 @@
 mod bucket;
 mod key;
 mod settings;
+pub mod names;
+pub mod posix;
+mod quoting;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
