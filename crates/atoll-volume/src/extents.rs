@@ -57,6 +57,13 @@ pub enum Piece {
     Data { offset: u64, extent: Extent },
 }
 
+impl Piece {
+    /// Whether its bytes are in a linked object.
+    pub fn is_of_object(&self) -> bool {
+        matches!(self, Piece::Data { extent, .. } if extent.location.segment == SegmentId::BASE)
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct ExtentMap {
     extents: BTreeMap<u64, Extent>,

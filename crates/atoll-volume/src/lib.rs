@@ -29,6 +29,7 @@ mod leases;
 mod links;
 mod portable;
 mod quota;
+mod rebase;
 mod sessions;
 mod snapshot_directory;
 mod snapshots;

@@ -35,6 +35,9 @@ use crate::format::{
 };
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
+use crate::links::LinkService;
+use crate::links::record::BaseObject;
+use crate::rebase;
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 use crate::snapshot_directory::SnapshotDirectory;
 use crate::snapshots::{Kept, among};
@@ -156,6 +159,9 @@ pub(crate) struct Inner {
     readers: Mutex<HashMap<InodeId, Readahead>>,
     pub leases: Leases,
     pub snapshot_directory: SnapshotDirectory,
+    pub links: LinkService,
+    /// What an earlier authority had not published.
+    pub left_unpublished: Mutex<Vec<InodeId>>,
     sweeper: Mutex<Option<JoinHandle<()>>>,
     /// As of the last look.
     pub trash: Mutex<TrashReport>,
@@ -276,6 +282,19 @@ impl Volume {
         for (key, value) in scan_all(&*store, format::all_directory_quotas()).await? {
             core.roots.install(InodeId(format::key_number(&key)?), DirectoryQuota::decode(&value)?);
         }
+        let links = LinkService::default();
+        for (key, value) in scan_all(&*store, format::all_links()).await? {
+            core.links.roots.insert(InodeId(format::key_number(&key)?), format::decode_link(&value)?);
+            links.use_links();
+        }
+        for (key, value) in scan_all(&*store, format::all_gone()).await? {
+            let object = (InodeId(format::key_number(&key)?), format::gone_object(&key)?);
+            core.links.gone.insert(object, format::decode_gone(&value)?);
+        }
+        let mut left_unpublished = Vec::new();
+        for (key, _) in scan_all(&*store, format::all_unpublished()).await? {
+            left_unpublished.push(InodeId(format::key_number(&key)?));
+        }
         let mut restored = Vec::new();
         // Those of a version that cannot change are of no use in it.
         let sessions = if config.read_only { Vec::new() } else { scan_all(&*store, format::all_sessions()).await? };
@@ -327,6 +346,8 @@ impl Volume {
                 readers: Mutex::new(HashMap::new()),
                 leases: Leases::default(),
                 snapshot_directory: SnapshotDirectory::new(among(checkpoints)),
+                links,
+                left_unpublished: Mutex::new(left_unpublished),
                 sweeper: Mutex::new(None),
                 trash: Mutex::default(),
             }),
@@ -469,6 +490,9 @@ impl Volume {
             let mut core = self.inner.shared.core.lock();
             core.note(asking.session, asking.mark, result.as_ref().map_err(|errno| *errno));
             return (result, Earned::default());
+        }
+        if let Err(errno) = self.freshen(&operation).await {
+            return (Err(errno), Earned::default());
         }
         let grace = &self.inner.leases.grace;
         let mut keeps = !asking.again;
@@ -617,11 +641,18 @@ impl Volume {
                     return Err(Errno::EINVAL);
                 }
                 let locations = self.inner.shared.blob.append(data.clone()).await.map_err(blob_errno)?;
-                let write = |c: &mut Core| c.write_data(*inode, *at, &locations, *drop_privileges).map(written);
+                let write = |c: &mut Core| {
+                    let outcome = c.write_data(*inode, *at, &locations, *drop_privileges).map(written)?;
+                    c.note_writer(session, *inode);
+                    Ok(outcome)
+                };
                 self.change(leasing, write).await
             }
             O::Sync if is_broken(Mutation::EarlySync) => Ok(Outcome::Done),
-            O::Sync => self.sync().await.map(done),
+            O::Sync => {
+                self.sync().await?;
+                self.publish_synced(session).await.map(done)
+            }
             O::Allocate { inode, mode, range, drop_privileges } => {
                 let allocate = |c: &mut Core| {
                     c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges)).map(done)
@@ -638,7 +669,15 @@ impl Volume {
                 self.change(leasing, clone).await
             }
             O::ReadDirectory { inode, after, entries_max, with_attributes, ahead } => {
-                self.list(leasing, *inode, *after, *entries_max as usize, *with_attributes, *ahead).await
+                let most = *entries_max as usize;
+                if self.is_linked(*inode).await? {
+                    return match ahead {
+                        // Nothing of it could be kept.
+                        true => Err(Errno::EAGAIN),
+                        false => self.list_linked(session, *inode, *after, most.max(1), *with_attributes).await,
+                    };
+                }
+                self.list(leasing, *inode, *after, most, *with_attributes, *ahead).await
             }
             O::GetXattr { inode, name } => self.step(leasing, |c| c.get_xattr(*inode, name).map(Outcome::Data)).await,
             O::SetXattr { inode, name, value, mode, drop_privileges } => {
@@ -724,7 +763,11 @@ impl Volume {
             return Ok(());
         }
         self.inner.snapshot_directory.clear();
-        let workers = [self.inner.compactor.lock().take(), self.inner.sweeper.lock().take()];
+        let workers = [
+            self.inner.compactor.lock().take(),
+            self.inner.sweeper.lock().take(),
+            self.inner.links.worker.lock().take(),
+        ];
         for worker in workers.into_iter().flatten() {
             worker.abort();
             // Ended is ended.
@@ -920,6 +963,9 @@ impl Volume {
                 shared.core.lock().install_dentry(stamp, parent, name, dentry);
             }
             Need::Extents(inode) => {
+                if self.install_implied(inode).await? {
+                    return Ok(());
+                }
                 let (stamp, entries) = self.range(format::extents_of(inode)).await?;
                 let mut extents = Vec::with_capacity(entries.len());
                 for (key, value) in entries {
@@ -942,6 +988,36 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// The extents of a file whose bytes are its object's are not stored.
+    async fn install_implied(&self, inode: InodeId) -> Result<bool, LoadError> {
+        loop {
+            let stopped = {
+                let mut core = self.inner.shared.core.lock();
+                match core.implied_extents(inode) {
+                    Ok(None) => return Ok(false),
+                    Ok(Some(map)) => {
+                        let stamp = core.load_stamp();
+                        core.install_extents(stamp, inode, map);
+                        return Ok(true);
+                    }
+                    Err(stop) => stop,
+                }
+            };
+            match stopped {
+                Stop::Load(need) => Box::pin(self.try_load(need)).await?,
+                Stop::Error(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// A key's newest value.
+    pub(crate) async fn newest_value(&self, key: Bytes) -> Result<Option<Bytes>, Errno> {
+        self.get(key).await.map(|(_, value)| value).map_err(|error| {
+            tracing::error!(%error, "cannot read metadata");
+            Errno::EIO
+        })
     }
 
     /// A key's newest value, and the stamp to install it with.
@@ -980,11 +1056,14 @@ impl Volume {
                 Ok(plan)
             })
             .await?;
-        self.read_ahead(inode, plan.range);
+        self.read_ahead(inode, plan.range, plan.base.as_ref());
         self.fetch(plan).await
     }
 
-    async fn fetch(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+    pub(crate) async fn fetch(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+        if plan.pieces.iter().any(Piece::is_of_object) {
+            return self.fetch_linked(plan).await;
+        }
         let wanted: Vec<_> = plan
             .pieces
             .iter()
@@ -1007,8 +1086,41 @@ impl Volume {
         Ok(bytes.freeze())
     }
 
+    /// The same, where some pieces are an object's.
+    async fn fetch_linked(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+        let (link, object) = plan.base.as_ref().ok_or(Errno::EIO)?;
+        let bucket = self.bucket(*link).map_err(|error| self.told(*link, error))?;
+        let mut parts = Vec::with_capacity(plan.pieces.len());
+        for piece in &plan.pieces {
+            parts.push(match piece {
+                Piece::Hole { range } => Bytes::from(vec![0; range.len() as usize]),
+                Piece::Data { extent, .. } => match rebase::base_range(extent) {
+                    Some(range) => {
+                        let read = self.inner.links.objects.read(&bucket, *link, object, range).await;
+                        let bytes = read.map_err(|error| self.told(*link, error))?;
+                        if bytes.len() as u64 != range.len() {
+                            return Err(Errno::EIO);
+                        }
+                        bytes
+                    }
+                    None => {
+                        let wanted = [(extent.location, extent.skip, extent.length)];
+                        let read = self.inner.shared.blob.read_many(&wanted).await.map_err(blob_errno)?;
+                        read.into_iter().next().ok_or(Errno::EIO)?
+                    }
+                },
+            });
+        }
+        if let [whole] = &parts[..] {
+            return Ok(whole.clone());
+        }
+        let mut bytes = BytesMut::with_capacity(plan.range.len() as usize);
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        Ok(bytes.freeze())
+    }
+
     /// Fetch ahead of a reader whose pattern is known.
-    fn read_ahead(&self, inode: InodeId, range: ByteRange) {
+    fn read_ahead(&self, inode: InodeId, range: ByteRange, base: Option<&(InodeId, BaseObject)>) {
         if range.is_empty() {
             return;
         }
@@ -1022,6 +1134,11 @@ impl Volume {
         if let Some(ahead) = ahead {
             let locations = self.inner.shared.core.lock().plan_prefetch(inode, ahead);
             self.inner.shared.blob.prefetch(locations);
+            if let Some((link, object)) = base
+                && let Ok(bucket) = self.bucket(*link)
+            {
+                self.inner.links.objects.ahead(&bucket, *link, object, ahead);
+            }
         }
     }
 

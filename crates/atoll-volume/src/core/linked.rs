@@ -11,15 +11,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_link::names::{Prefix, directory_prefix, object_key};
 use atoll_link::posix::{self, Posix};
-use atoll_link::{LinkSettings, ObjectInfo, ObjectKey, Prefix, Version, directory_prefix, object_key};
+use atoll_link::{LinkSettings, ObjectInfo, ObjectKey, Publish, Version};
 use atoll_types::{Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
 
 use super::{Core, Step, fresh};
+use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
+use crate::rebase;
 use crate::links::record::{BaseObject, Dirty, Gone, Linked};
 
 /// What an answer of the bucket says of a name.
@@ -33,6 +36,7 @@ pub(crate) enum Found {
 /// Since when an inode is not as its object is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
+    pub link: InodeId,
     pub changed: Instant,
 }
 
@@ -42,6 +46,9 @@ pub(crate) struct Links {
     pub roots: BTreeMap<InodeId, LinkSettings>,
     pub unpublished: BTreeMap<InodeId, Waiting>,
     pub gone: BTreeMap<(InodeId, ObjectKey), Gone>,
+    /// Gone objects that a file of the same name is to replace, and which: they are not deleted before.
+    replaced: FxHashMap<(InodeId, ObjectKey), InodeId>,
+    replacing: FxHashMap<InodeId, (InodeId, ObjectKey)>,
     /// Who has changed a file's bytes and has it open still.
     writers: FxHashMap<InodeId, FxHashSet<SessionId>>,
     /// Questions to the bucket that are not answered, by when they were asked.
@@ -99,6 +106,27 @@ impl Links {
             let above = ObjectKey::new(&text[..=at])?;
             self.gone.get(&(link, above)).filter(|gone| gone.version.is_none())
         })
+    }
+
+    /// Whether a file is to be written where the gone object is.
+    pub fn is_replaced(&self, link: InodeId, key: &ObjectKey) -> bool {
+        self.replaced.contains_key(&(link, key.clone()))
+    }
+
+    fn replace(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey) {
+        self.replace_no_more(inode);
+        if self.is_gone(link, key) {
+            self.replaced.insert((link, key.clone()), inode);
+            self.replacing.insert(inode, (link, key.clone()));
+        }
+    }
+
+    fn replace_no_more(&mut self, inode: InodeId) {
+        if let Some(key) = self.replacing.remove(&inode)
+            && self.replaced.get(&key) == Some(&inode)
+        {
+            self.replaced.remove(&key);
+        }
     }
 
     pub fn is_unpublished(&self, inode: InodeId) -> bool {
@@ -169,6 +197,38 @@ impl Core {
         Ok(prefix.and_then(|prefix| object_key(&prefix, &name).ok()))
     }
 
+    /// Whether the inode's home lies below the directory, or is it.
+    pub fn is_home_below(&mut self, inode: InodeId, directory: InodeId) -> Step<bool> {
+        let mut at = inode;
+        loop {
+            if at == directory {
+                return Ok(true);
+            }
+            match self.linked(at)?.and_then(|linked| linked.home.clone()) {
+                Some((parent, _)) => at = parent,
+                None => return Ok(false),
+            }
+        }
+    }
+
+    /// What the session has written of links with this policy, and has open.
+    pub fn written_with_policy(&self, session: SessionId, policy: Publish) -> Vec<InodeId> {
+        let is_wanted = |inode: &InodeId| {
+            let waiting = self.links.unpublished.get(inode);
+            let settings = waiting.and_then(|waiting| self.links.roots.get(&waiting.link));
+            settings.is_some_and(|settings| settings.publish == policy)
+        };
+        let written = self.links.writers.iter().filter(|(_, sessions)| sessions.contains(&session));
+        written.map(|(inode, _)| *inode).filter(is_wanted).collect()
+    }
+
+    /// The bytes of a file that are its object's as a whole.
+    pub fn implied_extents(&mut self, inode: InodeId) -> Step<Option<ExtentMap>> {
+        let linked = self.linked(inode)?.filter(|linked| linked.dirty != Dirty::Bytes);
+        let size = linked.map(|linked| linked.object.as_ref().map_or(0, |object| object.size));
+        Ok(size.map(rebase::whole))
+    }
+
     // ---- what changes here
 
     fn write_gone(&mut self, link: InodeId, key: ObjectKey, gone: Option<Gone>) {
@@ -200,15 +260,18 @@ impl Core {
 
     /// Its object is not as it is from now on.
     pub fn unpublish(&mut self, inode: InodeId) {
+        let linked = self.inodes.get(&inode).and_then(|cached| cached.record.linked.as_ref());
+        let Some(link) = linked.map(|linked| linked.link) else { return };
         if !self.links.is_unpublished(inode) {
             self.write(format::unpublished_key(inode), Some(Bytes::from_static(&[format::FORMAT_VERSION])));
         }
-        self.links.unpublished.insert(inode, Waiting { changed: Instant::now() });
+        self.links.unpublished.insert(inode, Waiting { link, changed: Instant::now() });
         self.links.work.notify_one();
     }
 
     /// Its object is as it is, or it has none and needs none.
     pub fn publish_settled(&mut self, inode: InodeId) {
+        self.links.replace_no_more(inode);
         if self.links.unpublished.remove(&inode).is_some() {
             self.write(format::unpublished_key(inode), None);
         }
@@ -265,9 +328,19 @@ impl Core {
     /// A new inode is there.
     pub(super) fn entered_linked(&mut self, inode: InodeId) {
         let Some(cached) = self.inodes.get(&inode) else { return };
-        let is_file = matches!(cached.record.kind(), FileKind::Regular | FileKind::Symlink);
-        if is_file && cached.record.linked.as_ref().is_some_and(|linked| linked.home.is_some()) {
-            self.unpublish(inode);
+        let kind = cached.record.kind();
+        let Some(linked) = cached.record.linked.as_ref().filter(|linked| linked.home.is_some()) else { return };
+        let (link, has_no_place) = (linked.link, linked.prefix.is_none());
+        match kind {
+            FileKind::Regular | FileKind::Symlink => {
+                self.unpublish(inode);
+                if let Ok(Some(key)) = self.key_of(inode) {
+                    self.links.replace(inode, link, &key);
+                }
+            }
+            // It gets its place in the bucket when what was there is moved away.
+            FileKind::Directory if has_no_place => self.unpublish(inode),
+            _ => {}
         }
     }
 
@@ -412,6 +485,11 @@ impl Core {
                 let is_file = matches!(kind, FileKind::Regular | FileKind::Symlink);
                 let is_mapped = to.is_some() && is_file;
                 self.change_linked(inode, |linked| linked.home = is_mapped.then_some(home));
+                if let Some(to) = &to
+                    && linked.object.as_ref().is_none_or(|object| object.key != *to)
+                {
+                    self.links.replace(inode, link, to);
+                }
                 match (linked.object, to) {
                     (Some(object), Some(to)) if object.key == to => {
                         self.drop_gone(link, &to);
@@ -617,14 +695,55 @@ impl Core {
         self.order();
     }
 
+    /// A file that is to be copied is another object by now: that is what it is.
+    pub fn replace_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, found: &Found) -> Step<()> {
+        let Found::Object { info, target, .. } = found else { return Ok(()) };
+        self.record(inode)?;
+        let version = info.version.clone();
+        let object = BaseObject { key: key.clone(), version: version.clone(), size: info.size, archived: info.archived };
+        let gone = self.links.gone.get(&(link, key.clone())).map(|gone| Gone { version: Some(version), ..gone.clone() });
+        if let Some(gone) = gone {
+            self.put_gone(link, key.clone(), gone);
+        }
+        let (mut grown, mut root) = (0, InodeId::NONE);
+        self.change(inode, |record| {
+            record.size = info.size;
+            record.modified = info.modified;
+            if record.kind() == FileKind::Regular {
+                grown = info.size.wrapping_sub(record.allocated) as i64;
+                record.allocated = info.size;
+            }
+            if let Some(target) = target {
+                record.target = target.clone();
+            }
+            root = record.quota_root;
+            if let Some(linked) = &mut record.linked {
+                linked.object = Some(object);
+            }
+        });
+        self.charge(root, grown, 0);
+        if let Some(cached) = self.inodes.get_mut(&inode) {
+            cached.extents = None;
+        }
+        self.order();
+        Ok(())
+    }
+
     // ---- a link's beginning and end
 
     pub fn install_link(&mut self, root: InodeId, settings: LinkSettings) {
         self.links.roots.insert(root, settings);
     }
 
-    pub fn install_unpublished(&mut self, inode: InodeId) {
-        self.links.unpublished.insert(inode, Waiting { changed: Instant::now() });
+    /// An earlier authority left it so.
+    pub fn install_unpublished(&mut self, inode: InodeId) -> Step<()> {
+        let Some(link) = self.link_of(inode)? else { return Ok(()) };
+        if let Some(key) = self.key_of(inode)? {
+            self.links.replace(inode, link, &key);
+        }
+        self.links.unpublished.entry(inode).or_insert(Waiting { link, changed: Instant::now() });
+        self.links.work.notify_one();
+        Ok(())
     }
 
     /// An empty directory becomes a link. Nobody holds anything on it.
@@ -635,9 +754,6 @@ impl Core {
         self.directory(root)?;
         if self.record(root)?.size > 0 {
             return Err(Errno::ENOTEMPTY.into());
-        }
-        if !self.links.roots.is_empty() {
-            // No link within another one: all that is above it is in none, since it would be in it itself.
         }
         let begin = settings.prefix.clone();
         let prefix = if root == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) };

@@ -31,6 +31,15 @@ impl Core {
         self.attributes(dentry.inode)
     }
 
+    pub fn find_dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
+        self.dentry(parent, name)
+    }
+
+    /// What a name stands for.
+    pub fn lookup_dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<(InodeId, FileKind)>> {
+        Ok(self.dentry(parent, name)?.map(|dentry| (dentry.inode, dentry.kind)))
+    }
+
     pub fn parent(&mut self, inode: InodeId) -> Step<Attributes> {
         let parent = self.directory(inode)?.parent;
         self.attributes(parent)

@@ -1,11 +1,25 @@
 //! Linked directories: what a bucket holds is a file, and what is written becomes an object.
+//!
+//! `record` is what is stored, `core::linked` and `core::publishing` the rules; here is what asks the bucket: `ask` for one name, `list` for
+//! a directory, `objects` for bytes, and `publish` writes, copies and deletes.
 
+mod ask;
+mod list;
+mod objects;
+mod publish;
 pub(crate) mod record;
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Version};
-use atoll_types::{Errno, InodeId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use atoll_lease::{Claim, Rights};
+use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Publish, Version};
+use atoll_types::{Errno, FileKind, InodeId, SessionId};
 
 use crate::volume::Volume;
 
@@ -74,27 +88,356 @@ pub struct LinkReport {
     pub waiting: Vec<Unpublished>,
 }
 
+/// What a volume has of its links beside its core.
+#[derive(Default)]
+pub(crate) struct LinkService {
+    connect: OnceLock<Connect>,
+    buckets: Mutex<HashMap<InodeId, Arc<dyn Bucket>>>,
+    /// There is a link, or was one.
+    is_used: AtomicBool,
+    pub checks: ask::Checks,
+    pub places: list::Places,
+    pub objects: objects::Objects,
+    requested: Mutex<publish::Requested>,
+    failed: Mutex<publish::Failures>,
+    /// A publication or deletion has ended.
+    performed: Notify,
+    conflicts: Mutex<BTreeMap<InodeId, u64>>,
+    /// Why a bucket did not answer last.
+    troubles: Mutex<BTreeMap<InodeId, String>>,
+    pub worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl LinkService {
+    pub fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Acquire)
+    }
+
+    pub fn use_links(&self) {
+        self.is_used.store(true, Ordering::Release);
+    }
+
+    fn open(&self, link: InodeId, settings: &LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> {
+        let mut buckets = self.buckets.lock();
+        if let Some(bucket) = buckets.get(&link) {
+            return Ok(bucket.clone());
+        }
+        let connect = self.connect.get();
+        let connect = connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?;
+        let bucket = connect(settings)?;
+        buckets.insert(link, bucket.clone());
+        Ok(bucket)
+    }
+
+    fn count_conflict(&self, link: InodeId) {
+        *self.conflicts.lock().entry(link).or_default() += 1;
+    }
+
+    fn note_trouble(&self, link: InodeId, error: &BucketError) {
+        match error {
+            BucketError::Changed | BucketError::Absent => {}
+            error => {
+                self.troubles.lock().insert(link, error.to_string());
+            }
+        }
+    }
+}
+
+/// How often who waits for a publication looks, should it not be told.
+const WAIT: std::time::Duration = std::time::Duration::from_millis(200);
+/// A publication that failed so often is told to who waits for it.
+const ATTEMPTS_TOLD: u32 = 2;
+/// What a report lists of what is not published.
+const WAITING_LISTED: usize = 100;
+
 impl Volume {
     /// From now on linked directories are served. Called once, when the volume is open.
-    pub fn start_links(&self, _connect: Connect) {}
+    pub async fn start_links(&self, connect: Connect) -> Result<(), LinkError> {
+        let _ = self.inner.links.connect.set(connect);
+        if self.inner.shared.config.read_only {
+            return Ok(());
+        }
+        let left = std::mem::take(&mut *self.inner.left_unpublished.lock());
+        for inode in left {
+            match self.alone(|core| core.install_unpublished(inode)).await {
+                // It is gone, with what there was to be published.
+                Ok(()) | Err(Errno::ESTALE) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        publish::start(self);
+        Ok(())
+    }
 
     /// Link an empty directory.
-    pub async fn link(&self, _directory: InodeId, _settings: LinkSettings) -> Result<(), LinkError> {
-        Err(LinkError::Errno(Errno::EOPNOTSUPP))
+    pub async fn link(&self, directory: InodeId, settings: LinkSettings) -> Result<(), LinkError> {
+        self.admit().await?;
+        self.refuse_within_link(directory).await?;
+        // It answers, before anything is made of it.
+        let connect = self.inner.links.connect.get();
+        let connect = connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?;
+        connect(&settings)?.list(&settings.prefix, None, true, 1).await?;
+        self.inner.links.use_links();
+        let claim = Claim { inode: directory, excludes: Rights::ALL };
+        let began = self.excluding(claim, |core| core.begin_link(directory, &settings)).await;
+        let ordered = self.inner.shared.core.lock().ordered();
+        match began {
+            Ok(()) => {}
+            Err(Errno::EBUSY) => return Err(LinkError::Linked),
+            Err(Errno::ENOTEMPTY) => return Err(LinkError::NotEmpty),
+            Err(Errno::ENOTDIR) => return Err(LinkError::NotADirectory),
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(self.until_durable(ordered).await?)
+    }
+
+    async fn refuse_within_link(&self, directory: InodeId) -> Result<(), LinkError> {
+        let mut at = directory;
+        loop {
+            if self.alone(|core| Ok(core.linked(at)?.is_some())).await? {
+                return Err(LinkError::Linked);
+            }
+            let above = self.alone(|core| core.parent(at)).await.map_err(|errno| match errno {
+                Errno::ENOTDIR => LinkError::NotADirectory,
+                errno => errno.into(),
+            })?;
+            if above.inode == at {
+                return Ok(());
+            }
+            at = above.inode;
+        }
     }
 
     /// Every link, by its directory.
     pub async fn links(&self) -> Vec<LinkReport> {
-        Vec::new()
+        let roots: Vec<(InodeId, LinkSettings)> = {
+            let core = self.inner.shared.core.lock();
+            core.links.roots.iter().map(|(root, settings)| (*root, settings.clone())).collect()
+        };
+        let mut reports = Vec::with_capacity(roots.len());
+        for (root, settings) in roots {
+            reports.push(self.link_report(root, settings).await);
+        }
+        reports
+    }
+
+    async fn link_report(&self, root: InodeId, settings: LinkSettings) -> LinkReport {
+        let (unpublished, deleting) = {
+            let core = self.inner.shared.core.lock();
+            let of = |waiting: &InodeId| *waiting == root;
+            let unpublished: Vec<InodeId> =
+                core.links.unpublished.iter().filter(|(_, waiting)| of(&waiting.link)).map(|(i, _)| *i).collect();
+            (unpublished, core.links.gone.iter().filter(|((link, _), gone)| of(link) && gone.version.is_some()).count())
+        };
+        let mut waiting = Vec::new();
+        for &inode in unpublished.iter().take(WAITING_LISTED) {
+            let key = self.alone(|core| core.key_of(inode)).await.unwrap_or(None);
+            let failed = self.inner.links.failed.lock().get(&publish::Task::Publish(inode)).cloned();
+            let why = match failed {
+                Some(failed) => failed.trouble.to_string(),
+                None if self.inner.shared.core.lock().links.is_being_written(inode) => "it is open for writing".into(),
+                None => "it is to be published".into(),
+            };
+            waiting.push(Unpublished { inode, key, why });
+        }
+        let links = &self.inner.links;
+        LinkReport {
+            root,
+            unpublished: unpublished.len(),
+            deleting,
+            conflicts: links.conflicts.lock().get(&root).copied().unwrap_or_default(),
+            trouble: links.troubles.lock().get(&root).cloned(),
+            settings,
+            waiting,
+        }
     }
 
     /// The directory is empty again, and the bucket as it is. With `discard`, what is not published is lost.
-    pub async fn detach(&self, _directory: InodeId, _discard: bool) -> Result<(), LinkError> {
-        Err(LinkError::NotLinked)
+    pub async fn detach(&self, directory: InodeId, discard: bool) -> Result<(), LinkError> {
+        if !self.inner.shared.core.lock().links.roots.contains_key(&directory) {
+            return Err(LinkError::NotLinked);
+        }
+        if !discard {
+            self.publish(directory).await?;
+            self.until_deleted(directory).await?;
+        }
+        let (unpublished, local) = self.count_local(directory).await?;
+        if unpublished + local > 0 && !discard {
+            return Err(LinkError::Unpublished(unpublished + local));
+        }
+        self.forget_below(directory).await?;
+        let ordered = self
+            .alone(|core| {
+                core.end_link(directory)?;
+                Ok(core.ordered())
+            })
+            .await?;
+        self.inner.links.buckets.lock().remove(&directory);
+        self.inner.shared.work.notify_one();
+        Ok(self.until_durable(ordered).await?)
+    }
+
+    /// Until no object of the link is to be deleted any more.
+    async fn until_deleted(&self, link: InodeId) -> Result<(), LinkError> {
+        loop {
+            let ended = self.inner.links.performed.notified();
+            let left: Vec<ObjectKey> = {
+                let core = self.inner.shared.core.lock();
+                let held = |gone: &record::Gone| gone.version.is_some() && gone.holder.is_none();
+                core.links.gone.iter().filter(|((of, _), g)| *of == link && held(g)).map(|((_, k), _)| k.clone()).collect()
+            };
+            if left.is_empty() {
+                return Ok(());
+            }
+            for key in left {
+                let failed = self.inner.links.failed.lock().get(&publish::Task::Delete(link, key)).cloned();
+                if let Some(failed) = failed.filter(|failed| failed.attempts >= ATTEMPTS_TOLD) {
+                    return Err(failed.into());
+                }
+            }
+            let _ = tokio::time::timeout(WAIT, ended).await;
+        }
+    }
+
+    /// Files of a link that are in the volume alone: not published, and such that cannot be.
+    async fn count_local(&self, link: InodeId) -> Result<(usize, usize), LinkError> {
+        let unpublished = {
+            let core = self.inner.shared.core.lock();
+            core.links.unpublished.values().filter(|waiting| waiting.link == link).count()
+        };
+        let mut local = 0;
+        let mut directories = vec![link];
+        while let Some(directory) = directories.pop() {
+            let mut after = 0;
+            loop {
+                let (entries, end) = self.list_from_store(directory, after, LIST).await?;
+                after = entries.last().map_or(after, |entry| entry.cookie);
+                for entry in entries {
+                    if entry.kind == FileKind::Directory {
+                        directories.push(entry.inode);
+                        continue;
+                    }
+                    let is_local = self
+                        .alone(|core| {
+                            let is_home = core
+                                .linked(entry.inode)?
+                                .is_some_and(|linked| linked.is_home(directory, &entry.name) && linked.object.is_some());
+                            Ok(!is_home && !core.links.is_unpublished(entry.inode))
+                        })
+                        .await?;
+                    local += usize::from(is_local);
+                }
+                if end {
+                    break;
+                }
+            }
+        }
+        Ok((unpublished, local))
+    }
+
+    /// Forget every name below a directory; objects stay.
+    async fn forget_below(&self, directory: InodeId) -> Result<(), LinkError> {
+        loop {
+            let (entries, _) = self.list_from_store(directory, 0, LIST).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for entry in entries {
+                if entry.kind == FileKind::Directory {
+                    Box::pin(self.forget_below(entry.inode)).await?;
+                }
+                self.alone(|core| core.forget_found(directory, &entry.name)).await?;
+            }
+        }
     }
 
     /// Until the file, or every file below the directory, is an object as it is now.
-    pub async fn publish(&self, _inode: InodeId) -> Result<Vec<Published>, LinkError> {
-        Err(LinkError::NotLinked)
+    pub async fn publish(&self, inode: InodeId) -> Result<Vec<Published>, LinkError> {
+        if self.alone(|core| Ok(core.linked(inode)?.is_none())).await? {
+            return Err(LinkError::NotLinked);
+        }
+        let is_directory = self.alone(|core| Ok(core.attributes(inode)?.mode.kind())).await? == Some(FileKind::Directory);
+        let mut published = Vec::new();
+        let wanted = if is_directory { self.unpublished_below(inode).await? } else { vec![inode] };
+        for together in wanted.chunks(LIST) {
+            let each = together.iter().map(|&inode| self.publish_one(inode));
+            for result in futures_util::future::join_all(each).await {
+                published.extend(result?);
+            }
+        }
+        if !is_directory && published.is_empty() {
+            let why = "the file is in the volume alone: it has other names, is no plain file, or no key can have its name";
+            return Err(LinkError::LocalOnly(why.into()));
+        }
+        Ok(published)
+    }
+
+    async fn unpublished_below(&self, directory: InodeId) -> Result<Vec<InodeId>, LinkError> {
+        let all: Vec<InodeId> = self.inner.shared.core.lock().links.unpublished.keys().copied().collect();
+        let mut below = Vec::new();
+        for inode in all {
+            let is_below = self.alone(|core| core.is_home_below(inode, directory)).await;
+            match is_below {
+                Ok(true) => below.push(inode),
+                Ok(false) | Err(Errno::ESTALE) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(below)
+    }
+
+    async fn publish_one(&self, inode: InodeId) -> Result<Option<Published>, LinkError> {
+        let _request = publish::Request::new(self, inode);
+        let conflicts = |volume: &Volume| volume.inner.links.conflicts.lock().values().sum::<u64>();
+        let before = conflicts(self);
+        loop {
+            let ended = self.inner.links.performed.notified();
+            if !self.inner.shared.core.lock().links.is_unpublished(inode) {
+                break;
+            }
+            let failed = self.inner.links.failed.lock().get(&publish::Task::Publish(inode)).cloned();
+            if let Some(failed) = failed.filter(publish::Failed::is_told) {
+                return Err(failed.into());
+            }
+            let _ = tokio::time::timeout(WAIT, ended).await;
+        }
+        let linked = self.alone(|core| Ok(core.linked(inode)?.cloned())).await;
+        let object = match linked {
+            Ok(linked) => linked.and_then(|linked| linked.object),
+            Err(Errno::ESTALE) => None,
+            Err(errno) => return Err(errno.into()),
+        };
+        let object = object.map(|object| Published { key: object.key, version: object.version });
+        match object {
+            Some(object) if conflicts(self) > before && object.key.as_str().contains(".atoll/conflicts/") => {
+                Err(LinkError::Conflict(format!("it is {} now", object.key)))
+            }
+            object => Ok(object),
+        }
+    }
+
+    /// Before a link's fsync returns: what the session has written is published, where that is the policy.
+    pub(crate) async fn publish_synced(&self, session: SessionId) -> Result<(), Errno> {
+        if !self.inner.links.is_used() {
+            return Ok(());
+        }
+        let wanted = self.inner.shared.core.lock().written_with_policy(session, Publish::Fsync);
+        let each = wanted.into_iter().map(|inode| self.publish_one(inode));
+        for result in futures_util::future::join_all(each).await {
+            if let Err(error) = result {
+                tracing::warn!(%error, "a synced file is durable, and not published");
+                return Err(Errno::EIO);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries that are looked at together.
+const LIST: usize = 1000;
+
+impl From<publish::Failed> for LinkError {
+    fn from(failed: publish::Failed) -> Self {
+        failed.trouble.into()
     }
 }

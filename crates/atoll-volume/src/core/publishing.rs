@@ -1,0 +1,339 @@
+//! What is to be done so that a file's object is as the file is, and what is true afterwards.
+//!
+//! A crash between the two leaves the file unpublished, with its object written: the next authority finds, when the object is not the version
+//! that it takes it for, that the object's generation is its own ([`Core::adopt_base`]).
+
+use std::collections::BTreeMap;
+
+use atoll_link::names::{Prefix, object_key};
+use atoll_link::{Condition, ObjectInfo, ObjectKey, Version};
+use atoll_blob::Location;
+use atoll_types::{Attributes, ByteRange, Errno, FileKind, InodeId, Name};
+use bytes::Bytes;
+
+use super::{Core, Found, Step, Stop};
+use crate::extents::{Changes, Extent, ExtentMap};
+use crate::links::record::{BaseObject, Dirty, Gone};
+use crate::rebase;
+
+/// What a file was when its object was begun.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    pub attributes: Attributes,
+    /// Of a regular file.
+    pub map: ExtentMap,
+    /// Of a symlink.
+    pub target: Bytes,
+}
+
+/// What an unpublished inode needs.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Nothing any more.
+    Settled,
+    /// Something else must be done before.
+    Wait(&'static str),
+    Directory,
+    /// Its object is to go, and its bytes are still there alone.
+    Localise { link: InodeId, base: BaseObject, map: ExtentMap },
+    Write { link: InodeId, key: ObjectKey, name: Name, base: Option<BaseObject>, content: Content, condition: Condition },
+    /// Its bytes are those of `base`; other attributes, if `content` is there.
+    Copy { link: InodeId, key: ObjectKey, base: BaseObject, content: Option<Content>, condition: Condition },
+}
+
+impl Core {
+    fn content(&mut self, inode: InodeId) -> Step<Content> {
+        let attributes = self.attributes(inode)?;
+        let record = self.record(inode)?;
+        let (kind, target) = (record.kind(), record.target.clone());
+        let map = if kind == FileKind::Regular { self.extents(inode)?.clone() } else { ExtentMap::new() };
+        Ok(Content { attributes, map, target })
+    }
+
+    pub fn plan_publication(&mut self, inode: InodeId) -> Step<Job> {
+        let record = match self.record(inode) {
+            Err(Stop::Error(_)) => return Ok(Job::Settled),
+            other => other?,
+        };
+        let (kind, links) = (record.kind(), record.links);
+        let Some(linked) = record.linked.as_deref().cloned() else { return Ok(Job::Settled) };
+        if links == 0 || !self.links.roots.contains_key(&linked.link) {
+            return Ok(Job::Settled);
+        }
+        if kind == FileKind::Directory {
+            return Ok(Job::Directory);
+        }
+        let link = linked.link;
+        let key = self.key_of(inode)?;
+        let (Some(key), Some((_, name))) = (key, &linked.home) else {
+            return match linked.object {
+                Some(base) if kind == FileKind::Regular => {
+                    Ok(Job::Localise { link, base, map: self.extents(inode)?.clone() })
+                }
+                _ => Ok(Job::Settled),
+            };
+        };
+        let name = Name::new(name.clone())?;
+        let is_own = linked.object.as_ref().is_some_and(|object| object.key == key);
+        if is_own && linked.dirty == Dirty::No {
+            return Ok(Job::Settled);
+        }
+        if self.links.gone_above(link, &key).is_some_and(|gone| gone.holder.is_some()) {
+            return Ok(Job::Wait("a directory that was there before is still being moved"));
+        }
+        let condition = match self.links.gone.get(&(link, key.clone())) {
+            Some(gone) if gone.holder.is_some_and(|holder| holder != inode) => {
+                return Ok(Job::Wait("the object that is there belongs to a file that was moved and is not copied yet, or is open"));
+            }
+            Some(Gone { version: Some(version), .. }) => Condition::Is(version.clone()),
+            _ => match &linked.object {
+                Some(object) if is_own => Condition::Is(object.version.clone()),
+                _ => Condition::Absent,
+            },
+        };
+        match (linked.dirty, linked.object) {
+            (Dirty::No, Some(base)) => Ok(Job::Copy { link, key, base, content: None, condition }),
+            (Dirty::Attributes, Some(base)) => {
+                let content = Some(self.content(inode)?);
+                Ok(Job::Copy { link, key, base, content, condition })
+            }
+            (_, base) => Ok(Job::Write { link, key, name, base, content: self.content(inode)?, condition }),
+        }
+    }
+
+    /// The object at `key` is what the file was as `content`; without, what its own object was.
+    pub fn published(
+        &mut self,
+        inode: InodeId,
+        link: InodeId,
+        key: &ObjectKey,
+        version: &Version,
+        content: Option<&Content>,
+    ) -> Step<()> {
+        let orphaned = |core: &mut Core, holder| {
+            core.put_gone(link, key.clone(), Gone { version: Some(version.clone()), holder });
+            core.links.touch(link, key);
+            core.order();
+        };
+        let record = match self.record(inode) {
+            // It lost its last name meanwhile, and nobody has it open.
+            Err(Stop::Error(_)) => {
+                orphaned(self, None);
+                return Ok(());
+            }
+            other => other?,
+        };
+        let (kind, size) = (record.kind(), record.size);
+        let Some(linked) = record.linked.as_deref().cloned() else { return Ok(()) };
+        let written = match content {
+            Some(content) if kind == FileKind::Symlink => content.target.len() as u64,
+            Some(content) => content.attributes.size,
+            None => linked.object.as_ref().map_or(size, |object| object.size),
+        };
+        let home = self.key_of(inode)?;
+        let attributes = self.attributes(inode)?;
+        let mut dirty = linked.dirty;
+        let mut stored = None;
+        if let Some(content) = content {
+            let same_attributes = is_described_alike(&attributes, &content.attributes);
+            let rest = if same_attributes { Dirty::No } else { Dirty::Attributes };
+            match (linked.dirty, kind) {
+                (Dirty::Bytes, FileKind::Regular) => {
+                    let now = self.extents(inode)?.clone();
+                    let is_same = attributes.size == content.attributes.size && now.iter().eq(content.map.iter());
+                    stored = Some((now, is_same));
+                    dirty = if is_same { rest } else { Dirty::Bytes };
+                }
+                (Dirty::Bytes, _) => dirty = rest,
+                _ => dirty = dirty.min(rest),
+            }
+        }
+        if let Some((now, is_same)) = stored
+            && let Some(content) = content
+        {
+            let mut changes = Changes::default();
+            let map = if is_same {
+                let mut old = now;
+                old.truncate(0, &mut changes);
+                rebase::whole(written)
+            } else {
+                rebase::rebase(&content.map, content.attributes.size, &now, &mut changes)
+            };
+            if let Some(cached) = self.inodes.get_mut(&inode) {
+                cached.extents = Some(map);
+            }
+            self.apply_changes(inode, changes);
+        }
+        if let Some(old) = &linked.object
+            && old.key != *key
+        {
+            // What it was moved from is to go, unless somebody else's change there is newer.
+            if self.links.gone.get(&(link, old.key.clone())).is_none_or(|gone| gone.holder == Some(inode)) {
+                self.put_gone(link, old.key.clone(), Gone { version: Some(old.version.clone()), holder: None });
+            }
+        }
+        self.drop_gone(link, key);
+        self.links.touch(link, key);
+        let object = BaseObject { key: key.clone(), version: version.clone(), size: written, archived: false };
+        self.change_linked(inode, |linked| {
+            linked.object = Some(object);
+            linked.dirty = dirty;
+            linked.is_described = true;
+        });
+        if home.is_none() {
+            orphaned(self, Some(inode));
+        } else if home.as_ref() != Some(key) {
+            // It was moved meanwhile.
+            self.put_gone(link, key.clone(), Gone { version: Some(version.clone()), holder: Some(inode) });
+        } else if dirty == Dirty::No {
+            self.publish_settled(inode);
+        }
+        self.order();
+        Ok(())
+    }
+
+    /// The file's object is this version, by an earlier publication of ours of which nobody was told.
+    pub fn adopt_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, info: &ObjectInfo) -> Step<()> {
+        self.record(inode)?;
+        self.drop_gone(link, key);
+        self.links.touch(link, key);
+        let object = BaseObject { key: key.clone(), version: info.version.clone(), size: info.size, archived: false };
+        self.change_linked(inode, |linked| linked.object = Some(object));
+        self.order();
+        Ok(())
+    }
+
+    /// The object at the key went by somebody else's doing: ours is written anew.
+    pub fn forget_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey) -> Step<()> {
+        self.record(inode)?;
+        self.drop_gone(link, key);
+        self.change_linked(inode, |linked| {
+            if linked.object.as_ref().is_some_and(|object| object.key == *key) {
+                linked.object = None;
+            }
+        });
+        self.order();
+        Ok(())
+    }
+
+    /// Bytes of its object lie in the volume from now on, at these places.
+    pub fn localised(
+        &mut self,
+        inode: InodeId,
+        base: &BaseObject,
+        places: &BTreeMap<u64, Location>,
+    ) -> Step<()> {
+        let now = self.extents(inode)?.clone();
+        let linked = self.linked(inode)?.cloned();
+        let Some(linked) = linked.filter(|linked| linked.object.as_ref() == Some(base)) else { return Ok(()) };
+        let mut fresh = Vec::new();
+        for (offset, extent) in now.iter() {
+            if let Some(range) = rebase::base_range(extent) {
+                let pieces = covering(places, range).ok_or(Errno::EAGAIN)?;
+                fresh.push((offset, pieces));
+            }
+        }
+        self.bytes_changed(inode);
+        let mut changes = Changes::default();
+        let map = self.extents(inode)?;
+        for (mut offset, pieces) in fresh {
+            for extent in pieces {
+                map.insert(offset, extent, &mut changes);
+                offset += u64::from(extent.length);
+            }
+        }
+        self.apply_changes(inode, changes);
+        self.release_gone(linked.link, &base.key, inode);
+        self.change_linked(inode, |linked| {
+            linked.object = None;
+            linked.dirty = Dirty::Bytes;
+        });
+        if linked.home.is_none() {
+            self.publish_settled(inode);
+        }
+        self.order();
+        Ok(())
+    }
+
+    /// The bucket's object takes the name back; the file that had it goes.
+    pub fn yield_to(&mut self, inode: InodeId, found: Option<&Found>) -> Step<()> {
+        let Some((parent, name)) = self.linked(inode)?.and_then(|linked| linked.home.clone()) else { return Ok(()) };
+        let name = Name::new(name)?;
+        self.forget_found(parent, &name)?;
+        self.adopt(parent, &name, found).map(drop)
+    }
+
+    /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already.
+    pub fn plan_move(&mut self, directory: InodeId) -> Step<Option<(InodeId, Prefix, Prefix)>> {
+        let Some(linked) = self.linked(directory)?.cloned() else { return Ok(None) };
+        let Some(to) = self.prefix_of(directory)? else { return Err(Errno::ENAMETOOLONG.into()) };
+        if let Some(gone) = self.links.gone_above(linked.link, &to.key)
+            && gone.holder.is_some_and(|holder| holder != directory)
+        {
+            return Err(Errno::EBUSY.into());
+        }
+        match linked.prefix {
+            Some(from) if from != to => Ok(Some((linked.link, from, to))),
+            Some(_) => {
+                self.publish_settled(directory);
+                Ok(None)
+            }
+            None => {
+                self.change_linked(directory, |linked| linked.prefix = Some(to));
+                self.publish_settled(directory);
+                self.order();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Everything below a moved directory lies where it is to be. False when it was moved again meanwhile.
+    pub fn moved_prefix(&mut self, directory: InodeId, from: &Prefix, to: &Prefix) -> Step<bool> {
+        let Some(linked) = self.linked(directory)?.cloned() else { return Ok(true) };
+        if linked.prefix.as_ref() != Some(from) {
+            return Ok(true);
+        }
+        self.change_linked(directory, |linked| linked.prefix = Some(to.clone()));
+        let gone = self.links.gone.get(&(linked.link, from.key.clone()));
+        if gone.is_some_and(|gone| gone.holder == Some(directory)) {
+            self.drop_gone(linked.link, &from.key);
+        }
+        self.links.touch(linked.link, &from.key);
+        self.links.touch(linked.link, &to.key);
+        let is_there = self.prefix_of(directory)?.as_ref() == Some(to);
+        if is_there {
+            self.publish_settled(directory);
+        } else {
+            self.put_gone(linked.link, to.key.clone(), Gone { version: None, holder: Some(directory) });
+        }
+        self.order();
+        Ok(is_there)
+    }
+
+    /// A free name in the directory for what had another one.
+    pub fn key_in(&mut self, directory: InodeId, name: &Name) -> Step<Option<ObjectKey>> {
+        let prefix = self.prefix_of(directory)?;
+        Ok(prefix.and_then(|prefix| object_key(&prefix, name.as_bytes()).ok()))
+    }
+}
+
+/// Stored pieces that hold these bytes of an object. `None`: not all of them are there.
+fn covering(places: &BTreeMap<u64, Location>, range: ByteRange) -> Option<Vec<Extent>> {
+    let mut pieces = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let (&start, &location) = places.range(..=at).next_back()?;
+        let end = (start + u64::from(location.length)).min(range.end);
+        if end <= at {
+            return None;
+        }
+        pieces.push(Extent { length: (end - at) as u32, skip: (at - start) as u32, location });
+        at = end;
+    }
+    Some(pieces)
+}
+
+/// Whether what is written of attributes beside an object's bytes is the same.
+fn is_described_alike(one: &Attributes, other: &Attributes) -> bool {
+    (one.mode, one.uid, one.gid, one.modified) == (other.mode, other.uid, other.gid, other.modified)
+}
