@@ -5,9 +5,11 @@
 
 mod bucket;
 mod key;
+mod s3;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Freshness, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource,
     Version,
 };
 pub use key::ObjectKey;
+pub use s3::{Capabilities, S3Bucket};
