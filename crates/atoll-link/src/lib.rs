@@ -5,13 +5,15 @@
 
 mod bucket;
 mod key;
-mod settings;
 pub mod names;
 pub mod posix;
 mod quoting;
+mod s3;
+mod settings;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
 };
 pub use key::ObjectKey;
+pub use s3::{Capabilities, S3Bucket};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};

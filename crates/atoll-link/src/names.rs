@@ -191,7 +191,8 @@ pub fn position(prefix: &Prefix, name: &[u8], is_directory: bool) -> Bytes {
     const BEHIND_CHUNK: &[u8] = &[0xff];
     const UNMAPPABLE: &[u8] = &[0xfe];
     let key = if is_directory {
-        directory_prefix(prefix, name).map(|prefix| (prefix.key, if prefix.begun == 0 { &[][..] } else { BEHIND_CHUNK }))
+        directory_prefix(prefix, name)
+            .map(|prefix| (prefix.key, if prefix.begun == 0 { &[][..] } else { BEHIND_CHUNK }))
     } else {
         object_key(prefix, name).map(|key| (key, &[][..]))
     };

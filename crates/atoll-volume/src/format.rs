@@ -42,8 +42,22 @@ const UNPUBLISHED: u8 = b'u';
 
 /// All kinds of keys, in order.
 pub const TAGS: [u8; 16] = [
-    SUPERBLOCK, COUNTERS, DENTRY, EXTENT, FRAGMENT, GONE, INODE, COOKIE, LINK, SESSION, ORPHAN, QUOTA, SEGMENT, TRASH,
-    UNPUBLISHED, XATTR,
+    SUPERBLOCK,
+    COUNTERS,
+    DENTRY,
+    EXTENT,
+    FRAGMENT,
+    GONE,
+    INODE,
+    COOKIE,
+    LINK,
+    SESSION,
+    ORPHAN,
+    QUOTA,
+    SEGMENT,
+    TRASH,
+    UNPUBLISHED,
+    XATTR,
 ];
 
 fn key(tag: u8, number: u64, rest: &[u8]) -> Bytes {
@@ -569,7 +583,7 @@ pub fn decode_extent(bytes: &[u8]) -> Result<Extent> {
     // More than it holds only when it is sealed.
     let bounded = location.segment == SegmentId::BASE
         || location.length as usize <= atoll_types::limits::EXTENT_BYTES_MAX
-        && location.stored as usize <= location.length as usize + atoll_blob::SEALED_BYTES;
+            && location.stored as usize <= location.length as usize + atoll_blob::SEALED_BYTES;
     if length == 0 || !fits || !bounded { Err(corrupt("extent")) } else { Ok(Extent { length, skip, location }) }
 }
 

@@ -22,14 +22,18 @@ use tokio::sync::Notify;
 use super::{Core, Step, fresh};
 use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
-use crate::rebase;
 use crate::links::record::{BaseObject, Dirty, Gone, Linked};
+use crate::rebase;
 
 /// What an answer of the bucket says of a name.
 #[derive(Clone, Debug)]
 pub(crate) enum Found {
     /// `target`: of a symlink.
-    Object { key: ObjectKey, info: ObjectInfo, target: Option<Bytes> },
+    Object {
+        key: ObjectKey,
+        info: ObjectInfo,
+        target: Option<Bytes>,
+    },
     Directory(Prefix),
 }
 
@@ -415,7 +419,11 @@ impl Core {
         }
         self.change_linked(inode, |linked| linked.home = None);
         // Its bytes are still those of the object, which is to go.
-        if others { self.unpublish(inode) } else { self.publish_settled(inode) }
+        if others {
+            self.unpublish(inode)
+        } else {
+            self.publish_settled(inode)
+        }
         // What was emptied here stays.
         self.change_linked(parent, |linked| linked.kept = true);
     }
@@ -558,7 +566,8 @@ impl Core {
         match found {
             Some(Found::Directory(_)) if is_directory => return Ok(true),
             Some(Found::Object { info, .. }) if !is_directory => {
-                let is_same = linked.object.as_ref().is_some_and(|object| is_same_version(&object.version, &info.version));
+                let is_same =
+                    linked.object.as_ref().is_some_and(|object| is_same_version(&object.version, &info.version));
                 if is_same && (info.headers.is_none() || linked.is_described) {
                     return Ok(true);
                 }
@@ -700,8 +709,10 @@ impl Core {
         let Found::Object { info, target, .. } = found else { return Ok(()) };
         self.record(inode)?;
         let version = info.version.clone();
-        let object = BaseObject { key: key.clone(), version: version.clone(), size: info.size, archived: info.archived };
-        let gone = self.links.gone.get(&(link, key.clone())).map(|gone| Gone { version: Some(version), ..gone.clone() });
+        let object =
+            BaseObject { key: key.clone(), version: version.clone(), size: info.size, archived: info.archived };
+        let gone =
+            self.links.gone.get(&(link, key.clone())).map(|gone| Gone { version: Some(version), ..gone.clone() });
         if let Some(gone) = gone {
             self.put_gone(link, key.clone(), gone);
         }
@@ -730,10 +741,6 @@ impl Core {
     }
 
     // ---- a link's beginning and end
-
-    pub fn install_link(&mut self, root: InodeId, settings: LinkSettings) {
-        self.links.roots.insert(root, settings);
-    }
 
     /// An earlier authority left it so.
     pub fn install_unpublished(&mut self, inode: InodeId) -> Step<()> {
@@ -780,7 +787,8 @@ impl Core {
     pub fn end_link(&mut self, root: InodeId) -> Step<()> {
         self.must_be_empty(root)?;
         self.change(root, |record| record.linked = None);
-        let gone: Vec<ObjectKey> = self.links.gone.keys().filter(|(link, _)| *link == root).map(|(_, k)| k.clone()).collect();
+        let gone: Vec<ObjectKey> =
+            self.links.gone.keys().filter(|(link, _)| *link == root).map(|(_, k)| k.clone()).collect();
         for key in gone {
             self.drop_gone(root, &key);
         }

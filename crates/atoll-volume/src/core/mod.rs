@@ -43,9 +43,9 @@ use crate::sessions::SessionRecord;
 pub(crate) use claims::Asked;
 pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
-pub(crate) use publishing::{Content, Job};
 pub(crate) use linked::{Found, is_same_version, kind_of};
 pub(crate) use listing::{Listing, entry};
+pub(crate) use publishing::{Content, Job};
 pub(crate) use unheard::{Unheard, UnheardChanges};
 
 /// Why an operation did not finish.

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use atoll_link::names::{Prefix, object_key};
-use atoll_link::{Condition, ObjectInfo, ObjectKey, Version};
 use atoll_blob::Location;
+use atoll_link::names::Prefix;
+use atoll_link::{Condition, ObjectInfo, ObjectKey, Version};
 use atoll_types::{Attributes, ByteRange, Errno, FileKind, InodeId, Name};
 use bytes::Bytes;
 
@@ -35,14 +35,31 @@ pub(crate) enum Job {
     Wait(&'static str),
     Directory,
     /// Its object is to go, and its bytes are still there alone.
-    Localise { link: InodeId, base: BaseObject, map: ExtentMap },
-    Write { link: InodeId, key: ObjectKey, name: Name, base: Option<BaseObject>, content: Content, condition: Condition },
+    Localise {
+        link: InodeId,
+        base: BaseObject,
+        map: ExtentMap,
+    },
+    Write {
+        link: InodeId,
+        key: ObjectKey,
+        name: Name,
+        base: Option<BaseObject>,
+        content: Content,
+        condition: Condition,
+    },
     /// Its bytes are those of `base`; other attributes, if `content` is there.
-    Copy { link: InodeId, key: ObjectKey, base: BaseObject, content: Option<Content>, condition: Condition },
+    Copy {
+        link: InodeId,
+        key: ObjectKey,
+        base: BaseObject,
+        content: Option<Content>,
+        condition: Condition,
+    },
 }
 
 impl Core {
-    fn content(&mut self, inode: InodeId) -> Step<Content> {
+    pub fn content(&mut self, inode: InodeId) -> Step<Content> {
         let attributes = self.attributes(inode)?;
         let record = self.record(inode)?;
         let (kind, target) = (record.kind(), record.target.clone());
@@ -83,7 +100,9 @@ impl Core {
         }
         let condition = match self.links.gone.get(&(link, key.clone())) {
             Some(gone) if gone.holder.is_some_and(|holder| holder != inode) => {
-                return Ok(Job::Wait("the object that is there belongs to a file that was moved and is not copied yet, or is open"));
+                return Ok(Job::Wait(
+                    "the object that is there belongs to a file that was moved and is not copied yet, or is open",
+                ));
             }
             Some(Gone { version: Some(version), .. }) => Condition::Is(version.clone()),
             _ => match &linked.object {
@@ -157,7 +176,8 @@ impl Core {
                 old.truncate(0, &mut changes);
                 rebase::whole(written)
             } else {
-                rebase::rebase(&content.map, content.attributes.size, &now, &mut changes)
+                // What refers to the old object now did so when it was published.
+                rebase::rebase(&content.map, written, &now, &mut changes).ok_or(Errno::EIO)?
             };
             if let Some(cached) = self.inodes.get_mut(&inode) {
                 cached.extents = Some(map);
@@ -217,12 +237,7 @@ impl Core {
     }
 
     /// Bytes of its object lie in the volume from now on, at these places.
-    pub fn localised(
-        &mut self,
-        inode: InodeId,
-        base: &BaseObject,
-        places: &BTreeMap<u64, Location>,
-    ) -> Step<()> {
+    pub fn localised(&mut self, inode: InodeId, base: &BaseObject, places: &BTreeMap<u64, Location>) -> Step<()> {
         let now = self.extents(inode)?.clone();
         let linked = self.linked(inode)?.cloned();
         let Some(linked) = linked.filter(|linked| linked.object.as_ref() == Some(base)) else { return Ok(()) };
@@ -308,12 +323,6 @@ impl Core {
         }
         self.order();
         Ok(is_there)
-    }
-
-    /// A free name in the directory for what had another one.
-    pub fn key_in(&mut self, directory: InodeId, name: &Name) -> Step<Option<ObjectKey>> {
-        let prefix = self.prefix_of(directory)?;
-        Ok(prefix.and_then(|prefix| object_key(&prefix, name.as_bytes()).ok()))
     }
 }
 

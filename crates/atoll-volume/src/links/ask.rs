@@ -65,7 +65,9 @@ impl Core {
         let (link, prefix) = (linked.link, linked.prefix.clone());
         let Some(prefix) = prefix else { return Ok(None) };
         let Some(freshness) = self.links.roots.get(&link).map(|settings| settings.freshness) else { return Ok(None) };
-        let Some((inode, kind)) = self.lookup_dentry(parent, name)? else { return Ok(Some(Unsure { link, prefix, known: None })) };
+        let Some((inode, kind)) = self.lookup_dentry(parent, name)? else {
+            return Ok(Some(Unsure { link, prefix, known: None }));
+        };
         if kind == FileKind::Directory || freshness == Freshness::Frozen || !self.may_adopt(parent, name)? {
             return Ok(None);
         }
@@ -164,7 +166,9 @@ impl Volume {
                 };
                 let (head, directory) = tokio::join!(head, self.find_below(&bucket, link, below.as_ref()));
                 match (head.map_err(told)?, directory.map_err(told)?, &key) {
-                    (Head::Object(info), None, Some(key)) if self.is_shown(&bucket, link, &prefix, name, key, &info).await.map_err(told)? => {
+                    (Head::Object(info), None, Some(key))
+                        if self.is_shown(&bucket, link, &prefix, name, key, &info).await.map_err(told)? =>
+                    {
                         Some(self.found(&bucket, key.clone(), info).await.map_err(told)?)
                     }
                     (_, directory, _) => directory,
@@ -228,7 +232,8 @@ impl Volume {
         let mut after = None;
         loop {
             let page = bucket.list(&below.key, after.as_ref(), false, FIRST_KEYS).await?;
-            let is_there = |listed: &&Listed| !self.is_gone(link, listed.key()) && !self.is_below_gone(link, listed.key(), below);
+            let is_there =
+                |listed: &&Listed| !self.is_gone(link, listed.key()) && !self.is_below_gone(link, listed.key(), below);
             if page.entries.iter().find(is_there).is_some() {
                 return Ok(Some(Found::Directory(below.clone())));
             }
@@ -253,7 +258,8 @@ impl Volume {
         key: ObjectKey,
         info: ObjectInfo,
     ) -> Result<Found, BucketError> {
-        let is_symlink = info.headers.as_ref().is_some_and(|headers| kind_of(&posix::read(headers)) == FileKind::Symlink);
+        let is_symlink =
+            info.headers.as_ref().is_some_and(|headers| kind_of(&posix::read(headers)) == FileKind::Symlink);
         let target = if is_symlink && info.size <= limits::SYMLINK_BYTES_MAX as u64 && info.size > 0 {
             Some(bucket.get(&key, &info.version, ByteRange::at(0, info.size)).await?)
         } else {
@@ -285,7 +291,7 @@ impl Volume {
     }
 
     /// What a call fails with; the link's trouble is known to who asks for it.
-    pub(super) fn told(&self, link: InodeId, error: BucketError) -> Errno {
+    pub(crate) fn told(&self, link: InodeId, error: BucketError) -> Errno {
         self.inner.links.note_trouble(link, &error);
         bucket_errno(&error)
     }

@@ -173,11 +173,11 @@ impl Volume {
             }
             None => Page { entries: Vec::new(), end: true },
         };
-        let end = (!page.end).then(|| page.entries.last().map(|last| Bytes::copy_from_slice(last.key().as_str().as_bytes())));
+        let end =
+            (!page.end).then(|| page.entries.last().map(|last| Bytes::copy_from_slice(last.key().as_str().as_bytes())));
         let end = end.flatten();
-        let is_inside = |at: &Bytes| {
-            from.as_ref().is_none_or(|from| at > from) && end.as_ref().is_none_or(|end| at <= end)
-        };
+        let is_inside =
+            |at: &Bytes| from.as_ref().is_none_or(|from| at > from) && end.as_ref().is_none_or(|end| at <= end);
 
         // What the bucket shows.
         let mut shows: Vec<(Name, Found)> = Vec::new();
@@ -213,12 +213,17 @@ impl Volume {
             let has_directory = directories.contains(name)
                 || known.get(name).is_some_and(|dentry| dentry.kind == FileKind::Directory)
                 || (is_file && self.is_directory(directory, name).await?);
-            if is_file && has_directory && let Ok(other) = beside(name) {
+            if is_file
+                && has_directory
+                && let Ok(other) = beside(name)
+            {
                 *name = other;
             }
         }
         let needs = known.values().map(|dentry| Need::Inode(dentry.inode));
-        stream::iter(needs).for_each_concurrent(LOADS, |need| async { self.load(need).await.unwrap_or_default() }).await;
+        stream::iter(needs)
+            .for_each_concurrent(LOADS, |need| async { self.load(need).await.unwrap_or_default() })
+            .await;
 
         let mut names: BTreeMap<Bytes, Name> = BTreeMap::new();
         for together in shows.chunks(TOGETHER) {
@@ -238,11 +243,10 @@ impl Volume {
             }
             names.insert(at, name.clone());
             if !stays.contains(name) && place.prefix.is_some() {
-                let is_empty =
-                    self.alone(|core| core.take_over(directory, &place, name, None, question.asked)).await?;
+                let is_empty = self.alone(|core| core.take_over(directory, &place, name, None, question.asked)).await?;
                 if !is_empty && depth < DEPTH_MAX {
                     // What it held is gone, too, unless it is the volume's.
-                    self.empty(dentry.inode, depth + 1).await?;
+                    self.empty_directory(dentry.inode, depth + 1).await?;
                     self.alone(|core| core.take_over(directory, &place, name, None, question.asked)).await?;
                 }
             }
@@ -256,7 +260,7 @@ impl Volume {
     }
 
     /// Bring all of a directory in line that the bucket shows nothing of.
-    async fn empty(&self, directory: InodeId, depth: usize) -> Result<(), Errno> {
+    async fn empty_directory(&self, directory: InodeId, depth: usize) -> Result<(), Errno> {
         let mut from = None;
         loop {
             let page = Box::pin(self.reconcile_within(directory, from, PAGE_KEYS, depth)).await?;

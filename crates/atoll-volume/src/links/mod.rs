@@ -284,7 +284,12 @@ impl Volume {
             let left: Vec<ObjectKey> = {
                 let core = self.inner.shared.core.lock();
                 let held = |gone: &record::Gone| gone.version.is_some() && gone.holder.is_none();
-                core.links.gone.iter().filter(|((of, _), g)| *of == link && held(g)).map(|((_, k), _)| k.clone()).collect()
+                core.links
+                    .gone
+                    .iter()
+                    .filter(|((of, _), g)| *of == link && held(g))
+                    .map(|((_, k), _)| k.clone())
+                    .collect()
             };
             if left.is_empty() {
                 return Ok(());
@@ -319,9 +324,9 @@ impl Volume {
                     }
                     let is_local = self
                         .alone(|core| {
-                            let is_home = core
-                                .linked(entry.inode)?
-                                .is_some_and(|linked| linked.is_home(directory, &entry.name) && linked.object.is_some());
+                            let is_home = core.linked(entry.inode)?.is_some_and(|linked| {
+                                linked.is_home(directory, &entry.name) && linked.object.is_some()
+                            });
                             Ok(!is_home && !core.links.is_unpublished(entry.inode))
                         })
                         .await?;
@@ -356,7 +361,8 @@ impl Volume {
         if self.alone(|core| Ok(core.linked(inode)?.is_none())).await? {
             return Err(LinkError::NotLinked);
         }
-        let is_directory = self.alone(|core| Ok(core.attributes(inode)?.mode.kind())).await? == Some(FileKind::Directory);
+        let is_directory =
+            self.alone(|core| Ok(core.attributes(inode)?.mode.kind())).await? == Some(FileKind::Directory);
         let mut published = Vec::new();
         let wanted = if is_directory { self.unpublished_below(inode).await? } else { vec![inode] };
         for together in wanted.chunks(LIST) {
@@ -366,7 +372,8 @@ impl Volume {
             }
         }
         if !is_directory && published.is_empty() {
-            let why = "the file is in the volume alone: it has other names, is no plain file, or no key can have its name";
+            let why =
+                "the file is in the volume alone: it has other names, is no plain file, or no key can have its name";
             return Err(LinkError::LocalOnly(why.into()));
         }
         Ok(published)

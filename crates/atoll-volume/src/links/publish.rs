@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use atoll_blob::Location;
 use atoll_link::names::Prefix;
 use atoll_link::{
-    Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, ObjectKey, OnConflict, PART_BYTES, Part,
-    PartSource, Publish, Version, posix,
+    BucketError, Condition, Head, Headers, Listed, ObjectInfo, ObjectKey, OnConflict, PART_BYTES, Part, PartSource,
+    Publish, posix,
 };
 use atoll_types::operation::RenameMode;
 use atoll_types::{ByteRange, Caller, Errno, FileKind, InodeId, Mode, Name, SessionId, Timestamp, limits};
@@ -23,10 +23,10 @@ use tokio::task::JoinSet;
 
 use super::LinkError;
 use super::record::BaseObject;
-use crate::core::{Content, Context, Found, Job, ReadPlan};
+use crate::core::{Content, Context, Job, ReadPlan};
 use crate::extents::{ExtentMap, Piece};
-use crate::volume::{Inner, Volume};
 use crate::rebase;
+use crate::volume::{Inner, Volume};
 
 /// Publications, copies and deletions side by side.
 const TOGETHER: usize = 16;
@@ -538,7 +538,9 @@ impl Volume {
                 self.alone(|core| core.published(inode, link, key, &version, content)).await?;
                 Ok(false)
             }
-            Err(BucketError::Changed | BucketError::Absent) => self.copy_conflict(inode, link, key, base, &source).await,
+            Err(BucketError::Changed | BucketError::Absent) => {
+                self.copy_conflict(inode, link, key, base, &source).await
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -583,13 +585,7 @@ impl Volume {
     }
 
     /// Bytes of an object come into the volume.
-    async fn localise(
-        &self,
-        inode: InodeId,
-        link: InodeId,
-        base: &BaseObject,
-        map: &ExtentMap,
-    ) -> Result<(), Trouble> {
+    async fn localise(&self, inode: InodeId, link: InodeId, base: &BaseObject, map: &ExtentMap) -> Result<(), Trouble> {
         let bucket = self.bucket(link)?;
         let mut places: BTreeMap<u64, Location> = BTreeMap::new();
         for (_, extent) in map.iter() {
@@ -669,13 +665,7 @@ impl Volume {
         if is_clean { Box::pin(self.settle(inode)).await } else { Ok(()) }
     }
 
-    async fn move_marker(
-        &self,
-        link: InodeId,
-        key: &ObjectKey,
-        info: &ObjectInfo,
-        to: &Prefix,
-    ) -> Result<(), Trouble> {
+    async fn move_marker(&self, link: InodeId, key: &ObjectKey, info: &ObjectInfo, to: &Prefix) -> Result<(), Trouble> {
         let bucket = self.bucket(link)?;
         match bucket.copy(key, &info.version, &to.key, None, &Condition::Absent).await {
             Ok(_) | Err(BucketError::Changed | BucketError::Absent) => {}
@@ -717,7 +707,9 @@ impl Parts<'_> {
         let mut end = at;
         for piece in self.content.map.read(ByteRange::new(at, self.content.attributes.size)) {
             match piece {
-                Piece::Data { offset, extent } if offset == end && rebase::base_range(&extent).is_some_and(|r| r.start == offset) => {
+                Piece::Data { offset, extent }
+                    if offset == end && rebase::base_range(&extent).is_some_and(|r| r.start == offset) =>
+                {
                     end += u64::from(extent.length);
                 }
                 _ => break,
@@ -739,7 +731,11 @@ impl PartSource for Parts<'_> {
             && unchanged - at >= COPY_BYTES_MIN
         {
             // The rest must not become too small for a part, unless it is the last one.
-            let end = if size - unchanged < COPY_BYTES_MIN && unchanged < size { unchanged.min(size - COPY_BYTES_MIN) } else { unchanged };
+            let end = if size - unchanged < COPY_BYTES_MIN && unchanged < size {
+                unchanged.min(size - COPY_BYTES_MIN)
+            } else {
+                unchanged
+            };
             if end - at >= COPY_BYTES_MIN || end == size {
                 self.at = end;
                 let (key, version) = (base.key.clone(), base.version.clone());

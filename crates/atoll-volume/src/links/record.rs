@@ -4,11 +4,12 @@
 //! of keys are what a new authority has to go on with: inodes whose objects are not as they are (`unpublished`), and objects
 //! that are there and no name stands for (`gone`).
 
+use atoll_link::names::Prefix;
 use atoll_link::{ObjectKey, Version};
 use atoll_types::{InodeId, Name};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::VolumeError;
 
@@ -44,7 +45,7 @@ pub struct Linked {
     /// Of a file: where its bytes are from. Of a directory: its own empty object.
     pub object: Option<BaseObject>,
     /// Of a directory: how the keys begin of what it holds. `None` while others are still to be moved away from there.
-    pub prefix: Option<ObjectKey>,
+    pub prefix: Option<Prefix>,
     pub dirty: Dirty,
     /// Of a directory: it stays when the bucket has nothing below it, since it was made or changed here.
     pub kept: bool,
