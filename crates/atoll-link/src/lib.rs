@@ -5,6 +5,7 @@
 
 mod bucket;
 mod key;
+mod memory;
 pub mod names;
 pub mod posix;
 mod quoting;
@@ -14,3 +15,4 @@ pub use bucket::{
     Version,
 };
 pub use key::ObjectKey;
+pub use memory::{Fault, MemoryBucket, Request, RequestKind};
