@@ -47,9 +47,8 @@ pub fn read(headers: &Headers) -> Posix {
     };
     let permissions = mode.map(|mode| Mode::new(kind, mode.0).without_privileges().permissions() as u16);
     let owners = has_foreign_owners(headers);
-    let id = |foreign: &[&str], key| {
-        owners.then(|| first(headers, foreign, id)).flatten().or_else(|| own(headers, key, id))
-    };
+    let id =
+        |foreign: &[&str], key| owners.then(|| first(headers, foreign, id)).flatten().or_else(|| own(headers, key, id));
     Posix {
         kind,
         permissions,
@@ -312,7 +311,8 @@ mod tests {
 
     /// Of our own and of other tools, well and badly formed.
     fn metadata() -> impl Strategy<Value = Vec<(String, String)>> {
-        let keys = [PERMISSIONS, OWNER, MODIFIED, "mode", "uid", "gid", "mtime", "atime", "goog-reserved-posix-mode", "x"];
+        let keys =
+            [PERMISSIONS, OWNER, MODIFIED, "mode", "uid", "gid", "mtime", "atime", "goog-reserved-posix-mode", "x"];
         let values = prop_oneof![
             "[0-9]{1,20}",
             "-?[0-9]{1,12}\\.[0-9]{0,12}",
