@@ -5,6 +5,7 @@
 
 mod bucket;
 mod key;
+mod memory;
 pub mod names;
 pub mod posix;
 mod quoting;
@@ -15,5 +16,6 @@ pub use bucket::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
 };
 pub use key::ObjectKey;
+pub use memory::{Fault, MemoryBucket, Request, RequestKind};
 pub use s3::{Capabilities, S3Bucket};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};

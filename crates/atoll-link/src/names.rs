@@ -1,8 +1,8 @@
 //! Which name of a directory stands for which key: a bijection that can be computed both ways without asking the bucket.
 //!
-//! A key is cut at its `/` into segments, and a segment is the name of a file, or of a directory when a `/` follows. Nearly
+//! A key is cut at its `/` into components, and a component is the name of a file, or of a directory when a `/` follows. Nearly
 //! all are names as they are. For those that cannot be, a name that begins with [`ESCAPE`] stands, and so that these are never
-//! mistaken, a segment that begins so itself is written with one, too. `docs/links-names.md` has the table.
+//! mistaken, a component that begins so itself is written with one, too. `docs/links-names.md` has the table.
 //!
 //! Invariants, each with a property test: every key below a prefix is shown exactly once ([`shown`]), at its own path, which leads
 //! back to it ([`object_key`], [`directory_prefix`]); and what is shown stands in the bucket's order ([`position`]).
@@ -21,20 +21,20 @@ use crate::{Listed, ObjectKey};
 /// Begins each name that stands for something else than itself.
 pub const ESCAPE: &str = "%@";
 
-/// The empty segment.
+/// The empty component.
 const EMPTY: &str = "%@e";
 /// `.` and `..`, which every directory has already.
 const DOT: &str = "%@d";
 const DOT_DOT: &str = "%@dd";
 /// Before the name of an object that has a directory of its name beside it.
 const BESIDE: &str = "%@f";
-/// Before a segment that the volume's root has for something else.
+/// Before a component that the volume's root has for something else.
 const HIDDEN: &str = "%@h";
-/// Before a segment, quoted, that begins with [`ESCAPE`] or has a NUL in it.
+/// Before a component, quoted, that begins with [`ESCAPE`] or has a NUL in it.
 const QUOTED: &str = "%@q";
-/// Before a beginning, quoted, of segments that are too long for a name: a directory that holds how they go on.
+/// Before a beginning, quoted, of components that are too long for a name: a directory that holds how they go on.
 const LONG: &str = "%@l";
-/// Before the end, quoted, of a segment that is too long.
+/// Before the end, quoted, of a component that is too long.
 const LAST: &str = "%@z";
 /// In a key, not in a name: before the bytes, as hexadecimal digits, of a name that is not UTF-8.
 const BYTES: &str = "%@x";
@@ -51,8 +51,8 @@ const CHUNK_BYTES_MAX: usize = NAME_BYTES_MAX - MARK_BYTES;
 pub struct Prefix {
     /// Anything; it ends with `/` unless it is where a link begins, or `begun`.
     pub key: ObjectKey,
-    /// How many bytes at the end of `key` are the beginning of segments that are too long for a name. 0 but in the directories that
-    /// [`LONG`] names, and those show such segments alone.
+    /// How many bytes at the end of `key` are the beginning of components that are too long for a name. 0 but in the directories that
+    /// [`LONG`] names, and those show such components alone.
     pub begun: u16,
     /// The directory is its volume's root, which has names that no listing shows.
     pub root: bool,
@@ -68,7 +68,7 @@ impl Prefix {
         Prefix { key, begun: 0, root: true }
     }
 
-    /// The beginning of the segments below.
+    /// The beginning of the components below.
     fn beginning(&self) -> &str {
         let key = self.key.as_str();
         key.get(key.len().saturating_sub(usize::from(self.begun))..).unwrap_or_default()
@@ -112,12 +112,12 @@ pub enum Shown {
     Elsewhere,
 }
 
-/// A name on the way to a segment. Most have one, those that are too long have several.
+/// A name on the way to a component. Most have one, those that are too long have several.
 struct Step {
-    /// Bytes of the segment before what this name stands for.
+    /// Bytes of the component before what this name stands for.
     before: usize,
     name: Vec<u8>,
-    /// The segment goes on in a directory of this name.
+    /// The component goes on in a directory of this name.
     goes_on: bool,
 }
 
@@ -143,8 +143,8 @@ pub fn directory_prefix(prefix: &Prefix, name: &[u8]) -> Result<Prefix, Unmappab
     let chunk = std::str::from_utf8(chunk).ok().and_then(unquoted).ok_or(Unmappable::Escape)?;
     // It is there for some key if it is for one that goes on with the widest of characters.
     let widest = "\u{10ffff}".repeat(NAME_BYTES_MAX);
-    let segment = [prefix.beginning(), &chunk, &widest].concat();
-    match step_at(prefix, &segment, NAME_BYTES_MAX) {
+    let component = [prefix.beginning(), &chunk, &widest].concat();
+    match step_at(prefix, &component, NAME_BYTES_MAX) {
         Some(step) if step.name == name && step.goes_on => {
             let begun = prefix.begun + chunk.len() as u16;
             Ok(Prefix { key: prefix.join(&chunk, "")?, begun, root: false })
@@ -202,7 +202,7 @@ pub fn position(prefix: &Prefix, name: &[u8], is_directory: bool) -> Bytes {
     }
 }
 
-/// The part of a segment, behind the prefix's key, that ends with what `name` stands for. `longest` is what a name may have in
+/// The part of a component, behind the prefix's key, that ends with what `name` stands for. `longest` is what a name may have in
 /// bytes.
 fn tail(prefix: &Prefix, name: &[u8], longest: usize) -> Result<String, Unmappable> {
     if name.is_empty() || name == b"." || name == b".." || name.iter().any(|&byte| byte == b'/' || byte == 0) {
@@ -235,28 +235,28 @@ fn meant(name: &[u8]) -> Option<String> {
         DOT => Some(".".to_owned()),
         DOT_DOT => Some("..".to_owned()),
         _ => match text.split_at_checked(MARK_BYTES)? {
-            (HIDDEN, segment) => Some(segment.to_owned()),
-            (QUOTED | LAST, segment) => unquoted(segment),
+            (HIDDEN, component) => Some(component.to_owned()),
+            (QUOTED | LAST, component) => unquoted(component),
             _ => None,
         },
     }
 }
 
-/// The step to `segment` that is an entry of the directory of `prefix`.
-fn step_at(prefix: &Prefix, segment: &str, longest: usize) -> Option<Step> {
-    steps(segment, prefix.root, longest).into_iter().find(|step| step.before == usize::from(prefix.begun))
+/// The step to `component` that is an entry of the directory of `prefix`.
+fn step_at(prefix: &Prefix, component: &str, longest: usize) -> Option<Step> {
+    steps(component, prefix.root, longest).into_iter().find(|step| step.before == usize::from(prefix.begun))
 }
 
-/// The names on the way to `segment`, where the last one may have `longest` bytes.
-fn steps(segment: &str, root: bool, longest: usize) -> Vec<Step> {
-    let name = single(segment, root);
+/// The names on the way to `component`, where the last one may have `longest` bytes.
+fn steps(component: &str, root: bool, longest: usize) -> Vec<Step> {
+    let name = single(component, root);
     if name.len() <= longest {
         return vec![Step { before: 0, name, goes_on: false }];
     }
     let mut steps = Vec::new();
     let mut before = 0;
     loop {
-        let rest = &segment[before..];
+        let rest = &component[before..];
         if LAST.len() + quoted_len(rest) <= longest {
             steps.push(Step { before, name: [LAST, &quoted(rest)].concat().into(), goes_on: false });
             return steps;
@@ -274,30 +274,35 @@ fn chunk(text: &str) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
-/// The name of `segment`, however long.
-fn single(segment: &str, root: bool) -> Vec<u8> {
-    match segment {
+/// The name of `component`, however long.
+fn single(component: &str, root: bool) -> Vec<u8> {
+    match component {
         "" => EMPTY.into(),
         "." => DOT.into(),
         ".." => DOT_DOT.into(),
-        _ if root && is_hidden(segment) => [HIDDEN, segment].concat().into(),
-        _ => match not_utf8(segment) {
+        _ if root && is_hidden(component) => [HIDDEN, component].concat().into(),
+        _ => match not_utf8(component) {
             Some(bytes) => bytes,
-            None if segment.starts_with(ESCAPE) || segment.contains('\0') => [QUOTED, &quoted(segment)].concat().into(),
-            None => segment.into(),
+            None if component.starts_with(ESCAPE) || component.contains('\0') => {
+                [QUOTED, &quoted(component)].concat().into()
+            }
+            None => component.into(),
         },
     }
 }
 
-fn is_hidden(segment: &str) -> bool {
-    Name::new(segment.as_bytes().to_vec()).is_ok_and(|name| name.is_hidden(InodeId::ROOT))
+fn is_hidden(component: &str) -> bool {
+    Name::new(component.as_bytes().to_vec()).is_ok_and(|name| name.is_hidden(InodeId::ROOT))
 }
 
-/// The bytes of a name that is not UTF-8, where `segment` is what [`meant`] makes of one.
-fn not_utf8(segment: &str) -> Option<Vec<u8>> {
-    let digits = segment.strip_prefix(BYTES)?;
+/// The bytes of a name that is not UTF-8, where `component` is what [`meant`] makes of one.
+fn not_utf8(component: &str) -> Option<Vec<u8>> {
+    let digits = component.strip_prefix(BYTES)?;
     let bytes = hex::decode(digits).ok()?;
     let name = Name::new(bytes).ok()?;
-    (meant(name.as_bytes()).as_deref() == Some(segment) && std::str::from_utf8(name.as_bytes()).is_err())
+    (meant(name.as_bytes()).as_deref() == Some(component) && std::str::from_utf8(name.as_bytes()).is_err())
         .then(|| name.as_bytes().to_vec())
 }
+
+#[cfg(test)]
+mod tests;
