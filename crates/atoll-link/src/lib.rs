@@ -5,10 +5,12 @@
 
 mod bucket;
 mod key;
+mod s3;
 mod settings;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
 };
 pub use key::ObjectKey;
+pub use s3::{Capabilities, S3Bucket};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};

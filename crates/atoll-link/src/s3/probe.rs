@@ -1,0 +1,351 @@
+//! What a bucket can do, found out by trying.
+
+use std::collections::BTreeSet;
+
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::failure::{Failure, Kind, Load, attempts};
+use super::headers::version;
+use super::{S3Bucket, text};
+use crate::{BucketError, Head, ObjectKey};
+
+/// What a bucket can do. `docs/links-buckets.md` says what each lack means.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// PUT with `If-None-Match: *`.
+    pub conditional_create: bool,
+    /// PUT with `If-Match`.
+    pub conditional_replace: bool,
+    /// DELETE with `If-Match`.
+    pub conditional_delete: bool,
+    /// A condition on the target of a copy.
+    pub conditional_copy: bool,
+    /// A condition on the completion of an upload in parts.
+    pub conditional_complete: bool,
+    /// Parts that are copied within the bucket, from the version that is named and no other.
+    pub part_copy: bool,
+    /// A replaced object can still be read.
+    pub versions: bool,
+    /// Bytes that do not fit their checksum are refused.
+    pub checksums: bool,
+    pub tags: bool,
+    /// An object `a` beside objects `a/…`.
+    pub key_beside_prefix: bool,
+    /// Objects `a//b` and `a/` are what they are called.
+    pub empty_segments: bool,
+    /// Likewise `a/./b` and `a/../b`.
+    pub dot_segments: bool,
+}
+
+/// A version that no object has.
+const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
+/// Room for the names of the objects of a probe, below the prefix.
+const NAME_BYTES: usize = 80;
+/// What clearing away follows of a listing of versions.
+const PAGES_MAX: u32 = 8;
+
+impl S3Bucket {
+    /// Find out what the bucket can do, with objects whose keys begin with `prefix` and `.atoll/probe-`; they are deleted in
+    /// every case, whether the caller waits for the end or not.
+    pub async fn probe(&self, prefix: &ObjectKey) -> Result<Capabilities, BucketError> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|error| BucketError::Away(format!("no random numbers: {error}")))?;
+        let base = format!("{prefix}.atoll/probe-{}", hex::encode(random));
+        if base.len() + NAME_BYTES > ObjectKey::BYTES_MAX {
+            return Err(BucketError::Unsupported(format!("a prefix of {} bytes", prefix.as_str().len())));
+        }
+        let probe = Probe { bucket: self.clone(), base };
+        let task = tokio::spawn(async move {
+            let found = probe.look().await;
+            let cleared = probe.clear().await;
+            found.and_then(|found| cleared.map(|()| found))
+        });
+        let found = task.await.map_err(|error| BucketError::Away(format!("the probe ended: {error}")))??;
+        self.assume(found);
+        Ok(found)
+    }
+}
+
+struct Probe {
+    bucket: S3Bucket,
+    base: String,
+}
+
+/// Conditions of a request: what `If-None-Match` and `If-Match` say.
+type Conditions<'a> = (Option<&'a str>, Option<&'a str>);
+
+const CREATE: Conditions<'static> = (Some("*"), None);
+const ANOTHER: Conditions<'static> = (None, Some(NO_ETAG));
+const NONE: Conditions<'static> = (None, None);
+
+fn is(etag: &str) -> Conditions<'_> {
+    (None, Some(etag))
+}
+
+impl Probe {
+    async fn look(&self) -> Result<Capabilities, Failure> {
+        let mut found = Capabilities::default();
+        let object = self.key("object");
+        let (first, id) = self.put(&object, "one", NONE).await?;
+        found.versions = id.is_some_and(|id| id != "null");
+        found.conditional_create = refuses(self.put(&object, "two", CREATE).await)?
+            && allows(self.put(&self.key("created"), "one", CREATE).await)?;
+        let etag = self.etag(&object).await?.unwrap_or(first);
+        found.conditional_replace =
+            refuses(self.put(&object, "three", ANOTHER).await)? && allows(self.put(&object, "four", is(&etag)).await)?;
+        found.checksums = self.refuses_wrong_checksum().await?;
+        found.tags = self.keeps_tags().await?;
+        found.conditional_copy = self.copies_on_condition(&object).await?;
+        (found.part_copy, found.conditional_complete) = self.parts(&object).await?;
+        found.conditional_delete = self.deletes_on_condition(&object).await?;
+        found.key_beside_prefix = self.holds(&["beside", "beside/below"]).await?;
+        found.empty_segments = self.holds(&["empty//below", "empty/"]).await?;
+        found.dot_segments = self.holds(&["dots/./below", "dots/../below"]).await?;
+        Ok(found)
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}/{name}", self.base)
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        text: &'static str,
+        (none_match, matches): Conditions<'_>,
+    ) -> Result<(String, Option<String>), Failure> {
+        attempts(Load::Light, || async {
+            let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(key);
+            let request = request.set_if_none_match(none_match.map(str::to_owned));
+            let request = request.set_if_match(matches.map(str::to_owned));
+            let output = request.body(Bytes::from_static(text.as_bytes()).into()).send().await?;
+            let version = version(output.e_tag, output.version_id)?;
+            Ok((version.etag, version.id))
+        })
+        .await
+    }
+
+    /// `None`: there is no object.
+    async fn etag(&self, key: &str) -> Result<Option<String>, Failure> {
+        match self.bucket.look(&object_key(key)?, None, None).await? {
+            Head::Object(info) => Ok(Some(info.version.etag)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn refuses_wrong_checksum(&self) -> Result<bool, Failure> {
+        let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(self.key("checksum"));
+        let request = request.body(Bytes::from_static(b"probe").into()).checksum_crc32_c("AAAAAA==");
+        // One attempt: the failure that is looked for is one that is worth another attempt anywhere else.
+        match request.send().await.map_err(Failure::from) {
+            Ok(_) => Ok(false),
+            Err(failure) if matches!(failure.kind, Kind::Damaged | Kind::Unsupported) => Ok(true),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn keeps_tags(&self) -> Result<bool, Failure> {
+        let key = self.key("tags");
+        let put = attempts(Load::Light, || async {
+            let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(&key);
+            Ok(request.tagging("atoll=probe").body(Bytes::new().into()).send().await?)
+        });
+        if !allows(put.await)? {
+            return Ok(false);
+        }
+        let tags = self.bucket.read_tags(&object_key(&key)?, None).await?;
+        Ok(tags == [("atoll".to_owned(), "probe".to_owned())])
+    }
+
+    async fn copies_on_condition(&self, object: &str) -> Result<bool, Failure> {
+        let target = self.key("copy");
+        self.copy(object, &target, NONE).await?;
+        let Some(etag) = self.etag(&target).await? else { return Ok(false) };
+        Ok(refuses(self.copy(object, &target, CREATE).await)?
+            && refuses(self.copy(object, &target, ANOTHER).await)?
+            && allows(self.copy(object, &target, is(&etag)).await)?)
+    }
+
+    async fn copy(&self, from: &str, to: &str, (none_match, matches): Conditions<'_>) -> Result<(), Failure> {
+        attempts(Load::Light, || async {
+            let request = self.bucket.client().copy_object().bucket(self.bucket.name()).key(to);
+            let request = request.set_if_none_match(none_match.map(str::to_owned));
+            let request = request.set_if_match(matches.map(str::to_owned));
+            request.copy_source(text::copy_source(self.bucket.name(), from, None)).send().await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether parts are copied, and whether an upload is completed on conditions.
+    async fn parts(&self, object: &str) -> Result<(bool, bool), Failure> {
+        let target = self.key("parts");
+        let (etag, _) = self.put(&target, "before", NONE).await?;
+        let begun = attempts(Load::Light, || async {
+            Ok(self.bucket.client().create_multipart_upload().bucket(self.bucket.name()).key(&target).send().await?)
+        });
+        let begun = match begun.await {
+            Ok(output) => output.upload_id,
+            Err(failure) if failure.kind == Kind::Unsupported => return Ok((false, false)),
+            Err(failure) => return Err(failure),
+        };
+        let upload = begun.ok_or_else(|| Failure::damaged("an upload without a name"))?;
+        let found = self.upload(object, &target, &etag, &upload).await;
+        let request = self.bucket.client().abort_multipart_upload().bucket(self.bucket.name()).key(&target);
+        // It is complete if all went well, and then there is none any more.
+        let _ = request.upload_id(&upload).send().await;
+        found
+    }
+
+    async fn upload(&self, object: &str, target: &str, etag: &str, upload: &str) -> Result<(bool, bool), Failure> {
+        let source = self.etag(object).await?.unwrap_or_default();
+        let copies = refuses(self.copy_part(object, NO_ETAG, target, upload).await)?;
+        let part = match copies {
+            true => self.copy_part(object, &source, target, upload).await.map(Some),
+            false => Ok(None),
+        };
+        let (copies, part) = match part {
+            Ok(Some(part)) => (true, part),
+            Ok(None) => (false, self.put_part(target, upload).await?),
+            Err(failure) if failure.kind == Kind::Unsupported => (false, self.put_part(target, upload).await?),
+            Err(failure) => return Err(failure),
+        };
+        let completes = refuses(self.complete(target, upload, &part, CREATE).await)?
+            && refuses(self.complete(target, upload, &part, ANOTHER).await)?
+            && allows(self.complete(target, upload, &part, is(etag)).await)?;
+        Ok((copies, completes))
+    }
+
+    async fn copy_part(&self, from: &str, etag: &str, to: &str, upload: &str) -> Result<String, Failure> {
+        attempts(Load::Light, || async {
+            let request = self.bucket.client().upload_part_copy().bucket(self.bucket.name()).key(to).upload_id(upload);
+            let request = request.part_number(1).copy_source(text::copy_source(self.bucket.name(), from, None));
+            let output = request.copy_source_if_match(etag).copy_source_range("bytes=1-2").send().await?;
+            let etag = output.copy_part_result.and_then(|result| result.e_tag);
+            etag.ok_or_else(|| Failure::damaged("a part without an ETag"))
+        })
+        .await
+    }
+
+    async fn put_part(&self, to: &str, upload: &str) -> Result<String, Failure> {
+        attempts(Load::Light, || async {
+            let request = self.bucket.client().upload_part().bucket(self.bucket.name()).key(to).upload_id(upload);
+            let output = request.part_number(1).body(Bytes::from_static(b"part").into()).send().await?;
+            output.e_tag.ok_or_else(|| Failure::damaged("a part without an ETag"))
+        })
+        .await
+    }
+
+    async fn complete(
+        &self,
+        key: &str,
+        upload: &str,
+        part: &str,
+        (none_match, matches): Conditions<'_>,
+    ) -> Result<(), Failure> {
+        let part = CompletedPart::builder().e_tag(part).part_number(1).build();
+        let parts = CompletedMultipartUpload::builder().parts(part).build();
+        attempts(Load::Light, || async {
+            let request = self.bucket.client().complete_multipart_upload().bucket(self.bucket.name()).key(key);
+            let request = request.set_if_none_match(none_match.map(str::to_owned));
+            let request = request.set_if_match(matches.map(str::to_owned));
+            request.upload_id(upload).multipart_upload(parts.clone()).send().await?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn deletes_on_condition(&self, object: &str) -> Result<bool, Failure> {
+        let delete = async |etag: &str| {
+            let request = self.bucket.client().delete_object().bucket(self.bucket.name()).key(object);
+            request.if_match(etag).send().await.map(|_| ()).map_err(Failure::from)
+        };
+        let Some(etag) = self.etag(object).await? else { return Ok(false) };
+        Ok(refuses(delete(NO_ETAG).await)? && self.etag(object).await?.is_some() && allows(delete(&etag).await)?)
+    }
+
+    /// Whether objects of these names are there beside each other, under these names and no others.
+    async fn holds(&self, names: &[&str]) -> Result<bool, Failure> {
+        for name in names {
+            match self.put(&self.key(name), "odd", NONE).await {
+                Ok(_) => {}
+                Err(failure) if matches!(failure.kind, Kind::Denied | Kind::Passing) => return Err(failure),
+                // However a server says that it cannot.
+                Err(_) => return Ok(false),
+            }
+        }
+        let page = self.bucket.page(&object_key(&format!("{}/", self.base))?, None, false, usize::MAX).await?;
+        let listed: BTreeSet<&str> = page.entries.iter().map(|entry| entry.key().as_str()).collect();
+        let mut there = true;
+        for name in names {
+            let key = self.key(name);
+            there &= listed.contains(key.as_str()) && self.etag(&key).await?.is_some();
+        }
+        Ok(there)
+    }
+
+    /// Delete all that the probe made, and older versions of it.
+    async fn clear(&self) -> Result<(), Failure> {
+        let base = format!("{}/", self.base);
+        let page = self.bucket.page(&object_key(&base)?, None, false, usize::MAX).await?;
+        // Below before above: some servers have directories.
+        for entry in page.entries.iter().rev() {
+            self.delete(entry.key().as_str(), None).await?;
+        }
+        let (mut key, mut id) = (None, None);
+        for _ in 0..PAGES_MAX {
+            let request = self.bucket.client().list_object_versions().bucket(self.bucket.name()).prefix(&base);
+            let request = request.set_key_marker(key).set_version_id_marker(id);
+            // A server without versions need not know the question.
+            let Ok(output) = request.send().await else { return Ok(()) };
+            let versions = output.versions.into_iter().flatten().map(|version| (version.key, version.version_id));
+            let markers = output.delete_markers.into_iter().flatten().map(|marker| (marker.key, marker.version_id));
+            for (key, id) in versions.chain(markers) {
+                let (Some(key), Some(id)) = (key, id) else { continue };
+                self.delete(&key, Some(&id)).await?;
+            }
+            (key, id) = (output.next_key_marker, output.next_version_id_marker);
+            if output.is_truncated != Some(true) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, key: &str, id: Option<&str>) -> Result<(), Failure> {
+        let deleted = attempts(Load::Light, || async {
+            let request = self.bucket.client().delete_object().bucket(self.bucket.name()).key(key);
+            request.set_version_id(id.map(str::to_owned)).send().await?;
+            Ok(())
+        });
+        match deleted.await {
+            Err(failure) if failure.kind != Kind::Absent => Err(failure),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn object_key(key: &str) -> Result<ObjectKey, Failure> {
+    ObjectKey::new(key).ok_or_else(|| Failure::new(Kind::Unsupported, "a key that is too long"))
+}
+
+/// Whether a request was refused whose condition did not hold.
+fn refuses<T>(outcome: Result<T, Failure>) -> Result<bool, Failure> {
+    match outcome {
+        Ok(_) => Ok(false),
+        Err(failure) if failure.kind == Kind::Condition => Ok(true),
+        Err(failure) if failure.kind == Kind::Unsupported => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether a request was done whose condition held.
+fn allows<T>(outcome: Result<T, Failure>) -> Result<bool, Failure> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(failure) if matches!(failure.kind, Kind::Condition | Kind::Unsupported) => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
