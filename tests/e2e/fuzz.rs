@@ -91,6 +91,7 @@ fn frames() -> Vec<Vec<u8>> {
             durability: "local".into(),
             compression: "lz4".into(),
             encrypt: false,
+            link: None,
         }),
         admin(AdminRequest::VolumeDelete { name: vol() }),
         admin(AdminRequest::SnapshotCreate { volume: vol(), name: "snapshot".into() }),

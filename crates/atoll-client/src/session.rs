@@ -1242,7 +1242,7 @@ impl Admin {
         self.call_watched(request, |_| ()).await
     }
 
-    /// The same; `heard` gets each [`AdminReply::Progress`] on the way.
+    /// The same; `heard` gets each reply that another one follows.
     pub async fn call_watched(
         &self,
         request: AdminRequest,
@@ -1253,7 +1253,7 @@ impl Admin {
         connection.writer.write_all(&bytes).await.map_err(|_| ClientError::Protocol)?;
         loop {
             match connection.reader.next().await {
-                Some((_, Response::Admin(progress @ AdminReply::Progress { .. }))) => heard(progress),
+                Some((_, Response::Admin(part))) if part.goes_on() => heard(part),
                 Some((_, Response::Admin(reply))) => return Ok(reply),
                 Some((_, Response::Refused { message })) => return Err(ClientError::Refused(message)),
                 _ => return Err(ClientError::Protocol),

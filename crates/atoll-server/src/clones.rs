@@ -17,6 +17,7 @@ impl Registry {
         names::check("volume", name)?;
         let durability = self.record(source)?.durability()?;
         let whole = self.get_volume(source).await?;
+        self.check_without_links(source, &whole).await?;
         let slot = self.slot(name);
         let mut open = slot.lock().await;
         if self.record(name).is_ok() {
@@ -24,7 +25,8 @@ impl Registry {
         }
         if let Some(snapshot) = snapshot {
             // Before anything is left of an attempt.
-            whole.at_snapshot(snapshot).await.map_err(snapshots::text(source, snapshot))?;
+            let then = whole.at_snapshot(snapshot).await.map_err(snapshots::text(source, snapshot))?;
+            self.check_without_links(&format!("{source}@{snapshot}"), &then).await?;
         }
         let id = new_id()?;
         let record = self.claim(name, durability, id, Some(source), whole.blob().keys().is_some()).await?;
@@ -52,6 +54,7 @@ impl Registry {
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without it was never made.
         self.keep_record(name, &record)?;
+        self.start_links(&volume);
         *open = Some(volume);
         Ok(())
     }

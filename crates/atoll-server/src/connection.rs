@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::care;
+use crate::links::PUBLISHED_MAX;
 use crate::moving::Import;
 use crate::names::parts;
 use crate::server::Context;
@@ -451,14 +452,14 @@ impl Connection {
     }
 
     async fn administer(&self, id: u64, request: AdminRequest) -> Result<AdminReply, String> {
-        if !self.rights.administers() {
+        if !self.may_ask(&request) {
             return Err("this token may not administer the server".into());
         }
         let context = &self.context;
         let text = |error: std::io::Error| error.to_string();
         Ok(match request {
-            AdminRequest::VolumeCreate { name, durability, compression, encrypt } => {
-                context.registry.create(&name, &durability, &compression, encrypt).await?;
+            AdminRequest::VolumeCreate { name, durability, compression, encrypt, link } => {
+                context.registry.create_linked(&name, &durability, &compression, encrypt, link).await?;
                 AdminReply::Done
             }
             AdminRequest::VolumeRotateKey { name, data } => {
@@ -602,8 +603,49 @@ impl Connection {
                 let (inodes, bytes) = self.watched(id, heard, context.registry.end_import(import, &tell)).await?;
                 AdminReply::Imported { inodes, bytes }
             }
+            AdminRequest::LinkCreate { volume, directory, link } => {
+                AdminReply::Links(vec![context.registry.link(&volume, directory, link).await?])
+            }
+            AdminRequest::LinkList { volume, after } => {
+                AdminReply::Links(context.registry.links(&volume, after).await?)
+            }
+            AdminRequest::LinkStatus { volume, directory } => {
+                AdminReply::Links(vec![context.registry.link_status(&volume, directory).await?])
+            }
+            AdminRequest::LinkDetach { volume, directory, discard } => {
+                context.registry.detach(&volume, directory, discard).await?;
+                AdminReply::Done
+            }
+            AdminRequest::Publish { volume, inode } => {
+                let (_tell, heard) = care::progress();
+                let mut objects = self.watched(id, heard, context.registry.publish(&volume, inode)).await?;
+                while objects.len() > PUBLISHED_MAX {
+                    let rest = objects.split_off(PUBLISHED_MAX);
+                    let part = AdminReply::Published { objects, more: true };
+                    send(&self.answers, id, &Response::Admin(part)).await;
+                    objects = rest;
+                }
+                AdminReply::Published { objects, more: false }
+            }
+            AdminRequest::CredentialsSet { name, credentials } => {
+                context.registry.buckets.set_credentials(&name, credentials)?;
+                AdminReply::Done
+            }
+            AdminRequest::CredentialsList => AdminReply::Credentials(context.registry.buckets.credentials.names()),
+            AdminRequest::CredentialsDelete { name } => {
+                if !context.registry.buckets.delete_credentials(&name)? {
+                    return Err(format!("no credentials `{name}`: `atoll link credentials list` shows what there is"));
+                }
+                AdminReply::Done
+            }
             AdminRequest::Status => AdminReply::Status(context.status().await?),
         })
+    }
+
+    /// Who may write to a volume may also ask that it is published.
+    fn may_ask(&self, request: &AdminRequest) -> bool {
+        let publishes = |volume: &str| !self.rights.read_only && self.rights.volume.as_deref() == Some(volume);
+        self.rights.administers() || matches!(request, AdminRequest::Publish { volume, .. } if publishes(volume))
     }
 
     /// Does long work, and tells the client now and then how far it is.

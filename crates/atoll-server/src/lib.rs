@@ -3,16 +3,20 @@
 //! A client is not trusted: every frame is bounded, every request is checked
 //! against its session's rights. Start with [`Server::start`], then `connection`.
 
+mod buckets;
 mod care;
 mod clones;
 mod connection;
+mod credentials;
 mod durable;
 mod keys;
+mod links;
 mod metrics;
 mod moving;
 mod names;
 mod quotas;
 mod registry;
+mod s3;
 mod server;
 mod sessions;
 mod snapshots;

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     journal_failures: IntCounter,
     server: IntGaugeVec,
     volumes: IntGaugeVec,
+    links: IntGaugeVec,
 }
 
 impl Metrics {
@@ -54,7 +55,11 @@ impl Metrics {
             IntCounter::new("atoll_journal_failures_total", "Changes in these batches that ended in an error.")?;
         let server = IntGaugeVec::new(Opts::new("atoll_server", "Figures of the server."), &["figure"])?;
         let volumes = IntGaugeVec::new(Opts::new("atoll_volume", "Figures of an open volume."), &["volume", "figure"])?;
-        let all: [Box<dyn Collector>; 8] = [
+        let links = IntGaugeVec::new(
+            Opts::new("atoll_link", "Figures of a linked directory of an open volume."),
+            &["volume", "directory", "bucket", "figure"],
+        )?;
+        let all: [Box<dyn Collector>; 9] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
             Box::new(refused.clone()),
@@ -63,6 +68,7 @@ impl Metrics {
             Box::new(journal_failures.clone()),
             Box::new(server.clone()),
             Box::new(volumes.clone()),
+            Box::new(links.clone()),
         ];
         for one in all {
             registry.register(one)?;
@@ -81,6 +87,7 @@ impl Metrics {
             journal_failures,
             server,
             volumes,
+            links,
         })
     }
 
@@ -112,6 +119,19 @@ impl Metrics {
             set("sessions", context.sessions.count(Some(&name)));
             for (figure, value) in report {
                 set(figure, value);
+            }
+        }
+        self.links.reset();
+        for (name, links) in context.registry.link_reports().await {
+            for link in links {
+                let (directory, bucket) = (link.root.to_string(), link.settings.url());
+                let set = |figure: &str, value: u64| {
+                    self.links.with_label_values(&[&name, &directory, &bucket, figure]).set(value as i64);
+                };
+                set("unpublished", link.unpublished as u64);
+                set("deleting", link.deleting as u64);
+                set("conflicts", link.conflicts);
+                set("in_trouble", u64::from(link.trouble.is_some()));
             }
         }
         let mut text = Vec::new();

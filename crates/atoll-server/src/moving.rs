@@ -76,7 +76,10 @@ impl Registry {
         let whole = self.get_volume(volume).await?;
         let text = snapshots::text(volume, snapshot);
         // That it is there, before anything is waited for.
-        whole.records(snapshot, None, 1).await.map_err(text)?;
+        whole.records(snapshot, None, 1).await.map_err(&text)?;
+        self.check_without_links(volume, &whole).await?;
+        let then = whole.at_snapshot(snapshot).await.map_err(text)?;
+        self.check_without_links(&format!("{volume}@{snapshot}"), &then).await?;
         whole.blob().upload().await.map_err(|error| format!("volume `{volume}`: {error}"))?;
         Ok(Exported {
             volume: volume.to_owned(),
@@ -151,6 +154,7 @@ impl Registry {
         let volume = self.open_volume(name, *durability, store).await?;
         // Last: a volume without it was never made.
         self.keep_record(name, record)?;
+        self.start_links(&volume);
         *import.slot = Some(volume);
         Ok((inodes, bytes))
     }

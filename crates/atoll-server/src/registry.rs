@@ -24,6 +24,7 @@ use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path a
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::buckets::Buckets;
 use crate::durable;
 use crate::keys::CIPHER;
 use crate::names;
@@ -51,6 +52,8 @@ pub(crate) struct Registry {
     cache_bytes_max: u64,
     /// What keys of volumes are wrapped with.
     pub(crate) keys: Arc<ServerKeys>,
+    /// Of links.
+    pub(crate) buckets: Arc<Buckets>,
     /// This data folder's name in owner records.
     pub(crate) owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
@@ -118,6 +121,7 @@ impl Registry {
         root: ObjectRoot,
         cache_bytes_max: u64,
         keys: ServerKeys,
+        buckets: Buckets,
         sessions: Arc<Sessions>,
     ) -> Result<Self> {
         let path = folder.join("owner");
@@ -137,6 +141,7 @@ impl Registry {
             root,
             cache_bytes_max,
             keys: Arc::new(keys),
+            buckets: Arc::new(buckets),
             owner,
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),
@@ -202,6 +207,7 @@ impl Registry {
         let volume = self.open_volume(name, durability, store).await?;
         // Last: a volume without this file was never made.
         self.keep_record(name, &record)?;
+        self.start_links(&volume);
         *open = Some(volume);
         Ok(())
     }
@@ -444,8 +450,15 @@ impl Registry {
         let volume = self.open_volume(name, record.durability()?, store).await?;
         volume.begin_grace(volume.restored_sessions().iter().map(|(session, _)| *session), GRACE);
         self.sessions.restore(name, &volume);
+        self.start_links(&volume);
         *open = Some(volume.clone());
         Ok(volume)
+    }
+
+    /// Every open volume that nobody is opening or closing, by name. Snapshots are none.
+    pub(crate) fn open_volumes(&self) -> Vec<(String, Volume)> {
+        let names = self.open.lock().keys().filter(|name| names::parts(name).1.is_none()).cloned().collect::<Vec<_>>();
+        names.into_iter().filter_map(|name| self.peek(&name).map(|volume| (name, volume))).collect()
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -461,6 +474,10 @@ impl Registry {
         let volume = self.peek(name);
         let report = volume.as_ref().map(Volume::report);
         let quota = volume.as_ref().map_or(Quota::NONE, Volume::quota);
+        let links = match &volume {
+            Some(volume) => volume.links().await,
+            None => Vec::new(),
+        };
         // What else is known is shown when the store does not answer.
         let keys = if record.encrypted { self.key_record(names::parts(name).0).await.ok() } else { None };
         Ok(atoll_wire::VolumeInfo {
@@ -476,16 +493,15 @@ impl Registry {
             clone_of: record.parent,
             inodes: report.map_or(0, |r| r.inodes),
             bytes: report.map_or(0, |r| r.bytes_live),
+            links: links.len() as u64,
+            unpublished: links.iter().map(|link| (link.unpublished + link.deleting) as u64).sum(),
             sessions,
         })
     }
 
     /// Figures of every open volume, by name.
     pub async fn reports(&self) -> Vec<(String, Vec<(&'static str, u64)>)> {
-        // Snapshots have no figures of their own.
-        let names = self.open.lock().keys().filter(|name| names::parts(name).1.is_none()).cloned().collect::<Vec<_>>();
-        let report = |name: String| {
-            let volume = self.peek(&name)?;
+        let report = |(name, volume): (String, Volume)| {
             let (v, b) = (volume.report(), volume.blob().statistics());
             let (l, held) = volume.lease_counts();
             let figures = vec![
@@ -527,9 +543,9 @@ impl Registry {
                 ("lease_contended", l.contended),
                 ("sessions_fenced", l.fenced),
             ];
-            Some((name, figures))
+            (name, figures)
         };
-        names.into_iter().filter_map(report).collect()
+        self.open_volumes().into_iter().map(report).collect()
     }
 
     /// Remove a volume that nobody uses, with everything it holds.

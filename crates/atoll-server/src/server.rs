@@ -20,7 +20,9 @@ use tokio_rustls::rustls::ServerConfig as TlsConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::buckets::Buckets;
 use crate::connection;
+use crate::credentials::Credentials;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::sessions::Sessions;
@@ -199,13 +201,16 @@ impl Server {
             Some(root) => root,
             None => atoll_object::open(&url, &ObjectOptions::from_env())?,
         };
-        let tokens = Tokens::load(data.join("tokens.json")).map_err(|error| ServerError::Data {
-            folder: data.display().to_string(),
-            reason: format!("tokens.json: {error}"),
-        })?;
+        let refuse = |file: &'static str| {
+            let folder = data.display().to_string();
+            move |error: std::io::Error| ServerError::Data { folder, reason: format!("{file}: {error}") }
+        };
+        let tokens = Tokens::load(data.join("tokens.json")).map_err(refuse("tokens.json"))?;
+        let credentials = Credentials::load(data.join("credentials.json")).map_err(refuse("credentials.json"))?;
+        let buckets = Buckets::new(ObjectOptions::from_env(), credentials, data.join("buckets.json"));
         let (stop, stopped) = watch::channel(false);
         let sessions: Arc<Sessions> = Arc::default();
-        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, keys, sessions.clone());
+        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, keys, buckets, sessions.clone());
         let context = Arc::new(Context {
             registry: registry.map_err(ServerError::Volume)?,
             sessions,

@@ -191,6 +191,7 @@ impl Running {
             durability: "local".into(),
             compression: "lz4".into(),
             encrypt: false,
+            link: None,
         };
         let id = admin.send(Request::Admin(create)).await;
         assert!(matches!(admin.answer(id).await, Response::Admin(_)));

@@ -73,6 +73,7 @@ impl Hands {
                 durability: world.durability.into(),
                 compression: "lz4".into(),
                 encrypt: false,
+                link: None,
             };
             let made = match Admin::connect(config).await {
                 Ok(admin) => admin.call(request).await.map(drop),

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -237,6 +237,8 @@ pub enum AdminRequest {
         durability: String,
         compression: String,
         encrypt: bool,
+        /// What its root directory is linked with.
+        link: Option<Link>,
     },
     VolumeList,
     VolumeInfo {
@@ -357,6 +359,75 @@ pub enum AdminRequest {
         name: String,
         data: bool,
     },
+    /// Link an empty directory with a bucket, if that can be used; answered by [`AdminReply::Links`] with this link.
+    LinkCreate {
+        volume: String,
+        directory: InodeId,
+        link: Link,
+    },
+    /// Links of directories whose numbers are behind this one, as many as fit, without what waits in them; answered by
+    /// [`AdminReply::Links`].
+    LinkList {
+        volume: String,
+        after: InodeId,
+    },
+    /// One link, with the first files that are not published.
+    LinkStatus {
+        volume: String,
+        directory: InodeId,
+    },
+    /// Make a linked directory an empty one again. With `discard`, also when something in it is not published.
+    LinkDetach {
+        volume: String,
+        directory: InodeId,
+        discard: bool,
+    },
+    /// Wait until a file, or all below a directory, is in the bucket as it is now; answered by [`AdminReply::Published`]. Who may
+    /// write to the volume may ask for it.
+    Publish {
+        volume: String,
+        inode: InodeId,
+    },
+    /// Keep credentials by a name that links may have.
+    CredentialsSet {
+        name: String,
+        credentials: BucketCredentials,
+    },
+    /// Their names; answered by [`AdminReply::Credentials`].
+    CredentialsList,
+    CredentialsDelete {
+        name: String,
+    },
+}
+
+/// A link of a directory with a bucket, as it is asked for and as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// s3://BUCKET/PREFIX.
+    pub url: String,
+    /// `None`: the server's own.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    pub credentials: Option<String>,
+    /// `None`, of what is asked for: the default.
+    pub freshness: Option<String>,
+    pub publish: Option<String>,
+    pub on_conflict: Option<String>,
+}
+
+/// What requests to a bucket are signed with. Does not show in `Debug`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketCredentials {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    #[serde(default)]
+    pub session_token: Option<String>,
+}
+
+impl std::fmt::Debug for BucketCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BucketCredentials")
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -378,6 +449,9 @@ pub struct VolumeInfo {
     /// What it may hold, known while it is open; `None` is no bound.
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,
+    /// Linked directories, and what is not published of them; 0 while it is not open.
+    pub links: u64,
+    pub unpublished: u64,
     pub sessions: u64,
 }
 
@@ -444,6 +518,59 @@ pub enum AdminReply {
         objects: u64,
         bytes: u64,
     },
+    /// By number; none when there are no more.
+    Links(Vec<LinkInfo>),
+    Published {
+        objects: Vec<PublishedInfo>,
+        /// Another reply to the same request follows.
+        more: bool,
+    },
+    Credentials(Vec<String>),
+}
+
+impl AdminReply {
+    /// Another reply to the same request follows.
+    pub fn goes_on(&self) -> bool {
+        matches!(self, AdminReply::Progress { .. } | AdminReply::Published { more: true, .. })
+    }
+}
+
+/// A link, and what is not in the bucket yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkInfo {
+    pub directory: InodeId,
+    /// `None` when it is longer than an answer can hold.
+    pub path: Option<String>,
+    pub link: Link,
+    /// Files whose objects are to be written, copied or moved.
+    pub unpublished: u64,
+    /// Objects that are to be deleted.
+    pub deleting: u64,
+    /// Since the volume was opened.
+    pub conflicts: u64,
+    /// Why the bucket cannot be used now.
+    pub trouble: Option<String>,
+    /// What the bucket can do and cannot do, by name; empty when nobody has looked yet.
+    pub capabilities: Vec<(String, bool)>,
+    /// The first files that are not published.
+    pub waiting: Vec<UnpublishedInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpublishedInfo {
+    pub inode: InodeId,
+    /// `None`: it cannot have one.
+    pub key: Option<String>,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedInfo {
+    pub key: String,
+    /// With its quotes.
+    pub etag: String,
+    /// Where the bucket keeps versions.
+    pub version: Option<String>,
 }
 
 /// What an import has to know of the volume beside its records.
@@ -718,11 +845,21 @@ mod tests {
         let (_, body) = next_frame(&mut wire, HELLO_BYTES_MAX).unwrap().unwrap();
         assert_eq!(decode_hello(&body), Ok(hello));
         let mut future = body.to_vec();
-        future[4] = 9;
+        future[4] = 10;
         future.truncate(7);
-        assert_eq!(decode_hello(&future), Err(WireError::Version(9)));
+        assert_eq!(decode_hello(&future), Err(WireError::Version(10)));
         future[0] = b'X';
         assert_eq!(decode_hello(&future), Err(WireError::Malformed));
+    }
+
+    #[test]
+    fn credentials_do_not_show() {
+        let secret = || "half".to_owned();
+        let credentials =
+            BucketCredentials { access_key_id: secret(), secret_access_key: secret(), session_token: Some(secret()) };
+        let request = Request::Admin(AdminRequest::CredentialsSet { name: "name".into(), credentials });
+        let shown = format!("{request:?}");
+        assert!(shown.contains("name") && !shown.contains("half"), "{shown}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use atoll_types::SessionId;
 use clap::{Args, Parser, Subcommand};
 
 use crate::Result;
+use crate::links::arguments::{LinkArguments, LinkOptions};
 
 /// One POSIX volume over object storage that many machines read and write at once.
 #[derive(Parser)]
@@ -70,6 +71,16 @@ pub enum Command {
     /// Files that are kept after their last name went (`atoll volume trash`): root finds them in `.trash` of every mount.
     #[command(subcommand)]
     Trash(TrashCommand),
+    /// Directories whose files are the objects of an S3 bucket: what is in the bucket is there at once, and what is written becomes an
+    /// object. `atoll link s3://BUCKET/PREFIX VOLUME:/PATH` is short for `atoll link add`.
+    Link(LinkArguments),
+    /// Wait until files of linked directories, or all files below such directories, are objects as they are now, and print key, ETag and
+    /// version of each. Fails when something cannot be one, or was changed in the bucket, too.
+    Publish {
+        /// Paths on mounts, or VOLUME:/path.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Mount a volume, or the directory VOLUME:/path of it; a snapshot, VOLUME@SNAPSHOT, read-only. Returns once it is usable.
     Mount {
         #[arg(value_name = "VOLUME[:/PATH]")]
@@ -306,6 +317,11 @@ pub enum VolumeCommand {
         /// see --key-file of `atoll serve`.
         #[arg(long)]
         encrypt: bool,
+        /// Link the whole volume: its files are the objects of this bucket.
+        #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+        link: Option<String>,
+        #[command(flatten)]
+        link_options: LinkOptions,
     },
     /// Take over a volume in this server's store whose data folder is lost or no longer used; durability `object` only.
     Attach {

@@ -10,6 +10,7 @@ mod files;
 mod handover;
 mod keeper;
 mod leases;
+mod links;
 mod mounting;
 mod moving;
 mod quotas;
@@ -147,11 +148,16 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Status { leases: None } => {
             let AdminReply::Status(status) = admin(&config, AdminRequest::Status).await? else { return Ok(()) };
             let mounts = mounting::mounts();
+            let mut links = Vec::new();
+            for volume in status.volumes.iter().filter(|volume| volume.links > 0) {
+                links.extend(links::all(&config, &volume.name).await?.into_iter().map(|link| (&volume.name, link)));
+            }
             if as_json {
                 print(&json!({
                     "version": status.version, "uptime_seconds": status.uptime_seconds, "store": status.store,
                     "sessions": status.sessions,
                     "volumes": status.volumes.iter().map(volume_json).collect::<Vec<_>>(),
+                    "links": links.iter().map(|(volume, link)| links::as_value(volume, link)).collect::<Vec<_>>(),
                     "mounts": mounts.iter().map(|m| json!({"dir": m.0, "volume": m.1, "pid": m.2})).collect::<Vec<_>>(),
                 }));
                 return Ok(());
@@ -159,6 +165,9 @@ async fn run(arguments: Arguments) -> Result<()> {
             println!("server {} at {}, up {} s", status.version, config.address, status.uptime_seconds);
             println!("store {}, {} sessions", status.store, status.sessions);
             status.volumes.iter().for_each(print_volume);
+            for (volume, link) in &links {
+                println!("link {}", links::line(volume, link));
+            }
             for (directory, volume, pid) in mounts {
                 println!("mount {directory}: volume {volume}, process {pid}");
             }
@@ -167,8 +176,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Trash(command) => trash::run(&config, command, as_json).await,
         Command::Volume(command) => {
             let request = match command {
-                VolumeCommand::Create { name, durability, compression, encrypt } => {
-                    AdminRequest::VolumeCreate { name, durability, compression, encrypt }
+                VolumeCommand::Create { name, durability, compression, encrypt, link, link_options } => {
+                    let link = link.map(|url| link_options.of(url));
+                    AdminRequest::VolumeCreate { name, durability, compression, encrypt, link }
                 }
                 VolumeCommand::RotateKey { name, data } => AdminRequest::VolumeRotateKey { name, data },
                 VolumeCommand::Attach { name } => AdminRequest::VolumeAttach { name },
@@ -223,6 +233,8 @@ async fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::Snapshot(command) => snapshots::run(&config, command, as_json).await,
+        Command::Link(arguments) => links::run(&config, arguments, as_json).await,
+        Command::Publish { paths } => links::publish(&config, paths, as_json).await,
         Command::Gc { volume, dry_run } => checking::gc(&config, volume, dry_run, as_json).await,
         Command::Ls { path } => {
             Remote::with(config, &path, async |remote| files::list(remote, &path, as_json).await).await
@@ -253,7 +265,8 @@ fn volume_json(v: &VolumeInfo) -> serde_json::Value {
     json!({"name": v.name, "durability": v.durability, "store": v.store, "compression": v.compression, "clone_of": v.clone_of, "open": v.open,
            "encryption": v.encryption, "wrapping_key": v.wrapping_key,
            "inodes": v.inodes, "bytes": v.bytes,
-           "quota_bytes": v.quota_bytes, "quota_inodes": v.quota_inodes, "sessions": v.sessions})
+           "quota_bytes": v.quota_bytes, "quota_inodes": v.quota_inodes,
+           "links": v.links, "unpublished": v.unpublished, "sessions": v.sessions})
 }
 
 fn print_volume(v: &VolumeInfo) {

@@ -10,7 +10,7 @@ use crate::files::{self, Remote};
 use crate::{Result, admin, print, unexpected};
 
 /// Whether a path is that of the whole volume.
-fn is_root(path: &str) -> bool {
+pub fn is_root(path: &str) -> bool {
     path.split('/').all(str::is_empty)
 }
 

@@ -74,6 +74,7 @@ pub async fn up(directory: &Path, data: Option<PathBuf>, store: Option<String>, 
             durability: "local".into(),
             compression: "lz4".into(),
             encrypt: false,
+            link: None,
         };
         admin.call(create).await.map_err(|error| error.to_string())?;
     }

@@ -152,21 +152,10 @@ const WAITING_LISTED: usize = 100;
 
 impl Volume {
     /// From now on linked directories are served. Called once, when the volume is open.
-    pub async fn start_links(&self, connect: Connect) -> Result<(), LinkError> {
-        let _ = self.inner.links.connect.set(connect);
-        if self.inner.shared.config.read_only {
-            return Ok(());
+    pub fn start_links(&self, connect: Connect) {
+        if self.inner.links.connect.set(connect).is_ok() && !self.inner.shared.config.read_only {
+            publish::start(self);
         }
-        let left = std::mem::take(&mut *self.inner.left_unpublished.lock());
-        for inode in left {
-            match self.alone(|core| core.install_unpublished(inode)).await {
-                // It is gone, with what there was to be published.
-                Ok(()) | Err(Errno::ESTALE) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        publish::start(self);
-        Ok(())
     }
 
     /// Link an empty directory.

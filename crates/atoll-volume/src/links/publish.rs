@@ -133,6 +133,9 @@ pub(super) fn start(volume: &Volume) {
 }
 
 async fn run(inner: Weak<Inner>, work: Arc<tokio::sync::Notify>) {
+    if let Some(volume) = inner.upgrade().map(|inner| Volume { inner }) {
+        volume.go_on().await;
+    }
     let mut running: HashSet<Task> = HashSet::new();
     let mut tasks: JoinSet<(Task, Result<(), Trouble>)> = JoinSet::new();
     loop {
@@ -173,6 +176,18 @@ async fn run(inner: Weak<Inner>, work: Arc<tokio::sync::Notify>) {
 }
 
 impl Volume {
+    /// What an earlier authority had not published is to be published now.
+    async fn go_on(&self) {
+        let left = std::mem::take(&mut *self.inner.left_unpublished.lock());
+        for inode in left {
+            match self.alone(|core| core.install_unpublished(inode)).await {
+                // Its inode is gone, and with it what there was to be published.
+                Ok(()) | Err(Errno::ESTALE) => {}
+                Err(errno) => tracing::error!(%inode, %errno, "what is to be published cannot be read: it is tried again at the next start"),
+            }
+        }
+    }
+
     /// What can be done now, and when to look again.
     fn ready(&self, running: &HashSet<Task>, most: usize) -> (Vec<Task>, Duration) {
         let now = Instant::now();
