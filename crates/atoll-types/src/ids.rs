@@ -76,6 +76,11 @@ impl std::str::FromStr for SessionId {
     }
 }
 
+impl SegmentId {
+    /// No segment: the object whose bytes a linked file has where it was not written since.
+    pub const BASE: SegmentId = SegmentId(u64::MAX);
+}
+
 impl InodeId {
     /// The root directory of every volume (the number FUSE reserves for it).
     pub const ROOT: InodeId = InodeId(1);

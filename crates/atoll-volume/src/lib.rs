@@ -28,6 +28,8 @@ mod grace;
 mod leases;
 mod portable;
 mod quota;
+#[allow(dead_code)]
+mod rebase;
 mod sessions;
 mod snapshot_directory;
 mod snapshots;
