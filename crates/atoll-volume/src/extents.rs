@@ -32,7 +32,7 @@ impl Extent {
 pub struct Changes {
     pub puts: BTreeMap<u64, Extent>,
     pub deletes: BTreeSet<u64>,
-    /// Change of live (logical) bytes by segment.
+    /// Change of live (logical) bytes by segment; those of a linked file's object are in none.
     pub live: HashMap<SegmentId, i64>,
 }
 
@@ -40,13 +40,19 @@ impl Changes {
     fn put(&mut self, offset: u64, extent: Extent) {
         self.deletes.remove(&offset);
         self.puts.insert(offset, extent);
-        *self.live.entry(extent.location.segment).or_default() += i64::from(extent.length);
+        self.count(&extent, 1);
     }
 
     fn delete(&mut self, offset: u64, extent: &Extent) {
         self.puts.remove(&offset);
         self.deletes.insert(offset);
-        *self.live.entry(extent.location.segment).or_default() -= i64::from(extent.length);
+        self.count(extent, -1);
+    }
+
+    fn count(&mut self, extent: &Extent, sign: i64) {
+        if extent.location.segment != SegmentId::BASE {
+            *self.live.entry(extent.location.segment).or_default() += sign * i64::from(extent.length);
+        }
     }
 }
 

@@ -293,7 +293,9 @@ impl Volume {
         }
         let mut left_unpublished = Vec::new();
         for (key, _) in scan_all(&*store, format::all_unpublished()).await? {
-            left_unpublished.push(InodeId(format::key_number(&key)?));
+            let inode = InodeId(format::key_number(&key)?);
+            core.links.left(inode);
+            left_unpublished.push(inode);
         }
         let mut restored = Vec::new();
         // Those of a version that cannot change are of no use in it.

@@ -133,6 +133,11 @@ impl Links {
         }
     }
 
+    /// An earlier authority had not published this one.
+    pub fn left(&mut self, inode: InodeId) {
+        self.unpublished.insert(inode, Waiting { link: InodeId::NONE, changed: Instant::now() });
+    }
+
     pub fn is_unpublished(&self, inode: InodeId) -> bool {
         self.unpublished.contains_key(&inode)
     }
@@ -547,7 +552,7 @@ impl Core {
         let Some(dentry) = self.dentry(parent, name)? else { return Ok(true) };
         let is_unpublished = self.links.is_unpublished(dentry.inode);
         let linked = self.linked(dentry.inode)?;
-        Ok(!is_unpublished && linked.is_some_and(|linked| linked.is_home(parent, name)))
+        Ok(!is_unpublished && linked.is_some_and(|linked| linked.dirty == Dirty::No && linked.is_home(parent, name)))
     }
 
     /// Let a name stand for what the bucket has. `None` of what was there before: it went.
@@ -742,13 +747,15 @@ impl Core {
 
     // ---- a link's beginning and end
 
-    /// An earlier authority left it so.
+    /// An earlier authority left it so; it is known by [`Links::left`] already.
     pub fn install_unpublished(&mut self, inode: InodeId) -> Step<()> {
         let Some(link) = self.link_of(inode)? else { return Ok(()) };
         if let Some(key) = self.key_of(inode)? {
             self.links.replace(inode, link, &key);
         }
-        self.links.unpublished.entry(inode).or_insert(Waiting { link, changed: Instant::now() });
+        if let Some(waiting) = self.links.unpublished.get_mut(&inode) {
+            waiting.link = link;
+        }
         self.links.work.notify_one();
         Ok(())
     }

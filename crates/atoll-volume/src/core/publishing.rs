@@ -33,6 +33,8 @@ pub(crate) enum Job {
     Settled,
     /// Something else must be done before.
     Wait(&'static str),
+    /// The object that it is to replace still holds this file's bytes.
+    WaitFor(InodeId),
     Directory,
     /// Its object is to go, and its bytes are still there alone.
     Localise {
@@ -100,9 +102,7 @@ impl Core {
         }
         let condition = match self.links.gone.get(&(link, key.clone())) {
             Some(gone) if gone.holder.is_some_and(|holder| holder != inode) => {
-                return Ok(Job::Wait(
-                    "the object that is there belongs to a file that was moved and is not copied yet, or is open",
-                ));
+                return Ok(Job::WaitFor(gone.holder.unwrap_or(inode)));
             }
             Some(Gone { version: Some(version), .. }) => Condition::Is(version.clone()),
             _ => match &linked.object {
@@ -258,7 +258,17 @@ impl Core {
             }
         }
         self.apply_changes(inode, changes);
-        self.release_gone(linked.link, &base.key, inode);
+        if self.key_of(inode)?.as_ref() != Some(&base.key) {
+            // Unless somebody else's change there is newer.
+            if self.links.gone.get(&(linked.link, base.key.clone())).is_none_or(|gone| gone.holder == Some(inode)) {
+                self.put_gone(
+                    linked.link,
+                    base.key.clone(),
+                    Gone { version: Some(base.version.clone()), holder: None },
+                );
+            }
+        }
+        self.unpublish(inode);
         self.change_linked(inode, |linked| {
             linked.object = None;
             linked.dirty = Dirty::Bytes;
@@ -278,12 +288,14 @@ impl Core {
         self.adopt(parent, &name, found).map(drop)
     }
 
-    /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already.
-    pub fn plan_move(&mut self, directory: InodeId) -> Step<Option<(InodeId, Prefix, Prefix)>> {
+    /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already. `away`: it is to make room for
+    /// others, wherever it goes.
+    pub fn plan_move(&mut self, directory: InodeId, away: bool) -> Step<Option<(InodeId, Prefix, Prefix)>> {
         let Some(linked) = self.linked(directory)?.cloned() else { return Ok(None) };
         let Some(to) = self.prefix_of(directory)? else { return Err(Errno::ENAMETOOLONG.into()) };
         if let Some(gone) = self.links.gone_above(linked.link, &to.key)
             && gone.holder.is_some_and(|holder| holder != directory)
+            && !(away && linked.prefix.is_some())
         {
             return Err(Errno::EBUSY.into());
         }
@@ -299,6 +311,35 @@ impl Core {
                 self.order();
                 Ok(None)
             }
+        }
+    }
+
+    /// Nothing below a moved directory is in the bucket any more: what is there goes, and it gets a place when there is one.
+    pub fn moved_away(&mut self, directory: InodeId, from: &Prefix) -> Step<()> {
+        let Some(linked) = self.linked(directory)?.cloned() else { return Ok(()) };
+        if linked.prefix.as_ref() == Some(from) {
+            self.change_linked(directory, |linked| linked.prefix = None);
+            self.unpublish(directory);
+            self.drop_gone(linked.link, &from.key);
+            self.links.touch(linked.link, &from.key);
+            self.order();
+        }
+        Ok(())
+    }
+
+    /// What an open file without a name reads of its object, should that be replaced: `None` when it need not be kept.
+    pub fn plan_release(&mut self, holder: InodeId) -> Step<Option<(InodeId, BaseObject, ExtentMap)>> {
+        let record = match self.record(holder) {
+            Err(Stop::Error(_)) => return Ok(None),
+            other => other?,
+        };
+        let (links, kind) = (record.links, record.kind());
+        let Some(linked) = record.linked.as_deref().cloned() else { return Ok(None) };
+        match linked.object {
+            Some(object) if links == 0 && kind == FileKind::Regular => {
+                Ok(Some((linked.link, object, self.extents(holder)?.clone())))
+            }
+            _ => Ok(None),
         }
     }
 

@@ -283,6 +283,16 @@ impl Volume {
         let mut after = None;
         loop {
             let Some(page) = self.reconcile(directory, after, FIRST_KEYS).await? else { return Ok(()) };
+            if let Some(Listed::Object(key, info)) = page.marker {
+                // It goes with the directory.
+                let (version, archived) = (info.version, info.archived);
+                let object = BaseObject { key, version, size: info.size, archived };
+                self.alone(|core| {
+                    core.change_linked(directory, |linked| linked.object = Some(object.clone()));
+                    Ok(())
+                })
+                .await?;
+            }
             match page.next {
                 Some(next) if page.names.is_empty() => after = Some(next),
                 _ => return Ok(()),

@@ -49,6 +49,10 @@ const COPY_BYTES_MAX: u64 = 1 << 30;
 const COPIES: usize = 16;
 /// Most bytes that are read and stored at once when an object's bytes come into the volume.
 const LOCAL_BYTES: u64 = 1 << 20;
+/// After so many pauses of [`PAUSE_WAIT`] two may wait for each other.
+const STUCK: u32 = 5;
+/// A larger object that is replaced while a file without a name is open that it was: reads of that fail.
+const HELD_BYTES_MAX: u64 = 64 << 20;
 /// Times that a publication is begun anew, when the bucket is not as it was taken for.
 const ATTEMPTS: usize = 5;
 
@@ -183,7 +187,9 @@ impl Volume {
             match self.alone(|core| core.install_unpublished(inode)).await {
                 // Its inode is gone, and with it what there was to be published.
                 Ok(()) | Err(Errno::ESTALE) => {}
-                Err(errno) => tracing::error!(%inode, %errno, "what is to be published cannot be read: it is tried again at the next start"),
+                Err(errno) => {
+                    tracing::error!(%inode, %errno, "what is to be published cannot be read: it is tried again at the next start")
+                }
             }
         }
     }
@@ -289,6 +295,7 @@ impl Volume {
 
     /// Do what the inode needs.
     async fn settle(&self, inode: InodeId) -> Result<(), Trouble> {
+        let is_stuck = self.is_stuck(inode);
         for _ in 0..ATTEMPTS {
             let job = self.alone(|core| core.plan_publication(inode)).await?;
             let again = match job {
@@ -297,8 +304,15 @@ impl Volume {
                     false
                 }
                 Job::Wait(why) => return Err(Trouble::Wait(why)),
+                Job::WaitFor(holder) => {
+                    // Stuck, both may wait for each other: then this one is to need its object no more.
+                    if !self.release(holder).await? && !(is_stuck && self.localise_whole(inode).await?) {
+                        return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
+                    }
+                    true
+                }
                 Job::Directory => {
-                    self.move_directory(inode).await?;
+                    self.move_directory(inode, is_stuck).await?;
                     false
                 }
                 Job::Localise { link, base, map } => {
@@ -318,6 +332,42 @@ impl Volume {
             }
         }
         Err(Trouble::Wait("the bucket changes all the time"))
+    }
+
+    /// Whether it waits for something else for so long that each may wait for the other.
+    fn is_stuck(&self, inode: InodeId) -> bool {
+        let failed = self.inner.links.failed.lock();
+        let waits = |failed: &Failed| matches!(failed.trouble, Trouble::Wait(_)) && failed.attempts >= STUCK;
+        failed.get(&Task::Publish(inode)).is_some_and(waits)
+    }
+
+    /// An open file without a name holds an object no more. False when it is another kind of holder.
+    async fn release(&self, holder: InodeId) -> Result<bool, Trouble> {
+        let Some((link, object, map)) = self.alone(|core| core.plan_release(holder)).await? else { return Ok(false) };
+        // Of a version with a number it can still be read.
+        if object.version.id.is_none() && object.size <= HELD_BYTES_MAX {
+            match self.localise(holder, link, &object, &map).await {
+                Ok(()) => return Ok(true),
+                // It is not there any more.
+                Err(Trouble::Errno(Errno::ESTALE)) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        self.inner.shared.core.lock().release_gone(link, &object.key, holder);
+        Ok(true)
+    }
+
+    async fn localise_whole(&self, inode: InodeId) -> Result<bool, Trouble> {
+        let plan = self
+            .alone(|core| {
+                let content = core.content(inode)?;
+                let linked = core.linked(inode)?.cloned();
+                Ok(linked.and_then(|linked| Some((linked.link, linked.object?, content.map))))
+            })
+            .await?;
+        let Some((link, object, map)) = plan else { return Ok(false) };
+        self.localise(inode, link, &object, &map).await?;
+        Ok(true)
     }
 
     // ---- writing
@@ -624,9 +674,10 @@ impl Volume {
 
     // ---- moving directories
 
-    /// Copy what lies below a directory's old prefix to its new one, and delete it there.
-    async fn move_directory(&self, directory: InodeId) -> Result<(), Trouble> {
-        let plan = self.alone(|core| core.plan_move(directory)).await;
+    /// Copy what lies below a directory's old prefix to its new one, and delete it there. When it is `stuck`, its bytes come into the
+    /// volume first: others wait for its old place, and it perhaps for theirs.
+    async fn move_directory(&self, directory: InodeId, stuck: bool) -> Result<(), Trouble> {
+        let plan = self.alone(|core| core.plan_move(directory, stuck)).await;
         let plan = match plan {
             Err(Errno::ENAMETOOLONG) => {
                 return Err(Trouble::LocalOnly("the directory's path is too long, or no text, for a key".into()));
@@ -641,7 +692,7 @@ impl Volume {
             if let Some(Listed::Object(key, info)) = &page.marker {
                 self.move_marker(link, key, info, &to).await?;
             }
-            let moved = page.names.into_values().map(|name| self.move_child(directory, name, &from));
+            let moved = page.names.into_values().map(|name| self.move_child(directory, name, &from, stuck));
             let mut moved = stream::iter(moved).buffer_unordered(COPIES);
             let mut failed = None;
             while let Some(result) = moved.next().await {
@@ -655,6 +706,10 @@ impl Volume {
                 None => break,
             }
         }
+        if stuck {
+            // Where it belongs is found next.
+            return Ok(self.alone(|core| core.moved_away(directory, &from)).await?);
+        }
         if self.alone(|core| core.moved_prefix(directory, &from, &to)).await? {
             Ok(())
         } else {
@@ -662,11 +717,11 @@ impl Volume {
         }
     }
 
-    async fn move_child(&self, directory: InodeId, name: Name, from: &Prefix) -> Result<(), Trouble> {
+    async fn move_child(&self, directory: InodeId, name: Name, from: &Prefix, stuck: bool) -> Result<(), Trouble> {
         let found = self.alone(|core| core.lookup_dentry(directory, &name)).await?;
         let Some((inode, kind)) = found else { return Ok(()) };
         if kind == FileKind::Directory {
-            return Box::pin(self.move_directory(inode)).await;
+            return Box::pin(self.move_directory(inode, stuck)).await;
         }
         // What was changed here is published on its own.
         let is_clean = self
@@ -677,7 +732,11 @@ impl Volume {
                 Ok(!is_unpublished && object.is_some_and(|o| o.key.as_str().starts_with(from.key.as_str())))
             })
             .await?;
-        if is_clean { Box::pin(self.settle(inode)).await } else { Ok(()) }
+        match (is_clean, stuck) {
+            (false, _) => Ok(()),
+            (true, false) => Box::pin(self.settle(inode)).await,
+            (true, true) => self.localise_whole(inode).await.map(drop),
+        }
     }
 
     async fn move_marker(&self, link: InodeId, key: &ObjectKey, info: &ObjectInfo, to: &Prefix) -> Result<(), Trouble> {

@@ -1,0 +1,541 @@
+//! A linked directory and its bucket are one thing, whoever changes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_link::{Bucket, Headers, LinkSettings, MemoryBucket, ObjectKey, RequestKind};
+use atoll_store::{MemoryMedium, MemoryStore};
+use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode, WriteAt};
+use atoll_types::{Attributes, ByteRange, Caller, Errno, FileKind, InodeId, Name, Operation, Outcome, SessionId};
+use atoll_volume::{Durability, LinkError, Volume, VolumeConfig, VolumeSettings};
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+
+const SESSION: SessionId = SessionId(1);
+const ROOT: InodeId = InodeId::ROOT;
+
+struct Site {
+    medium: MemoryMedium,
+    objects: Arc<InMemory>,
+    bucket: Arc<MemoryBucket>,
+}
+
+impl Site {
+    async fn new() -> Site {
+        Site::with(MemoryBucket::new("data")).await
+    }
+
+    async fn with(bucket: MemoryBucket) -> Site {
+        let site = Site { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), bucket: Arc::new(bucket) };
+        let settings = VolumeSettings::new(Durability::Object, 1);
+        atoll_volume::format(&MemoryStore::open(&site.medium), &settings, &Caller::default()).await.unwrap();
+        site
+    }
+
+    async fn open(&self) -> Volume {
+        let config = BlobConfig::new(self.objects.clone(), Path::default(), Staging::Memory);
+        let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
+            Box::pin(Blob::open(config, epoch, recovered))
+        };
+        let config = VolumeConfig { inode_cache_max: 8, ..VolumeConfig::default() };
+        let volume = Volume::open(Arc::new(MemoryStore::open(&self.medium)), opening, config).await.unwrap();
+        let bucket = self.bucket.clone();
+        volume.start_links(Arc::new(move |_| Ok(bucket.clone() as Arc<dyn Bucket>)));
+        volume
+    }
+
+    /// A volume whose root is linked to all of the bucket.
+    async fn linked(&self) -> Volume {
+        let volume = self.open().await;
+        volume.link(ROOT, LinkSettings::parse("s3://data").unwrap()).await.unwrap();
+        volume
+    }
+
+    fn put(&self, at: &str, bytes: &str) {
+        self.bucket.put_object(&key(at), bytes.to_owned());
+    }
+
+    fn objects(&self) -> BTreeMap<String, String> {
+        let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        self.bucket.objects().into_iter().map(|(key, bytes)| (key.to_string(), text(bytes))).collect()
+    }
+
+    fn requests(&self, kind: RequestKind) -> u64 {
+        self.bucket.requests().get(&kind).copied().unwrap_or_default()
+    }
+}
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::new(text).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text.to_owned()).unwrap()
+}
+
+async fn ask(volume: &Volume, operation: Operation) -> Result<Outcome, Errno> {
+    volume.execute(SESSION, &Caller { uid: 7, gid: 7, pid: 1 }, operation).await
+}
+
+async fn entry(volume: &Volume, operation: Operation) -> Result<Attributes, Errno> {
+    Ok(*ask(volume, operation).await?.attributes().unwrap())
+}
+
+async fn lookup(volume: &Volume, parent: InodeId, text: &str) -> Result<Attributes, Errno> {
+    entry(volume, Operation::Lookup { parent, name: name(text) }).await
+}
+
+/// What a path leads to.
+async fn walk(volume: &Volume, path: &str) -> Result<Attributes, Errno> {
+    let mut at = entry(volume, Operation::GetAttributes { inode: ROOT }).await?;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        at = lookup(volume, at.inode, part).await?;
+    }
+    Ok(at)
+}
+
+async fn list_in(volume: &Volume, inode: InodeId, entries_max: u32) -> Vec<DirectoryEntry> {
+    let (mut listed, mut after) = (Vec::new(), 0);
+    loop {
+        let list = Operation::ReadDirectory { inode, after, entries_max, with_attributes: true, ahead: false };
+        let Ok(Outcome::Listing { entries, end }) = ask(volume, list).await else { panic!() };
+        after = entries.last().map_or(after, |entry| entry.cookie);
+        listed.extend(entries);
+        if end {
+            return listed;
+        }
+    }
+}
+
+async fn names(volume: &Volume, path: &str) -> Vec<String> {
+    let inode = walk(volume, path).await.unwrap().inode;
+    let text = |entry: DirectoryEntry| String::from_utf8(entry.name.as_bytes().to_vec()).unwrap();
+    list_in(volume, inode, 4096).await.into_iter().map(text).collect()
+}
+
+/// An open file with this content.
+async fn create(volume: &Volume, parent: InodeId, text: &str, content: &str) -> InodeId {
+    let flags = OpenFlags::default();
+    let create = Operation::Create { parent, name: name(text), permissions: 0o640, umask: 0, flags };
+    let inode = entry(volume, create).await.unwrap().inode;
+    put(volume, inode, 0, content).await;
+    inode
+}
+
+async fn put(volume: &Volume, inode: InodeId, at: u64, content: &str) {
+    let data = Bytes::from(content.to_owned());
+    ask(volume, Operation::Write { inode, at: WriteAt::Offset(at), data, drop_privileges: false }).await.unwrap();
+}
+
+/// The same, not open.
+async fn write(volume: &Volume, parent: InodeId, text: &str, content: &str) -> InodeId {
+    let inode = create(volume, parent, text, content).await;
+    ask(volume, Operation::Release { inode }).await.unwrap();
+    inode
+}
+
+async fn make_directory(volume: &Volume, parent: InodeId, text: &str) -> InodeId {
+    let make = Operation::MakeDirectory { parent, name: name(text), permissions: 0o755, umask: 0 };
+    entry(volume, make).await.unwrap().inode
+}
+
+async fn read(volume: &Volume, inode: InodeId) -> Result<String, Errno> {
+    let Outcome::Data(bytes) = ask(volume, Operation::Read { inode, range: ByteRange::at(0, 1 << 20) }).await? else {
+        panic!()
+    };
+    Ok(String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+async fn read_path(volume: &Volume, path: &str) -> Result<String, Errno> {
+    let found = walk(volume, path).await?;
+    read(volume, found.inode).await
+}
+
+async fn unlink(volume: &Volume, parent: InodeId, text: &str) {
+    ask(volume, Operation::Unlink { parent, name: name(text) }).await.unwrap();
+}
+
+async fn rename(volume: &Volume, parent: InodeId, text: &str, new_parent: InodeId, new_text: &str, mode: RenameMode) {
+    let (old, new_name) = (name(text), name(new_text));
+    ask(volume, Operation::Rename { parent, name: old, new_parent, new_name, mode }).await.unwrap();
+}
+
+/// Until the bucket is as the volume is.
+async fn settle(volume: &Volume) {
+    for _ in 0..600 {
+        let reports = volume.links().await;
+        if reports.iter().all(|report| report.unpublished == 0 && report.deleting == 0) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("the bucket is not as the volume is: {:?}", volume.links().await);
+}
+
+fn tree(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+    of.iter().map(|(key, bytes)| ((*key).to_owned(), (*bytes).to_owned())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_is_a_file_at_once_and_as_it_is_now() {
+    let site = Site::new().await;
+    site.put("a.txt", "one");
+    site.put("d/b.txt", "two");
+    let volume = site.linked().await;
+    assert_eq!(read_path(&volume, "a.txt").await.unwrap(), "one");
+    assert_eq!(read_path(&volume, "d/b.txt").await.unwrap(), "two");
+    assert_eq!(walk(&volume, "d").await.unwrap().mode.kind(), Some(FileKind::Directory));
+    assert_eq!(walk(&volume, "c").await.unwrap_err(), Errno::ENOENT);
+    site.put("c", "three");
+    site.put("a.txt", "one more");
+    assert_eq!(read_path(&volume, "c").await.unwrap(), "three");
+    assert_eq!(read_path(&volume, "a.txt").await.unwrap(), "one more");
+    assert_eq!(names(&volume, "/").await, ["a.txt", "c", "d"]);
+    site.bucket.delete_object(&key("a.txt"));
+    assert_eq!(walk(&volume, "a.txt").await.unwrap_err(), Errno::ENOENT);
+    site.bucket.delete_object(&key("c"));
+    site.bucket.delete_object(&key("d/b.txt"));
+    assert!(names(&volume, "/").await.is_empty());
+    assert_eq!(walk(&volume, "d").await.unwrap_err(), Errno::ENOENT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_of_a_known_file_is_one_request() {
+    let site = Site::new().await;
+    site.put("d/a", "one");
+    let volume = site.linked().await;
+    let directory = walk(&volume, "d").await.unwrap().inode;
+    lookup(&volume, directory, "a").await.unwrap();
+    let before: u64 = site.bucket.requests().values().sum();
+    lookup(&volume, directory, "a").await.unwrap();
+    walk(&volume, "d/a").await.unwrap();
+    let after: u64 = site.bucket.requests().values().sum();
+    assert_eq!(after - before, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_is_an_object_when_it_is_closed() {
+    let site = Site::new().await;
+    let volume = site.linked().await;
+    let open = create(&volume, ROOT, "open", "half").await;
+    write(&volume, ROOT, "a.txt", "hello").await;
+    let directory = make_directory(&volume, ROOT, "d").await;
+    write(&volume, directory, "b", "below").await;
+    for path in ["a.txt", "d/b"] {
+        let inode = walk(&volume, path).await.unwrap().inode;
+        let published = volume.publish(inode).await.unwrap();
+        assert_eq!(published[0].key.as_str(), path);
+    }
+    assert_eq!(site.objects(), tree(&[("a.txt", "hello"), ("d/b", "below")]));
+    put(&volume, open, 4, " and half").await;
+    ask(&volume, Operation::Release { inode: open }).await.unwrap();
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("a.txt", "hello"), ("d/b", "below"), ("open", "half and half")]));
+    // It is still the same file, read from its object.
+    assert_eq!(read_path(&volume, "open").await.unwrap(), "half and half");
+    assert_eq!(site.requests(RequestKind::Put), 3);
+    let headers = site.bucket.headers(&key("a.txt")).unwrap();
+    assert_eq!(headers.content_type.as_deref(), Some("text/plain"));
+    assert_eq!(headers.metadata.get("file-permissions").map(String::as_str), Some("0100640"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewrite_keeps_what_the_object_has_beside_its_bytes() {
+    let site = Site::new().await;
+    let mut headers = Headers { content_type: Some("text/x-odd".into()), ..Headers::default() };
+    headers.metadata.insert("project".into(), "atoll".into());
+    headers.tags = Some(vec![("team".into(), "storage".into())]);
+    site.bucket.put_object_with(&key("a"), "0123456789", headers);
+    let volume = site.linked().await;
+    let inode = walk(&volume, "a").await.unwrap().inode;
+    put(&volume, inode, 2, "xx").await;
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("a", "01xx456789")]));
+    let headers = site.bucket.headers(&key("a")).unwrap();
+    assert_eq!(headers.content_type.as_deref(), Some("text/x-odd"));
+    assert_eq!(headers.metadata.get("project").map(String::as_str), Some("atoll"));
+    assert_eq!(headers.tags, Some(vec![("team".into(), "storage".into())]));
+    let chmod = AttributeChanges { permissions: Some(0o600), ..AttributeChanges::default() };
+    ask(&volume, Operation::SetAttributes { inode, changes: chmod }).await.unwrap();
+    settle(&volume).await;
+    let headers = site.bucket.headers(&key("a")).unwrap();
+    assert_eq!(headers.metadata.get("file-permissions").map(String::as_str), Some("0100600"));
+    assert_eq!(headers.metadata.get("project").map(String::as_str), Some("atoll"));
+    assert_eq!(walk(&volume, "a").await.unwrap().mode.permissions(), 0o600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_written_beside_and_renamed_over_is_one_put() {
+    let site = Site::new().await;
+    site.put("config", "old");
+    let volume = site.linked().await;
+    walk(&volume, "config").await.unwrap();
+    let inode = create(&volume, ROOT, "config.tmp", "new").await;
+    rename(&volume, ROOT, "config.tmp", ROOT, "config", RenameMode::Replace).await;
+    ask(&volume, Operation::Release { inode }).await.unwrap();
+    assert_eq!(read_path(&volume, "config").await.unwrap(), "new");
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("config", "new")]));
+    assert_eq!((site.requests(RequestKind::Put), site.requests(RequestKind::Delete)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_unlinked_or_renamed_is_so_at_once_and_then_in_the_bucket() {
+    let site = Site::new().await;
+    for (at, bytes) in [("a", "1"), ("b", "2"), ("d/x", "3"), ("d/e/y", "4"), ("d/e/z", "5")] {
+        site.put(at, bytes);
+    }
+    let volume = site.linked().await;
+    walk(&volume, "a").await.unwrap();
+    walk(&volume, "b").await.unwrap();
+    unlink(&volume, ROOT, "a").await;
+    rename(&volume, ROOT, "b", ROOT, "c", RenameMode::Replace).await;
+    // Of what is below nobody knows yet but the bucket.
+    walk(&volume, "d").await.unwrap();
+    rename(&volume, ROOT, "d", ROOT, "moved", RenameMode::Replace).await;
+    assert_eq!(names(&volume, "/").await, ["c", "moved"]);
+    assert_eq!(walk(&volume, "a").await.unwrap_err(), Errno::ENOENT);
+    assert_eq!(walk(&volume, "d").await.unwrap_err(), Errno::ENOENT);
+    assert_eq!(read_path(&volume, "moved/e/y").await.unwrap(), "4");
+    settle(&volume).await;
+    let expected = tree(&[("c", "2"), ("moved/e/y", "4"), ("moved/e/z", "5"), ("moved/x", "3")]);
+    assert_eq!(site.objects(), expected);
+    assert_eq!(names(&volume, "moved").await, ["e", "x"]);
+    assert_eq!(read_path(&volume, "moved/e/z").await.unwrap(), "5");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_change_places_change_them_in_the_bucket() {
+    let site = Site::new().await;
+    for (at, bytes) in [("a", "A"), ("b", "B"), ("p/1", "P"), ("q/2", "Q")] {
+        site.put(at, bytes);
+    }
+    let volume = site.linked().await;
+    for path in ["a", "b", "p", "q"] {
+        walk(&volume, path).await.unwrap();
+    }
+    rename(&volume, ROOT, "a", ROOT, "b", RenameMode::Exchange).await;
+    rename(&volume, ROOT, "p", ROOT, "q", RenameMode::Exchange).await;
+    assert_eq!(read_path(&volume, "a").await.unwrap(), "B");
+    assert_eq!(read_path(&volume, "q/1").await.unwrap(), "P");
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("a", "B"), ("b", "A"), ("p/2", "Q"), ("q/1", "P")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_used_again_waits_for_the_object_that_was_there() {
+    let site = Site::new().await;
+    site.put("a", "old");
+    site.put("d/x", "deep");
+    let volume = site.linked().await;
+    walk(&volume, "a").await.unwrap();
+    walk(&volume, "d").await.unwrap();
+    rename(&volume, ROOT, "a", ROOT, "b", RenameMode::Replace).await;
+    write(&volume, ROOT, "a", "new").await;
+    rename(&volume, ROOT, "d", ROOT, "e", RenameMode::Replace).await;
+    let again = make_directory(&volume, ROOT, "d").await;
+    write(&volume, again, "x", "other").await;
+    assert_eq!(names(&volume, "d").await, ["x"]);
+    assert_eq!(read_path(&volume, "d/x").await.unwrap(), "other");
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("a", "new"), ("b", "old"), ("d/x", "other"), ("e/x", "deep")]));
+    site.put("d/y", "foreign");
+    assert_eq!(names(&volume, "d").await, ["x", "y"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_removed_only_when_the_bucket_has_nothing_below_it() {
+    let site = Site::new().await;
+    site.put("d/x", "1");
+    site.put("m/", "");
+    let volume = site.linked().await;
+    walk(&volume, "d").await.unwrap();
+    walk(&volume, "m").await.unwrap();
+    let remove = |text: &str| Operation::RemoveDirectory { parent: ROOT, name: name(text) };
+    assert_eq!(ask(&volume, remove("d")).await.unwrap_err(), Errno::ENOTEMPTY);
+    ask(&volume, remove("m")).await.unwrap();
+    let inode = walk(&volume, "d").await.unwrap().inode;
+    unlink(&volume, inode, "x").await;
+    // It stays, as it would on a disk.
+    settle(&volume).await;
+    assert_eq!(names(&volume, "/").await, ["d"]);
+    ask(&volume, remove("d")).await.unwrap();
+    settle(&volume).await;
+    assert!(names(&volume, "/").await.is_empty());
+    assert!(site.objects().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_keeps_both() {
+    let site = Site::new().await;
+    site.put("a", "base");
+    let volume = site.linked().await;
+    let inode = walk(&volume, "a").await.unwrap().inode;
+    ask(&volume, Operation::Open { inode, flags: OpenFlags::default() }).await.unwrap();
+    put(&volume, inode, 0, "ours").await;
+    site.put("a", "theirs");
+    ask(&volume, Operation::Release { inode }).await.unwrap();
+    assert!(matches!(volume.publish(inode).await, Err(LinkError::Conflict(_))));
+    settle(&volume).await;
+    assert_eq!(read_path(&volume, "a").await.unwrap(), "theirs");
+    let kept = names(&volume, ".atoll/conflicts").await;
+    assert_eq!(kept.len(), 1);
+    assert_eq!(read_path(&volume, &format!(".atoll/conflicts/{}", kept[0])).await.unwrap(), "ours");
+    let objects = site.objects();
+    assert_eq!(objects["a"], "theirs");
+    assert_eq!(objects[&format!(".atoll/conflicts/{}", kept[0])], "ours");
+    assert_eq!(volume.links().await[0].conflicts, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_there_and_changed_here_stays() {
+    let site = Site::new().await;
+    site.put("a", "base");
+    let volume = site.linked().await;
+    let inode = walk(&volume, "a").await.unwrap().inode;
+    ask(&volume, Operation::Open { inode, flags: OpenFlags::default() }).await.unwrap();
+    put(&volume, inode, 0, "ours").await;
+    site.bucket.delete_object(&key("a"));
+    ask(&volume, Operation::Release { inode }).await.unwrap();
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("a", "ours")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_file_never_mixes_two_versions() {
+    let site = Site::new().await;
+    site.put("a", "first");
+    let versioned = Site::with(MemoryBucket::new("data").with_versions()).await;
+    versioned.put("a", "first");
+    for (site, expected) in [(&site, Err(Errno::ESTALE)), (&versioned, Ok("first".to_owned()))] {
+        let volume = site.linked().await;
+        let inode = walk(&volume, "a").await.unwrap().inode;
+        ask(&volume, Operation::Open { inode, flags: OpenFlags::default() }).await.unwrap();
+        site.put("a", "second, longer");
+        let now = walk(&volume, "a").await.unwrap();
+        assert_ne!(now.inode, inode);
+        assert_eq!(read(&volume, now.inode).await.unwrap(), "second, longer");
+        assert_eq!(read(&volume, inode).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unlinked_file_that_is_open_is_read_on() {
+    let site = Site::new().await;
+    site.put("a", "bytes");
+    let volume = site.linked().await;
+    let inode = walk(&volume, "a").await.unwrap().inode;
+    ask(&volume, Operation::Open { inode, flags: OpenFlags::default() }).await.unwrap();
+    unlink(&volume, ROOT, "a").await;
+    assert_eq!(walk(&volume, "a").await.unwrap_err(), Errno::ENOENT);
+    assert!(names(&volume, "/").await.is_empty());
+    assert_eq!(read(&volume, inode).await.unwrap(), "bytes");
+    ask(&volume, Operation::Release { inode }).await.unwrap();
+    settle(&volume).await;
+    assert!(site.objects().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_goes_by_pages_in_the_order_of_keys_and_holds_what_is_here_alone() {
+    let site = Site::new().await;
+    let mut expected = Vec::new();
+    for number in 0..2_500 {
+        let at = format!("f{number:05}");
+        site.put(&at, "x");
+        expected.push(at);
+    }
+    site.put("a-b", "1");
+    site.put("a/x", "2");
+    site.put("a.b", "3");
+    let volume = site.linked().await;
+    let open = create(&volume, ROOT, "f01000-local", "half").await;
+    expected.insert(1001, "f01000-local".into());
+    let expected: Vec<String> = ["a-b", "a.b", "a"].map(String::from).into_iter().chain(expected).collect();
+    for entries_max in [4096, 7, 1000] {
+        let listed = list_in(&volume, ROOT, entries_max).await;
+        let text = |entry: &DirectoryEntry| String::from_utf8(entry.name.as_bytes().to_vec()).unwrap();
+        let listed: Vec<String> = listed.iter().map(text).collect();
+        assert!(listed == expected, "{} names of {} with {entries_max}", listed.len(), expected.len());
+    }
+    ask(&volume, Operation::Release { inode: open }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_beside_a_directory_of_its_name_has_a_name_too() {
+    let site = Site::new().await;
+    site.put("a", "object");
+    let volume = site.linked().await;
+    assert_eq!(read_path(&volume, "a").await.unwrap(), "object");
+    site.put("a/b", "below");
+    site.put("a//c", "deeper");
+    assert_eq!(names(&volume, "/").await, ["a", "%@fa", "a"].map(String::from)[1..].to_vec());
+    assert_eq!(read_path(&volume, "%@fa").await.unwrap(), "object");
+    assert_eq!(read_path(&volume, "a/b").await.unwrap(), "below");
+    assert_eq!(read_path(&volume, "a/%@e/c").await.unwrap(), "deeper");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_published_is_published_by_the_next_authority() {
+    let site = Site::new().await;
+    site.put("old", "1");
+    site.put("d/x", "2");
+    let volume = site.linked().await;
+    walk(&volume, "old").await.unwrap();
+    walk(&volume, "d").await.unwrap();
+    site.bucket.set_faults(|request| match request.kind {
+        RequestKind::Put | RequestKind::Copy | RequestKind::Delete => atoll_link::Fault::LostAnswer,
+        _ => atoll_link::Fault::None,
+    });
+    write(&volume, ROOT, "new", "3").await;
+    unlink(&volume, ROOT, "old").await;
+    rename(&volume, ROOT, "d", ROOT, "e", RenameMode::Replace).await;
+    ask(&volume, Operation::Sync).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    volume.close().await.unwrap();
+    site.bucket.set_faults(|_| atoll_link::Fault::None);
+    let volume = site.open().await;
+    assert_eq!(names(&volume, "/").await, ["e", "new"]);
+    assert_eq!(read_path(&volume, "new").await.unwrap(), "3");
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("e/x", "2"), ("new", "3")]));
+    assert_eq!(volume.links().await[0].conflicts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_directory_leaves_the_bucket_as_it_is() {
+    let site = Site::new().await;
+    site.put("a", "1");
+    let volume = site.open().await;
+    let directory = make_directory(&volume, ROOT, "link").await;
+    volume.link(directory, LinkSettings::parse("s3://data/p").unwrap()).await.unwrap();
+    write(&volume, directory, "b", "2").await;
+    let fifo = atoll_types::Mode::new(FileKind::Fifo, 0o600);
+    let node = Operation::MakeNode { parent: directory, name: name("f"), mode: fifo, umask: 0, device: 0 };
+    ask(&volume, node).await.unwrap();
+    assert!(matches!(volume.detach(directory, false).await, Err(LinkError::Unpublished(1))));
+    unlink(&volume, directory, "f").await;
+    volume.detach(directory, false).await.unwrap();
+    assert!(list_in(&volume, directory, 4096).await.is_empty());
+    assert_eq!(site.objects(), tree(&[("a", "1"), ("p/b", "2")]));
+    write(&volume, directory, "c", "3").await;
+    assert!(volume.links().await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_object_is_rewritten_with_the_parts_that_changed() {
+    const SIZE: usize = 40 << 20;
+    let site = Site::new().await;
+    let bytes: Vec<u8> = (0..SIZE).map(|at| (at / 4096) as u8).collect();
+    site.bucket.put_object(&key("big"), bytes.clone());
+    let volume = site.linked().await;
+    let inode = walk(&volume, "big").await.unwrap().inode;
+    put(&volume, inode, 20 << 20, "changed").await;
+    settle(&volume).await;
+    let mut expected = bytes;
+    expected[20 << 20..][..7].copy_from_slice(b"changed");
+    assert!(site.bucket.objects()[&key("big")] == expected);
+    assert!(site.requests(RequestKind::CopyPart) >= 2, "{:?}", site.bucket.requests());
+    assert!(site.requests(RequestKind::Get) <= 12, "{:?}", site.bucket.requests());
+}
