@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use atoll_link::{Bucket, BucketError, Condition, Head, Headers, LinkSettings, ObjectKey, Page, PartSource, Version};
+use atoll_link::{
+    Bucket, BucketError, Capabilities, Condition, Head, Headers, LinkSettings, ObjectKey, Page, PartSource, S3Bucket,
+    Version,
+};
 use atoll_object::ObjectOptions;
 use atoll_types::ByteRange;
 use atoll_volume::Connect;
@@ -19,7 +22,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::credentials::Credentials;
 use crate::durable;
-use crate::s3::{Capabilities, S3Bucket};
 
 /// Open buckets at a time; more, and all of them are opened anew as they are used.
 const OPEN_MAX: usize = 1024;
@@ -50,7 +52,7 @@ pub(crate) struct Buckets {
     path: PathBuf,
     known: Mutex<Vec<Known>>,
     open: Mutex<HashMap<Place, S3Bucket>>,
-    /// Held by the one who finds out what a bucket can do.
+    /// Held by the one who finds out what a bucket can do, while others want to write there.
     probing: tokio::sync::Mutex<()>,
 }
 
@@ -155,7 +157,6 @@ impl Buckets {
 
     /// Find out what the bucket of a link can do, by writing below its prefix.
     pub async fn probe(&self, settings: &LinkSettings) -> Result<(), BucketError> {
-        let _alone = self.probing.lock().await;
         self.look(settings, &self.open(settings)?).await.map(drop)
     }
 

@@ -16,7 +16,6 @@ mod moving;
 mod names;
 mod quotas;
 mod registry;
-mod s3;
 mod server;
 mod sessions;
 mod snapshots;

@@ -1,13 +1,12 @@
 //! Links of directories with buckets, for people.
 
-use atoll_link::{BucketError, LinkSettings};
+use atoll_link::{BucketError, Capabilities, LinkSettings};
 use atoll_types::InodeId;
 use atoll_volume::{LinkError, LinkReport, Published, Volume};
 use atoll_wire::{Link, LinkInfo, PublishedInfo, UnpublishedInfo};
 
 use crate::names;
 use crate::registry::Registry;
-use crate::s3::Capabilities;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -84,7 +83,7 @@ fn cut(mut text: String) -> String {
 /// What a bucket can do, by name.
 fn abilities(capabilities: Capabilities) -> Vec<(String, bool)> {
     let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(capabilities) else { return Vec::new() };
-    fields.into_iter().map(|(name, can)| (name.replace('_', "-"), can == true)).collect()
+    fields.into_iter().map(|(name, can)| (name, can == true)).collect()
 }
 
 fn shown(settings: &LinkSettings) -> Link {
@@ -292,9 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_named_as_options_are() {
+    fn capabilities_are_told_by_name() {
         let all = abilities(Capabilities { conditional_create: true, ..Capabilities::default() });
-        assert!(all.contains(&("conditional-create".to_owned(), true)), "{all:?}");
+        assert!(all.contains(&("conditional_create".to_owned(), true)), "{all:?}");
         assert!(all.contains(&("versions".to_owned(), false)), "{all:?}");
     }
 }

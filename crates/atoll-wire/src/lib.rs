@@ -449,7 +449,7 @@ pub struct VolumeInfo {
     /// What it may hold, known while it is open; `None` is no bound.
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,
-    /// Linked directories, and what is not published of them; 0 while it is not open.
+    /// Linked directories, and what is not published or still to be deleted of them; 0 while it is not open.
     pub links: u64,
     pub unpublished: u64,
     pub sessions: u64,

@@ -277,8 +277,10 @@ fn print_volume(v: &VolumeInfo) {
     let clone = v.clone_of.as_ref().map(|parent| format!(", clone of {parent}")).unwrap_or_default();
     let key = v.wrapping_key.as_deref().unwrap_or("unknown");
     let encryption = v.encryption.as_ref().map(|cipher| format!(", {cipher} with key {key}")).unwrap_or_default();
+    let links =
+        if v.links > 0 { format!(", {} links with {} unpublished", v.links, v.unpublished) } else { String::new() };
     println!(
-        "volume {}: durability {}, {state}, {} sessions, {}{clone}{encryption}",
+        "volume {}: durability {}, {state}, {} sessions, {}{clone}{encryption}{links}",
         v.name, v.durability, v.sessions, v.store
     );
 }

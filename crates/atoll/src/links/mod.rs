@@ -40,7 +40,7 @@ pub async fn run(config: &ClientConfig, arguments: LinkArguments, as_json: bool)
             }
             show(&volume, &link);
             link.waiting.iter().for_each(show_waiting);
-            let more = (link.unpublished + link.deleting).saturating_sub(link.waiting.len() as u64);
+            let more = link.unpublished.saturating_sub(link.waiting.len() as u64);
             if more > 0 {
                 println!("  and {more} more");
             }
