@@ -947,6 +947,15 @@ mod tests {
             next_cookie: 9,
             quota_root: InodeId(6),
             strays: true,
+            linked: Some(Box::new(Linked {
+                link: InodeId(3),
+                home: Some((InodeId(4), Bytes::from_static(b"name"))),
+                object: None,
+                prefix: Some(atoll_link::names::Prefix::new(ObjectKey::new("a/b/").unwrap())),
+                dirty: crate::links::record::Dirty::Attributes,
+                kept: true,
+                is_described: false,
+            })),
             target: Bytes::from_static(b"to"),
         };
         assert_eq!(InodeRecord::decode(&record.encode()).unwrap(), record);
