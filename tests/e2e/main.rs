@@ -18,6 +18,7 @@ mod journal;
 mod keeper;
 mod leases;
 mod lifecycle;
+mod links;
 mod locks;
 mod mounting;
 mod moving;

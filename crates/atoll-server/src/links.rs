@@ -12,7 +12,7 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Links in one reply, what waits in one of them, and objects in one: each fits in a frame with the longest texts.
 const LINKS_MAX: usize = 64;
-const WAITING_MAX: usize = 128;
+const WAITING_MAX: usize = 100;
 pub(crate) const PUBLISHED_MAX: usize = 128;
 /// A longer path is not shown, a longer text cut.
 const PATH_BYTES_MAX: usize = 4096;

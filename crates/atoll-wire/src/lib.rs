@@ -376,7 +376,7 @@ pub enum AdminRequest {
         volume: String,
         directory: InodeId,
     },
-    /// Make a linked directory an empty one again. With `discard`, also when something in it is not published.
+    /// Publish what is not published, and make a linked directory an empty one again. With `discard`, what is not published is lost.
     LinkDetach {
         volume: String,
         directory: InodeId,

@@ -28,11 +28,11 @@ pub enum LinkCommand {
         #[arg(value_name = "VOLUME:/PATH")]
         target: String,
     },
-    /// Make a linked directory an empty one again. The bucket stays as it is.
+    /// Publish what is not published, and make the linked directory an empty one again. The bucket stays as it is then.
     Detach {
         #[arg(value_name = "VOLUME:/PATH")]
         target: String,
-        /// Also when something is not published: that is lost.
+        /// Publish nothing more: what is not published, or can be no object, is lost.
         #[arg(long)]
         discard: bool,
     },
