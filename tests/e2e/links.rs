@@ -20,13 +20,13 @@ use crate::harness::*;
 const PUBLISHED: Duration = Duration::from_secs(2);
 
 /// A plain S3 client of the site's bucket.
-struct Plain {
+pub struct Plain {
     store: Arc<dyn ObjectStore>,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Plain {
-    fn of(site: &Site) -> Plain {
+    pub fn of(site: &Site) -> Plain {
         let options = ObjectOptions {
             endpoint: Some(format!("http://127.0.0.1:{}", site.s3_port())),
             region: Some("us-east-1".into()),
@@ -40,12 +40,12 @@ impl Plain {
         Plain { store, runtime }
     }
 
-    fn put(&self, key: &str, bytes: &[u8]) {
+    pub fn put(&self, key: &str, bytes: &[u8]) {
         self.runtime.block_on(self.store.put(&Key::parse(key).unwrap(), bytes.to_vec().into())).unwrap();
     }
 
     /// `None`: there is no such object.
-    fn get(&self, key: &str) -> Option<Vec<u8>> {
+    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         let key = Key::parse(key).unwrap();
         self.runtime.block_on(async {
             match self.store.get(&key).await {
@@ -55,17 +55,17 @@ impl Plain {
         })
     }
 
-    fn etag(&self, key: &str) -> String {
+    pub fn etag(&self, key: &str) -> String {
         let found = self.runtime.block_on(self.store.head(&Key::parse(key).unwrap())).unwrap();
         found.e_tag.unwrap().trim_matches('"').to_owned()
     }
 
-    fn delete(&self, key: &str) {
+    pub fn delete(&self, key: &str) {
         self.runtime.block_on(self.store.delete(&Key::parse(key).unwrap())).unwrap();
     }
 
     /// Keys below a prefix, in order.
-    fn keys(&self, prefix: &str) -> Vec<String> {
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
         let listed = self.store.list(Some(&Key::parse(prefix).unwrap()));
         let found: Vec<_> = self.runtime.block_on(listed.try_collect()).unwrap();
         let mut keys: Vec<String> = found.into_iter().map(|found| found.location.to_string()).collect();
@@ -87,6 +87,13 @@ fn site() -> (Site, Plain) {
     site.start();
     site.atoll(["volume", "create", "vol"]).must_succeed();
     let plain = Plain::of(&site);
+    (site, plain)
+}
+
+/// The same, with `vol:/data` linked to `bucket/data`.
+pub fn linked_site() -> (Site, Plain) {
+    let (site, plain) = site();
+    link(&site, &[]);
     (site, plain)
 }
 

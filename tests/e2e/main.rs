@@ -29,3 +29,4 @@ mod snapshot_directory;
 mod snapshots;
 mod store_faults;
 mod trash;
+mod two_worlds;

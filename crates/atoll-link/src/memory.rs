@@ -477,3 +477,6 @@ impl Bucket for MemoryBucket {
         answer.await
     }
 }
+
+#[cfg(test)]
+mod tests;

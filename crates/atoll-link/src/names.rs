@@ -52,7 +52,7 @@ pub struct Prefix {
     /// Anything; it ends with `/` unless it is where a link begins, or `begun`.
     pub key: ObjectKey,
     /// How many bytes at the end of `key` are the beginning of components that are too long for a name. 0 but in the directories that
-    /// [`LONG`] names, and those show such components alone.
+    /// `%@l…` names, and those show such components alone.
     pub begun: u16,
     /// The directory is its volume's root, which has names that no listing shows.
     pub root: bool,
@@ -104,7 +104,7 @@ pub enum Unmappable {
 pub enum Shown {
     /// The name is [`beside`] of this one while the directory has a [`Shown::Directory`] of this name.
     File(Name),
-    /// Several entries may show the same one when it begins with [`LONG`].
+    /// Several entries may show the same one when it begins with `%@l`.
     Directory(Name),
     /// The object of the directory itself, without bytes: it is there so that the directory is.
     Marker,
@@ -184,7 +184,7 @@ pub fn beside(name: &Name) -> Result<Name, Unmappable> {
     Name::new([BESIDE.as_bytes(), bytes].concat()).map_err(|_| Unmappable::NoName)
 }
 
-/// Where an entry stands among the bucket's keys: the key that a listing has for it. All keys that show a directory of [`LONG`] come
+/// Where an entry stands among the bucket's keys: the key that a listing has for it. All keys that show a directory `%@l…` come
 /// before its position, and begin with what stands before its last byte. What has no key stands where it might have one.
 pub fn position(prefix: &Prefix, name: &[u8], is_directory: bool) -> Bytes {
     /// Bytes that no UTF-8 has: these positions are no keys, and follow those that begin so.

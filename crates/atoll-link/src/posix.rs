@@ -4,7 +4,7 @@
 //! data repositories" defines them, with symlinks as objects that hold their target). Read are also those of s3fs, geesefs and
 //! `rclone --metadata`, which are called the same and written in different forms, and those of `gsutil -P`.
 //!
-//! A key of another tool that is there is brought up to date by [`write`], never added: a stale `mtime` would make `rclone sync` take a new object for
+//! A key of another tool that is there is brought up to date by [`write()`], never added: a stale `mtime` would make `rclone sync` take a new object for
 //! the old one. So when it differs from ours, the other tool changed it since, and its word counts.
 
 use atoll_types::{Attributes, FileKind, Mode, Timestamp};
@@ -54,8 +54,8 @@ pub fn read(headers: &Headers) -> Posix {
         permissions,
         uid: id(&FOREIGN_OWNER, OWNER),
         gid: id(&FOREIGN_GROUP, GROUP),
-        modified: first(headers, &FOREIGN_MODIFIED, seconds).or_else(|| own(headers, MODIFIED, service_time)),
-        accessed: first(headers, &FOREIGN_ACCESSED, seconds).or_else(|| own(headers, ACCESSED, service_time)),
+        modified: when(headers, &FOREIGN_MODIFIED, MODIFIED),
+        accessed: when(headers, &FOREIGN_ACCESSED, ACCESSED),
     }
 }
 
@@ -71,8 +71,8 @@ pub fn write(headers: &mut Headers, attributes: &Attributes) {
             Form::Octal => format!("{:o}", attributes.mode.0),
         })
     });
-    update(headers, &FOREIGN_MODIFIED, |text| seconds(text).map(|_| as_seconds(attributes.modified)));
-    update(headers, &FOREIGN_ACCESSED, |text| seconds(text).map(|_| as_seconds(attributes.accessed)));
+    update(headers, &FOREIGN_MODIFIED, |text| seconds(text).map(|(_, form)| as_seconds(attributes.modified, form)));
+    update(headers, &FOREIGN_ACCESSED, |text| seconds(text).map(|(_, form)| as_seconds(attributes.accessed, form)));
     let ours = [
         (PERMISSIONS, format!("0{:o}", attributes.mode.0)),
         (OWNER, attributes.uid.to_string()),
@@ -118,7 +118,7 @@ enum Form {
     Octal,
 }
 
-/// s3fs and geesefs write decimal digits, rclone and gsutil octal ones. No number is a mode with a type in both.
+/// s3fs and geesefs write decimal digits, rclone and gsutil octal ones. No number is a file, a directory or a symlink in both.
 fn foreign_mode(text: &str) -> Option<(Mode, Form)> {
     let decimal = || digits(text)?.parse().ok().map(Mode).filter(|mode| typed(*mode));
     if !text.starts_with('0')
@@ -164,15 +164,35 @@ fn as_service_time(at: Timestamp) -> String {
     format!("{}ns", nanos(at))
 }
 
-fn seconds(text: &str) -> Option<Timestamp> {
-    time(text, NANOS_PER_SECOND)
+/// geesefs reads whole seconds only, rclone writes a fraction.
+enum Precision {
+    Whole,
+    Fraction,
 }
 
-fn as_seconds(at: Timestamp) -> String {
+fn seconds(text: &str) -> Option<(Timestamp, Precision)> {
+    let precision = if text.contains('.') { Precision::Fraction } else { Precision::Whole };
+    Some((time(text, NANOS_PER_SECOND)?, precision))
+}
+
+fn as_seconds(at: Timestamp, precision: Precision) -> String {
     let nanos = nanos(at);
     let sign = if nanos < 0 { "-" } else { "" };
     let (seconds, fraction) = (nanos.abs() / NANOS_PER_SECOND, nanos.abs() % NANOS_PER_SECOND);
-    if fraction == 0 { format!("{sign}{seconds}") } else { format!("{sign}{seconds}.{fraction:09}") }
+    match precision {
+        Precision::Whole => at.seconds.to_string(),
+        Precision::Fraction => format!("{sign}{seconds}.{fraction:09}"),
+    }
+}
+
+/// The other tool's time, but for ours when that is the same second and the other tool has no room for the rest.
+fn when(headers: &Headers, foreign: &[&str], key: &str) -> Option<Timestamp> {
+    let ours = own(headers, key, service_time);
+    match first(headers, foreign, seconds) {
+        Some((theirs, Precision::Whole)) => Some(ours.filter(|ours| ours.seconds == theirs.seconds).unwrap_or(theirs)),
+        Some((theirs, Precision::Fraction)) => Some(theirs),
+        None => ours,
+    }
 }
 
 fn nanos(at: Timestamp) -> i128 {
@@ -241,6 +261,16 @@ mod tests {
         let gsutil = read(&headers(&[("goog-reserved-posix-mode", "750"), ("goog-reserved-posix-gid", "9")]));
         assert_eq!((gsutil.permissions, gsutil.gid), (Some(0o750), Some(9)));
         assert_eq!(read(&headers(&[("mode", "41471")])).kind, FileKind::Symlink);
+    }
+
+    #[test]
+    fn what_another_tool_changed_since_counts() {
+        let ours = [("file-permissions", "0100600"), ("file-mtime", "7000000001ns")];
+        let read_with = |theirs: &[(&str, &str)]| read(&headers(&[&ours[..], theirs].concat()));
+        assert_eq!(read_with(&[("mode", "33188")]).permissions, Some(0o644));
+        assert_eq!(read_with(&[("mtime", "7")]).modified, at(7, 1));
+        assert_eq!(read_with(&[("mtime", "7.0")]).modified, at(7, 0));
+        assert_eq!(read_with(&[("mtime", "8")]).modified, at(8, 0));
     }
 
     #[test]
