@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use atoll_link::names::{Prefix, directory_prefix, object_key};
 use atoll_link::posix::{self, Posix};
@@ -18,6 +17,7 @@ use atoll_types::{Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{Core, Step, fresh};
 use crate::extents::ExtentMap;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_blob::Location;
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::LinkError;
 use super::record::BaseObject;
@@ -776,6 +777,18 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
+    /// Where bytes begin again that are worth a copy.
+    fn changed_from(&self, at: u64) -> u64 {
+        let size = self.content.attributes.size;
+        let pieces = self.content.map.read(ByteRange::new(at, size));
+        let starts = pieces.iter().filter_map(|piece| match piece {
+            Piece::Data { offset, extent } if rebase::base_range(extent).is_some() => Some(*offset),
+            _ => None,
+        });
+        let mut worth = starts.filter(|&start| self.unchanged_from(start) - start >= COPY_BYTES_MIN);
+        worth.next().unwrap_or(size)
+    }
+
     /// How far bytes go on from here that are the object's at the same place.
     fn unchanged_from(&self, at: u64) -> u64 {
         let mut end = at;
@@ -818,7 +831,7 @@ impl PartSource for Parts<'_> {
         }
         // Parts grow with the object, of which there are at most 10,000.
         let part = PART_BYTES.max(size.div_ceil(9_000));
-        let range = ByteRange::new(at, size.min(at + part));
+        let range = ByteRange::new(at, self.changed_from(at).clamp(at + COPY_BYTES_MIN, at + part).min(size));
         match self.volume.content_bytes(self.link, self.base, &self.content.map, range).await {
             Ok(bytes) => {
                 self.at = range.end;

@@ -12,9 +12,22 @@ use clap::{Args, Subcommand};
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct LinkArguments {
     #[command(subcommand)]
-    pub command: Option<LinkCommand>,
+    command: Option<LinkCommand>,
+    #[arg(value_name = "s3://BUCKET/PREFIX", required = true)]
+    link: Option<String>,
+    /// A directory that is empty, or not there: it is made.
+    #[arg(value_name = "VOLUME:/PATH", required = true)]
+    target: Option<String>,
     #[command(flatten)]
-    pub add: Option<LinkAdd>,
+    options: LinkOptions,
+}
+
+impl LinkArguments {
+    /// What is meant, in short or in full.
+    pub fn command(self) -> Option<LinkCommand> {
+        let LinkArguments { command, link, target, options } = self;
+        command.or_else(|| Some(LinkCommand::Add(LinkAdd { link: link?, target: target?, options })))
+    }
 }
 
 #[derive(Subcommand)]
@@ -114,8 +127,10 @@ mod tests {
 
     fn added(line: &str) -> LinkAdd {
         match parse(line) {
-            Ok(Command::Link(LinkArguments { command: None, add: Some(add) }))
-            | Ok(Command::Link(LinkArguments { command: Some(LinkCommand::Add(add)), add: None })) => add,
+            Ok(Command::Link(arguments)) => match arguments.command() {
+                Some(LinkCommand::Add(add)) => add,
+                _ => panic!("`{line}` is another command"),
+            },
             Ok(_) => panic!("`{line}` is another command"),
             Err(error) => panic!("{error}"),
         }
@@ -142,7 +157,7 @@ mod tests {
     #[test]
     fn words_of_links_are_commands() {
         let command = |line| match parse(line) {
-            Ok(Command::Link(LinkArguments { command: Some(command), add: None })) => command,
+            Ok(Command::Link(arguments)) => arguments.command().unwrap(),
             Ok(_) => panic!("`{line}` is another command"),
             Err(error) => panic!("{error}"),
         };

@@ -16,8 +16,7 @@ use arguments::{LinkAdd, LinkArguments, LinkCommand};
 pub use publish::run as publish;
 
 pub async fn run(config: &ClientConfig, arguments: LinkArguments, as_json: bool) -> Result<()> {
-    let LinkArguments { command, add } = arguments;
-    let Some(command) = command.or(add.map(LinkCommand::Add)) else {
+    let Some(command) = arguments.command() else {
         return Err("give s3://BUCKET/PREFIX and VOLUME:/path, or a command: see `atoll link --help`".into());
     };
     match command {

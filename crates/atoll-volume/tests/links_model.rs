@@ -1,0 +1,264 @@
+//! Random changes on both sides of a link, beside a plain map: whoever asks, is told the newest, and in the end both sides are the same; also when
+//! answers of the bucket are lost, and the authority is killed.
+
+mod linked;
+
+use std::collections::BTreeMap;
+
+use atoll_link::{Fault, RequestKind};
+use atoll_types::operation::{OpenFlags, RenameMode};
+use atoll_types::{Errno, FileKind, Operation};
+use atoll_volume::Volume;
+use proptest::prelude::*;
+
+use linked::*;
+
+/// Paths: directories are never called as files are, since not every bucket can have both.
+const PATHS: [&str; 10] = ["a", "b", "a-b", "d/a", "d/b", "e/a", "e/b", "d/f/a", "d/f/b", "e/g/a"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize),
+    /// Written beside, and renamed over it.
+    Replace(usize),
+    Put(usize),
+    Delete(usize),
+    Unlink(usize),
+    Rename(usize, usize),
+    Exchange(usize, usize),
+    MoveDirectory {
+        to_e: bool,
+    },
+    List,
+    Settle,
+    Restart,
+    /// Changes of the bucket have their effect and no answer, for so many.
+    LoseAnswers(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let path = 0..PATHS.len();
+    prop_oneof![
+        4 => path.clone().prop_map(Step::Write),
+        2 => path.clone().prop_map(Step::Replace),
+        4 => path.clone().prop_map(Step::Put),
+        2 => path.clone().prop_map(Step::Delete),
+        2 => path.clone().prop_map(Step::Unlink),
+        3 => (path.clone(), path.clone()).prop_map(|(from, to)| Step::Rename(from, to)),
+        1 => (path.clone(), path).prop_map(|(one, other)| Step::Exchange(one, other)),
+        1 => any::<bool>().prop_map(|to_e| Step::MoveDirectory { to_e }),
+        2 => Just(Step::List),
+        2 => Just(Step::Settle),
+        1 => Just(Step::Restart),
+        1 => (1u8..4).prop_map(Step::LoseAnswers),
+    ]
+}
+
+struct World {
+    site: Site,
+    volume: Volume,
+    files: BTreeMap<String, String>,
+    written: u64,
+}
+
+impl World {
+    fn content(&mut self) -> String {
+        self.written += 1;
+        format!("#{}", self.written)
+    }
+
+    /// The directory of a path, made if it is not there, and the name in it.
+    async fn parent<'p>(&self, path: &'p str) -> (atoll_types::InodeId, &'p str) {
+        let (directories, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let mut at = ROOT;
+        for part in directories.split('/').filter(|part| !part.is_empty()) {
+            at = match lookup(&self.volume, at, part).await {
+                Ok(found) => found.inode,
+                Err(Errno::ENOENT) => make_directory(&self.volume, at, part).await,
+                Err(errno) => panic!("{path}: {errno}"),
+            };
+        }
+        (at, name)
+    }
+
+    async fn write(&mut self, path: &str) {
+        let content = self.content();
+        let (parent, name) = self.parent(path).await;
+        let inode = match lookup(&self.volume, parent, name).await {
+            Ok(found) => {
+                let flags = OpenFlags { truncate: true, ..OpenFlags::default() };
+                ask(&self.volume, Operation::Open { inode: found.inode, flags }).await.unwrap();
+                put(&self.volume, found.inode, 0, &content).await;
+                found.inode
+            }
+            Err(Errno::ENOENT) => create(&self.volume, parent, name, &content).await,
+            Err(errno) => panic!("{path}: {errno}"),
+        };
+        ask(&self.volume, Operation::Release { inode }).await.unwrap();
+        self.files.insert(path.into(), content);
+    }
+
+    /// What the volume shows below a directory.
+    async fn shown(&self) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        let mut directories = vec![(String::new(), ROOT)];
+        while let Some((path, inode)) = directories.pop() {
+            for entry in list_in(&self.volume, inode, 3).await {
+                let name = String::from_utf8(entry.name.as_bytes().to_vec()).unwrap();
+                let path = format!("{path}{name}");
+                if entry.kind == FileKind::Directory {
+                    directories.push((format!("{path}/"), entry.inode));
+                } else {
+                    let content = read(&self.volume, entry.inode).await.unwrap();
+                    assert!(found.insert(path.clone(), content).is_none(), "{path} is listed twice");
+                }
+            }
+        }
+        found
+    }
+
+    async fn look(&self, path: &str) {
+        let found = match read_path(&self.volume, path).await {
+            Ok(content) => Some(content),
+            Err(Errno::ENOENT) => None,
+            Err(errno) => panic!("{path}: {errno}"),
+        };
+        assert_eq!(found.as_ref(), self.files.get(path), "{path}");
+    }
+
+    async fn settled(&self) {
+        settle(&self.volume).await;
+        assert_eq!(self.site.objects(), self.files, "in the bucket");
+    }
+
+    async fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Write(at) => {
+                self.write(PATHS[at]).await;
+                self.look(PATHS[at]).await;
+            }
+            Step::Replace(at) => {
+                let content = self.content();
+                let (parent, name) = self.parent(PATHS[at]).await;
+                let inode = create(&self.volume, parent, "tmp", &content).await;
+                rename(&self.volume, parent, "tmp", parent, name, RenameMode::Replace).await;
+                ask(&self.volume, Operation::Release { inode }).await.unwrap();
+                self.files.insert(PATHS[at].into(), content);
+                self.look(PATHS[at]).await;
+            }
+            // What is not published yet would be a conflict.
+            Step::Put(at) => {
+                self.settled().await;
+                let content = self.content();
+                self.site.put(PATHS[at], &content);
+                self.files.insert(PATHS[at].into(), content);
+                self.look(PATHS[at]).await;
+            }
+            Step::Delete(at) => {
+                self.settled().await;
+                self.site.bucket.delete_object(&key(PATHS[at]));
+                self.files.remove(PATHS[at]);
+                self.look(PATHS[at]).await;
+            }
+            Step::Unlink(at) if self.files.contains_key(PATHS[at]) => {
+                let (parent, name) = self.parent(PATHS[at]).await;
+                lookup(&self.volume, parent, name).await.unwrap();
+                unlink(&self.volume, parent, name).await;
+                self.files.remove(PATHS[at]);
+                self.look(PATHS[at]).await;
+            }
+            Step::Rename(from, to) if from != to && self.files.contains_key(PATHS[from]) => {
+                let (parent, name) = self.parent(PATHS[from]).await;
+                let (new_parent, new_name) = self.parent(PATHS[to]).await;
+                lookup(&self.volume, parent, name).await.unwrap();
+                let _ = lookup(&self.volume, new_parent, new_name).await;
+                rename(&self.volume, parent, name, new_parent, new_name, RenameMode::Replace).await;
+                let content = self.files.remove(PATHS[from]).unwrap();
+                self.files.insert(PATHS[to].into(), content);
+                self.look(PATHS[from]).await;
+                self.look(PATHS[to]).await;
+            }
+            Step::Exchange(one, other) if one != other => {
+                let (Some(first), Some(second)) = (self.files.get(PATHS[one]), self.files.get(PATHS[other])) else {
+                    return;
+                };
+                let (first, second) = (first.clone(), second.clone());
+                let (parent, name) = self.parent(PATHS[one]).await;
+                let (new_parent, new_name) = self.parent(PATHS[other]).await;
+                lookup(&self.volume, parent, name).await.unwrap();
+                lookup(&self.volume, new_parent, new_name).await.unwrap();
+                rename(&self.volume, parent, name, new_parent, new_name, RenameMode::Exchange).await;
+                self.files.insert(PATHS[one].into(), second);
+                self.files.insert(PATHS[other].into(), first);
+                self.look(PATHS[one]).await;
+                self.look(PATHS[other]).await;
+            }
+            Step::MoveDirectory { to_e } => {
+                let (from, to) = if to_e { ("d", "e") } else { ("e", "d") };
+                let Ok(_) = lookup(&self.volume, ROOT, from).await else { return };
+                let mode = match lookup(&self.volume, ROOT, to).await {
+                    Ok(_) => RenameMode::Exchange,
+                    Err(_) => RenameMode::NoReplace,
+                };
+                rename(&self.volume, ROOT, from, ROOT, to, mode).await;
+                let swapped = std::mem::take(&mut self.files).into_iter().map(|(path, content)| {
+                    let moved = match path.split_once('/') {
+                        Some((top, rest)) if top == from => format!("{to}/{rest}"),
+                        Some((top, rest)) if top == to => format!("{from}/{rest}"),
+                        _ => path,
+                    };
+                    (moved, content)
+                });
+                self.files = swapped.collect();
+                assert_eq!(self.shown().await, self.files);
+            }
+            Step::List => assert_eq!(self.shown().await, self.files),
+            Step::Settle => self.settled().await,
+            Step::Restart => {
+                ask(&self.volume, Operation::Sync).await.unwrap();
+                let next = self.site.open().await;
+                // Like one that is killed: what it has begun may still reach the bucket.
+                drop(std::mem::replace(&mut self.volume, next));
+                assert_eq!(self.shown().await, self.files);
+            }
+            Step::LoseAnswers(count) => {
+                let left = std::sync::atomic::AtomicU8::new(count);
+                self.site.bucket.set_faults(move |request| {
+                    let changes = matches!(request.kind, RequestKind::Put | RequestKind::Copy | RequestKind::Delete);
+                    let relaxed = std::sync::atomic::Ordering::Relaxed;
+                    if changes && left.fetch_update(relaxed, relaxed, |left| left.checked_sub(1)).is_ok() {
+                        Fault::LostAnswer
+                    } else {
+                        Fault::None
+                    }
+                });
+            }
+            Step::Unlink(_) | Step::Rename(..) | Step::Exchange(..) => {}
+        }
+    }
+}
+
+fn run(steps: &[Step]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let site = Site::new().await;
+        let volume = site.linked().await;
+        let mut world = World { site, volume, files: BTreeMap::new(), written: 0 };
+        for step in steps {
+            world.step(step).await;
+        }
+        assert_eq!(world.shown().await, world.files);
+        world.settled().await;
+        assert_eq!(world.shown().await, world.files);
+        assert_eq!(world.volume.links().await[0].conflicts, 0);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_sides_of_a_link_show_the_same(steps in proptest::collection::vec(step(), 1..40)) {
+        run(&steps);
+    }
+}
