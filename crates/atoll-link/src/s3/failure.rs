@@ -184,10 +184,9 @@ where
 {
     let mut number = 1;
     loop {
-        let failure = match tokio::time::timeout(time, attempt()).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::new(Kind::Passing, format!("no answer within {} s", time.as_secs())),
+        let failure = match within(time, attempt()).await {
+            Ok(value) => return Ok(value),
+            Err(failure) => failure,
         };
         if number == ATTEMPTS_MAX || !failure.is_worth_another_attempt() {
             return Err(failure);
@@ -196,6 +195,16 @@ where
         tokio::time::sleep(PAUSE.mul_f64(f64::from(1 << (number - 1)) * rand::random_range(0.5..1.0))).await;
         number += 1;
     }
+}
+
+/// Make one attempt, whatever becomes of it.
+pub(super) async fn one_attempt<T>(attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    within(ATTEMPT, attempt).await
+}
+
+async fn within<T>(time: Duration, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let late = |_| Failure::new(Kind::Passing, format!("no answer within {} s", time.as_secs()));
+    tokio::time::timeout(time, attempt).await.map_err(late)?
 }
 
 #[cfg(test)]

@@ -185,6 +185,8 @@ async fn bytes_are_of_the_version_that_was_named(bucket: &dyn Bucket, can: Capab
         true => assert_eq!(get(&second, 0, 10).await.unwrap(), "other"),
         false => gone(get(&second, 0, 10).await),
     }
+    let too_long = get(&second, 0, PART_BYTES + 1).await;
+    assert!(matches!(too_long, Err(BucketError::Unsupported(_))), "{too_long:?}");
     let empty = key("bytes/empty");
     let version = create(bucket, &empty, "").await;
     assert_eq!(bucket.get(&empty, &version, ByteRange::new(0, 10)).await.unwrap(), "");
