@@ -19,11 +19,14 @@ pub enum Fault {
     Slow,
     /// Of three requests one is answered with 503, one is done and its answer is cut off, one is good.
     Flaky,
+    /// Every other request is done, and its connection closed without an answer.
+    Lossy,
     /// One bit of what is read of segments is wrong.
     WrongBytes,
 }
 
-const FAULTS: [Fault; 6] = [Fault::None, Fault::Away, Fault::Unavailable, Fault::Slow, Fault::Flaky, Fault::WrongBytes];
+const FAULTS: [Fault; 7] =
+    [Fault::None, Fault::Away, Fault::Unavailable, Fault::Slow, Fault::Flaky, Fault::Lossy, Fault::WrongBytes];
 
 /// Ends with the process; it holds nothing.
 pub struct Proxy {
@@ -144,6 +147,9 @@ fn serve(
         request.write(&mut server, request.body.len())?;
         let of_head = request.head.starts_with("HEAD ");
         let Some(mut answer) = Message::read(&mut from_server, of_head)? else { return Ok(()) };
+        if fault == Fault::Lossy && number.is_multiple_of(2) {
+            return Ok(());
+        }
         if fault == Fault::WrongBytes
             && request.head.starts_with("GET ")
             && request.head.contains("/segments/")

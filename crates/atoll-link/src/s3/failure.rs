@@ -85,6 +85,10 @@ where
         match (&error, status) {
             // The request could not even be built: a header's value with a line break, no key at all.
             (SdkError::ConstructionFailure(_), _) => Failure::new(Kind::Unsupported, chain(&error)),
+            // Nobody can read it.
+            (SdkError::ServiceError(service), Some(200..=299)) if service.err().code().is_none() => {
+                Failure::damaged(chain(&error))
+            }
             (SdkError::ServiceError(service), Some(status)) => {
                 let code = service.err().code().unwrap_or_default();
                 let text = match (code, service.err().message()) {
@@ -167,16 +171,22 @@ impl Load {
 }
 
 /// Make attempts until one is good, or fails in a way that another one would fail in, too, or they are used up.
-pub(super) async fn attempts<T, F>(load: Load, mut attempt: impl FnMut() -> F) -> Result<T, Failure>
+pub(super) async fn attempts<T, F>(load: Load, attempt: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    attempts_within(load.time(), attempt).await
+}
+
+async fn attempts_within<T, F>(time: Duration, mut attempt: impl FnMut() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
     let mut number = 1;
     loop {
-        let failure = match tokio::time::timeout(load.time(), attempt()).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::new(Kind::Passing, format!("no answer within {} s", load.time().as_secs())),
+        let failure = match within(time, attempt()).await {
+            Ok(value) => return Ok(value),
+            Err(failure) => failure,
         };
         if number == ATTEMPTS_MAX || !failure.is_worth_another_attempt() {
             return Err(failure);
@@ -185,6 +195,16 @@ where
         tokio::time::sleep(PAUSE.mul_f64(f64::from(1 << (number - 1)) * rand::random_range(0.5..1.0))).await;
         number += 1;
     }
+}
+
+/// Make one attempt, whatever becomes of it.
+pub(super) async fn one_attempt<T>(attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    within(ATTEMPT, attempt).await
+}
+
+async fn within<T>(time: Duration, attempt: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let late = |_| Failure::new(Kind::Passing, format!("no answer within {} s", time.as_secs()));
+    tokio::time::timeout(time, attempt).await.map_err(late)?
 }
 
 #[cfg(test)]
@@ -201,7 +221,7 @@ mod tests {
         assert_eq!(kind(409, "ObjectParentIsFile"), Kind::Unsupported);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn only_what_may_pass_is_tried_again_and_not_for_ever() {
         for (kind, sent) in [(Kind::Passing, 4), (Kind::Damaged, 4), (Kind::Denied, 1), (Kind::Condition, 1)] {
             let mut count = 0;
@@ -214,9 +234,10 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_attempt_without_an_answer_ends() {
-        let outcome = attempts(Load::Light, std::future::pending::<Result<(), Failure>>).await;
+        let time = Duration::from_millis(10);
+        let outcome = attempts_within(time, std::future::pending::<Result<(), Failure>>).await;
         assert_eq!(outcome.unwrap_err().kind, Kind::Passing);
     }
 }

@@ -76,8 +76,10 @@ pub(super) fn timestamp(time: Option<DateTime>) -> Timestamp {
     time.map(|time| Timestamp { seconds: time.secs(), nanos: time.subsec_nanos() }).unwrap_or_default()
 }
 
-/// Some servers leave the quotes out in some answers; a version is the same with and without.
+/// Some servers leave the quotes out in some answers; a version is the same with and without. `null` names whatever is written
+/// while the bucket keeps no versions.
 pub(super) fn version(etag: Option<String>, id: Option<String>) -> Result<Version, Failure> {
+    let id = id.filter(|id| id != "null");
     match etag {
         Some(etag) if etag.contains('"') => Ok(Version { etag, id }),
         Some(etag) if !etag.is_empty() => Ok(Version { etag: format!("\"{etag}\""), id }),
@@ -109,5 +111,6 @@ mod tests {
         assert!(info(HeadObjectOutput::builder().content_length(1).build()).is_err());
         assert!(info(HeadObjectOutput::builder().e_tag("\"1\"").build()).is_err());
         assert_eq!(version(Some("1".into()), None).unwrap().etag, "\"1\"");
+        assert_eq!(version(Some("1".into()), Some("null".into())).unwrap().id, None);
     }
 }

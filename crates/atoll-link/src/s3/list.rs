@@ -1,11 +1,11 @@
 //! Pages of a listing.
 
-use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{EncodingType, OptionalObjectAttributes};
 
-use super::failure::{Failure, Load, attempts};
+use super::failure::{Failure, Kind, Load, attempts};
 use super::{S3Bucket, headers, text};
 use crate::{Listed, ObjectInfo, ObjectKey, Page};
 
@@ -15,6 +15,20 @@ const KEYS_MAX: usize = 1000;
 const EMPTY_PAGES_MAX: u32 = 8;
 /// The greatest character: nearly every key behind a `/` is less than the one with this behind it.
 const GREATEST: char = char::MAX;
+
+/// How far a server that does not list in order is followed: [`KEYS_MAX`] keys each.
+const UNORDERED_PAGES_MAX: u32 = 1000;
+
+/// What a server answered.
+pub(super) struct Answer {
+    /// In the order of their keys.
+    pub entries: Vec<Listed>,
+    /// Whether the server had them in that order.
+    pub in_order: bool,
+    /// Whether there is more; where it goes on.
+    more: bool,
+    token: Option<String>,
+}
 
 impl S3Bucket {
     pub(super) async fn page(
@@ -30,35 +44,91 @@ impl S3Bucket {
             Some(Start::After(key)) => Some(key),
             None | Some(Start::First) => None,
         };
+        match self.capabilities().ordered_listing {
+            true => self.page_in_order(prefix, after, start, delimited, max).await,
+            false => self.page_of_all(prefix, after, delimited, max).await,
+        }
+    }
+
+    async fn page_in_order(
+        &self,
+        prefix: &ObjectKey,
+        after: Option<&ObjectKey>,
+        start: Option<String>,
+        delimited: bool,
+        max: usize,
+    ) -> Result<Page, Failure> {
         let mut token = None;
         for _ in 0..EMPTY_PAGES_MAX {
-            let output = attempts(Load::Light, || async {
-                Ok(self
-                    .client()
-                    .list_objects_v2()
-                    .bucket(self.name())
-                    .prefix(prefix.as_str())
-                    .set_delimiter(delimited.then(|| "/".to_owned()))
-                    .set_start_after(start.clone())
-                    .set_continuation_token(token.clone())
-                    .encoding_type(EncodingType::Url)
-                    // Whether an archived object is restored; who does not know the word leaves it out.
-                    .optional_object_attributes(OptionalObjectAttributes::RestoreStatus)
-                    .max_keys(max as i32)
-                    .send()
-                    .await?)
-            })
-            .await?;
-            token = output.next_continuation_token.clone();
-            let page = page_of(output, prefix, after, max)?;
-            if page.end || !page.entries.is_empty() {
-                return Ok(page);
+            let mut answer = self.answer(prefix, start.clone(), token, delimited, max).await?;
+            if !answer.in_order {
+                return Err(Failure::damaged("a listing that is not in the order of its keys"));
             }
-            if token.is_none() {
-                return Err(Failure::damaged("a listing that goes on, and no word of where"));
+            answer.entries.retain(|entry| after.is_none_or(|after| entry.key() > after));
+            let end = !answer.more && answer.entries.len() <= max;
+            answer.entries.truncate(max);
+            if end || !answer.entries.is_empty() {
+                return Ok(Page { entries: answer.entries, end });
             }
+            token = answer.token;
         }
         Err(Failure::damaged(format!("{EMPTY_PAGES_MAX} pages of a listing without a new key")))
+    }
+
+    /// Where the server does not list in order, the next keys may be in any of its pages.
+    async fn page_of_all(
+        &self,
+        prefix: &ObjectKey,
+        after: Option<&ObjectKey>,
+        delimited: bool,
+        max: usize,
+    ) -> Result<Page, Failure> {
+        let mut least = BTreeMap::new();
+        let mut end = true;
+        let mut token = None;
+        for _ in 0..UNORDERED_PAGES_MAX {
+            let answer = self.answer(prefix, None, token, delimited, KEYS_MAX).await?;
+            for entry in answer.entries.into_iter().filter(|entry| after.is_none_or(|after| entry.key() > after)) {
+                least.insert(entry.key().clone(), entry);
+                if least.len() > max {
+                    least.pop_last();
+                    end = false;
+                }
+            }
+            if !answer.more {
+                return Ok(Page { entries: least.into_values().collect(), end });
+            }
+            token = answer.token;
+        }
+        let keys = UNORDERED_PAGES_MAX as usize * KEYS_MAX;
+        Err(Failure::new(Kind::Unsupported, format!("a listing of more than {keys} keys that is not in their order")))
+    }
+
+    pub(super) async fn answer(
+        &self,
+        prefix: &ObjectKey,
+        start: Option<String>,
+        token: Option<String>,
+        delimited: bool,
+        max: usize,
+    ) -> Result<Answer, Failure> {
+        let output = attempts(Load::Light, || async {
+            Ok(self
+                .client()
+                .list_objects_v2()
+                .bucket(self.name())
+                .prefix(prefix.as_str())
+                .set_delimiter(delimited.then(|| "/".to_owned()))
+                .set_start_after(start.clone())
+                .set_continuation_token(token.clone())
+                .encoding_type(EncodingType::Url)
+                // Whether an archived object is restored; who does not know the word leaves it out.
+                .optional_object_attributes(OptionalObjectAttributes::RestoreStatus)
+                .max_keys(max as i32)
+                .send()
+                .await?)
+        });
+        answer_of(output.await?, prefix)
     }
 }
 
@@ -88,12 +158,11 @@ fn start(prefix: &str, after: &str, delimited: bool) -> Start {
     }
 }
 
-fn page_of(
-    output: ListObjectsV2Output,
-    prefix: &ObjectKey,
-    after: Option<&ObjectKey>,
-    max: usize,
-) -> Result<Page, Failure> {
+fn answer_of(output: ListObjectsV2Output, prefix: &ObjectKey) -> Result<Answer, Failure> {
+    let (more, token) = (output.is_truncated.unwrap_or(false), output.next_continuation_token);
+    if more && token.is_none() {
+        return Err(Failure::damaged("a listing that goes on, and no word of where"));
+    }
     let encoded = output.encoding_type == Some(EncodingType::Url);
     let key = |text: Option<String>| -> Result<ObjectKey, Failure> {
         let text = text.ok_or_else(|| Failure::damaged("a listing with an entry without a key"))?;
@@ -120,21 +189,19 @@ fn page_of(
         prefixes.push(Listed::Prefix(key(group.prefix)?));
     }
     let ascending = |entries: &[Listed]| entries.is_sorted_by(|one, next| one.key() < next.key());
-    if !ascending(&objects) || !ascending(&prefixes) {
-        // Where the next page is to begin cannot be said then.
-        return Err(Failure::damaged("a listing that is not in the order of its keys"));
-    }
-    let mut entries = prefixes;
-    entries.append(&mut objects);
-    entries.retain(|entry| after.is_none_or(|after| entry.key() > after));
-    entries.sort_by(|one, other| match one.key().cmp(other.key()) {
-        Ordering::Equal => matches!(one, Listed::Object(..)).cmp(&matches!(other, Listed::Object(..))),
-        order => order,
+    let in_order = ascending(&objects) && ascending(&prefixes);
+    let mut entries = objects;
+    entries.append(&mut prefixes);
+    // Stable: of two with one key the prefix stays, which some servers also have as an object.
+    entries.sort_by(|one, other| one.key().cmp(other.key()));
+    entries.dedup_by(|later, earlier| {
+        let same = later.key() == earlier.key();
+        if same {
+            std::mem::swap(later, earlier);
+        }
+        same
     });
-    entries.dedup_by(|later, earlier| later.key() == earlier.key());
-    let end = !output.is_truncated.unwrap_or(false) && entries.len() <= max;
-    entries.truncate(max);
-    Ok(Page { entries, end })
+    Ok(Answer { entries, in_order, more, token })
 }
 
 #[cfg(test)]
@@ -147,7 +214,7 @@ mod tests {
         ObjectKey::new(text).unwrap()
     }
 
-    fn answer(objects: &[&str], prefixes: &[&str]) -> ListObjectsV2Output {
+    fn output(objects: &[&str], prefixes: &[&str]) -> ListObjectsV2Output {
         let object = |key: &&str| Object::builder().key(*key).size(1).e_tag("\"1\"").build();
         let prefix = |key: &&str| CommonPrefix::builder().prefix(*key).build();
         ListObjectsV2Output::builder()
@@ -157,8 +224,8 @@ mod tests {
             .build()
     }
 
-    fn keys(page: &Page) -> Vec<&str> {
-        page.entries.iter().map(|entry| entry.key().as_str()).collect()
+    fn keys(answer: &Answer) -> Vec<&str> {
+        answer.entries.iter().map(|entry| entry.key().as_str()).collect()
     }
 
     #[test]
@@ -175,22 +242,25 @@ mod tests {
     }
 
     #[test]
-    fn objects_and_prefixes_of_a_page_are_one_order_and_only_what_is_behind() {
-        let page = page_of(answer(&["p/a", "p/b", "p/d+e"], &["p/a/", "p/b%2B/"]), &key("p/"), Some(&key("p/a/")), 10);
-        assert_eq!(keys(&page.unwrap()), ["p/b", "p/b+/", "p/d e"]);
+    fn objects_and_prefixes_of_an_answer_are_one_order() {
+        let answer = answer_of(output(&["p/b", "p/d+e"], &["p/a/", "p/b%2B/"]), &key("p/")).unwrap();
+        assert_eq!(keys(&answer), ["p/a/", "p/b", "p/b+/", "p/d e"]);
+        assert!(answer.in_order);
+        let answer = answer_of(output(&["a/", "b"], &["a/"]), &key("")).unwrap();
+        assert_eq!(keys(&answer), ["a/", "b"]);
+        assert!(matches!(answer.entries[0], Listed::Prefix(_)));
     }
 
     #[test]
-    fn a_page_is_no_longer_than_asked_for() {
-        let page = page_of(answer(&["a", "b", "c"], &[]), &key(""), None, 2).unwrap();
-        assert_eq!(keys(&page), ["a", "b"]);
-        assert!(!page.end);
+    fn it_is_noticed_when_a_server_has_another_order() {
+        let answer = answer_of(output(&["b/c", "b-"], &[]), &key("")).unwrap();
+        assert_eq!(keys(&answer), ["b-", "b/c"]);
+        assert!(!answer.in_order);
     }
 
     #[test]
-    fn keys_out_of_order_or_outside_of_the_prefix_are_refused() {
-        assert!(page_of(answer(&["b", "a"], &[]), &key(""), None, 10).is_err());
-        assert!(page_of(answer(&["q/a"], &[]), &key("p/"), None, 10).is_err());
-        assert!(page_of(answer(&["%FF"], &[]), &key(""), None, 10).is_err());
+    fn keys_outside_of_the_prefix_or_of_utf8_are_refused() {
+        assert!(answer_of(output(&["q/a"], &[]), &key("p/")).is_err());
+        assert!(answer_of(output(&["%FF"], &[]), &key("")).is_err());
     }
 }

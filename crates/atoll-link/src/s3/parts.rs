@@ -52,7 +52,7 @@ impl S3Bucket {
             Err(error) => Err(error),
         };
         match written {
-            Ok(_) => upload.is_complete(),
+            Ok(_) => upload.keep(),
             Err(_) => upload.abort().await,
         }
         written
@@ -182,7 +182,7 @@ impl Upload {
         }
     }
 
-    fn is_complete(mut self) {
+    fn keep(mut self) {
         self.pending = false;
     }
 

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, EncodingType};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::failure::{Failure, Kind, Load, attempts};
+use super::failure::{Failure, Kind, Load, attempts, one_attempt};
 use super::headers::version;
 use super::{S3Bucket, text};
 use crate::{BucketError, Head, ObjectKey};
@@ -37,6 +38,12 @@ pub struct Capabilities {
     pub empty_segments: bool,
     /// Likewise `a/./b` and `a/../b`.
     pub dot_segments: bool,
+    /// Likewise `a\b`.
+    pub backslashes: bool,
+    /// A listing has control characters in keys as they are.
+    pub control_characters: bool,
+    /// Listings are in the order of the keys, as bytes.
+    pub ordered_listing: bool,
 }
 
 /// A version that no object has.
@@ -56,7 +63,7 @@ impl S3Bucket {
         if base.len() + NAME_BYTES > ObjectKey::BYTES_MAX {
             return Err(BucketError::Unsupported(format!("a prefix of {} bytes", prefix.as_str().len())));
         }
-        let probe = Probe { bucket: self.clone(), base };
+        let probe = Probe { bucket: self.clone(), base, made: Mutex::default() };
         let task = tokio::spawn(async move {
             let found = probe.look().await;
             let cleared = probe.clear().await;
@@ -71,6 +78,8 @@ impl S3Bucket {
 struct Probe {
     bucket: S3Bucket,
     base: String,
+    /// What may have been written, and versions of it: not all of it need be in a listing.
+    made: Mutex<BTreeSet<(String, Option<String>)>>,
 }
 
 /// Conditions of a request: what `If-None-Match` and `If-Match` say.
@@ -89,7 +98,7 @@ impl Probe {
         let mut found = Capabilities::default();
         let object = self.key("object");
         let (first, id) = self.put(&object, "one", NONE).await?;
-        found.versions = id.is_some_and(|id| id != "null");
+        found.versions = id.is_some();
         found.conditional_create = refuses(self.put(&object, "two", CREATE).await)?
             && allows(self.put(&self.key("created"), "one", CREATE).await)?;
         let etag = self.etag(&object).await?.unwrap_or(first);
@@ -103,11 +112,22 @@ impl Probe {
         found.key_beside_prefix = self.holds(&["beside", "beside/below"]).await?;
         found.empty_segments = self.holds(&["empty//below", "empty/"]).await?;
         found.dot_segments = self.holds(&["dots/./below", "dots/../below"]).await?;
+        found.backslashes = self.holds(&["back\\slash"]).await?;
+        found.ordered_listing = self.lists_in_order().await?;
+        // The last: some listings are not readable with these.
+        found.control_characters = self.lists_control_characters().await?;
         Ok(found)
     }
 
+    /// The key of an object that is going to be written.
     fn key(&self, name: &str) -> String {
-        format!("{}/{name}", self.base)
+        let key = format!("{}/{name}", self.base);
+        self.note(&key, None);
+        key
+    }
+
+    fn note(&self, key: &str, version: Option<String>) {
+        self.made.lock().insert((key.to_owned(), version));
     }
 
     async fn put(
@@ -122,6 +142,7 @@ impl Probe {
             let request = request.set_if_match(matches.map(str::to_owned));
             let output = request.body(Bytes::from_static(text.as_bytes()).into()).send().await?;
             let version = version(output.e_tag, output.version_id)?;
+            self.note(key, version.id.clone());
             Ok((version.etag, version.id))
         })
         .await
@@ -136,11 +157,15 @@ impl Probe {
     }
 
     async fn refuses_wrong_checksum(&self) -> Result<bool, Failure> {
-        let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(self.key("checksum"));
+        let key = self.key("checksum");
+        let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(&key);
         let request = request.body(Bytes::from_static(b"probe").into()).checksum_crc32_c("AAAAAA==");
         // One attempt: the failure that is looked for is one that is worth another attempt anywhere else.
-        match request.send().await.map_err(Failure::from) {
-            Ok(_) => Ok(false),
+        match one_attempt(async { Ok(request.send().await?) }).await {
+            Ok(output) => {
+                self.note(&key, output.version_id);
+                Ok(false)
+            }
             Err(failure) if matches!(failure.kind, Kind::Damaged | Kind::Unsupported) => Ok(true),
             Err(failure) => Err(failure),
         }
@@ -150,7 +175,9 @@ impl Probe {
         let key = self.key("tags");
         let put = attempts(Load::Light, || async {
             let request = self.bucket.client().put_object().bucket(self.bucket.name()).key(&key);
-            Ok(request.tagging("atoll=probe").body(Bytes::new().into()).send().await?)
+            let output = request.tagging("atoll=probe").body(Bytes::new().into()).send().await?;
+            self.note(&key, output.version_id);
+            Ok(())
         });
         if !allows(put.await)? {
             return Ok(false);
@@ -173,7 +200,8 @@ impl Probe {
             let request = self.bucket.client().copy_object().bucket(self.bucket.name()).key(to);
             let request = request.set_if_none_match(none_match.map(str::to_owned));
             let request = request.set_if_match(matches.map(str::to_owned));
-            request.copy_source(text::copy_source(self.bucket.name(), from, None)).send().await?;
+            let output = request.copy_source(text::copy_source(self.bucket.name(), from, None)).send().await?;
+            self.note(to, output.version_id);
             Ok(())
         })
         .await
@@ -195,7 +223,7 @@ impl Probe {
         let found = self.upload(object, &target, &etag, &upload).await;
         let request = self.bucket.client().abort_multipart_upload().bucket(self.bucket.name()).key(&target);
         // It is complete if all went well, and then there is none any more.
-        let _ = request.upload_id(&upload).send().await;
+        let _ = one_attempt(async { Ok(request.upload_id(&upload).send().await?) }).await;
         found
     }
 
@@ -251,7 +279,8 @@ impl Probe {
             let request = self.bucket.client().complete_multipart_upload().bucket(self.bucket.name()).key(key);
             let request = request.set_if_none_match(none_match.map(str::to_owned));
             let request = request.set_if_match(matches.map(str::to_owned));
-            request.upload_id(upload).multipart_upload(parts.clone()).send().await?;
+            let output = request.upload_id(upload).multipart_upload(parts.clone()).send().await?;
+            self.note(key, output.version_id);
             Ok(())
         })
         .await
@@ -260,7 +289,9 @@ impl Probe {
     async fn deletes_on_condition(&self, object: &str) -> Result<bool, Failure> {
         let delete = async |etag: &str| {
             let request = self.bucket.client().delete_object().bucket(self.bucket.name()).key(object);
-            request.if_match(etag).send().await.map(|_| ()).map_err(Failure::from)
+            let output = one_attempt(async { Ok(request.if_match(etag).send().await?) }).await?;
+            self.note(object, output.version_id);
+            Ok::<(), Failure>(())
         };
         let Some(etag) = self.etag(object).await? else { return Ok(false) };
         Ok(refuses(delete(NO_ETAG).await)? && self.etag(object).await?.is_some() && allows(delete(&etag).await)?)
@@ -276,7 +307,11 @@ impl Probe {
                 Err(_) => return Ok(false),
             }
         }
-        let page = self.bucket.page(&object_key(&format!("{}/", self.base))?, None, false, usize::MAX).await?;
+        let page = match self.bucket.page(&object_key(&format!("{}/", self.base))?, None, false, usize::MAX).await {
+            // An answer that nobody can read, for what is in it.
+            Err(failure) if failure.kind == Kind::Damaged => return Ok(false),
+            page => page?,
+        };
         let listed: BTreeSet<&str> = page.entries.iter().map(|entry| entry.key().as_str()).collect();
         let mut there = true;
         for name in names {
@@ -286,23 +321,52 @@ impl Probe {
         Ok(there)
     }
 
+    /// In keys, and in what it repeats of the question.
+    async fn lists_control_characters(&self) -> Result<bool, Failure> {
+        let name = "control\u{1}";
+        if !self.holds(&[name]).await? {
+            return Ok(false);
+        }
+        let key = self.key(name);
+        match self.bucket.answer(&object_key(&key)?, Some(key), None, false, 1).await {
+            Ok(answer) => Ok(answer.entries.is_empty()),
+            Err(failure) if failure.kind == Kind::Damaged => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// A server that has directories may list what is below `order/` in the place of `order`.
+    async fn lists_in_order(&self) -> Result<bool, Failure> {
+        for name in ["order/below", "order-", "order.x"] {
+            self.put(&self.key(name), "order", NONE).await?;
+        }
+        let prefix = object_key(&format!("{}/order", self.base))?;
+        let all = self.bucket.answer(&prefix, None, None, false, usize::from(u8::MAX)).await?;
+        let first = self.bucket.answer(&prefix, None, None, true, 1).await?;
+        let first: Vec<_> = first.entries.iter().map(|entry| entry.key().as_str()).collect();
+        Ok(all.in_order && first == [self.key("order-")])
+    }
+
     /// Delete all that the probe made, and older versions of it.
     async fn clear(&self) -> Result<(), Failure> {
         let base = format!("{}/", self.base);
+        // Objects, their versions and what the server took for other keys; then the marks of all these deletions.
+        self.delete_noted().await?;
         let page = self.bucket.page(&object_key(&base)?, None, false, usize::MAX).await?;
-        // Below before above: some servers have directories.
-        for entry in page.entries.iter().rev() {
-            self.delete(entry.key().as_str(), None).await?;
-        }
+        page.entries.iter().for_each(|entry| self.note(entry.key().as_str(), None));
+        self.delete_noted().await?;
+        self.delete_noted().await?;
         let (mut key, mut id) = (None, None);
         for _ in 0..PAGES_MAX {
             let request = self.bucket.client().list_object_versions().bucket(self.bucket.name()).prefix(&base);
-            let request = request.set_key_marker(key).set_version_id_marker(id);
+            let request = request.encoding_type(EncodingType::Url).set_key_marker(key).set_version_id_marker(id);
             // A server without versions need not know the question.
-            let Ok(output) = request.send().await else { return Ok(()) };
+            let Ok(output) = one_attempt(async { Ok(request.send().await?) }).await else { return Ok(()) };
             let versions = output.versions.into_iter().flatten().map(|version| (version.key, version.version_id));
             let markers = output.delete_markers.into_iter().flatten().map(|marker| (marker.key, marker.version_id));
+            let encoded = output.encoding_type == Some(EncodingType::Url);
             for (key, id) in versions.chain(markers) {
+                let key = key.and_then(|key| if encoded { text::listed_key(&key) } else { Some(key) });
                 let (Some(key), Some(id)) = (key, id) else { continue };
                 self.delete(&key, Some(&id)).await?;
             }
@@ -314,15 +378,28 @@ impl Probe {
         Ok(())
     }
 
+    async fn delete_noted(&self) -> Result<(), Failure> {
+        let noted = std::mem::take(&mut *self.made.lock());
+        // Below before above: some servers have directories.
+        for (key, version) in noted.iter().rev() {
+            self.delete(key, version.as_deref()).await?;
+        }
+        Ok(())
+    }
+
     async fn delete(&self, key: &str, id: Option<&str>) -> Result<(), Failure> {
         let deleted = attempts(Load::Light, || async {
             let request = self.bucket.client().delete_object().bucket(self.bucket.name()).key(key);
-            request.set_version_id(id.map(str::to_owned)).send().await?;
+            let output = request.set_version_id(id.map(str::to_owned)).send().await?;
+            if id.is_none() && output.version_id.is_some() {
+                self.note(key, output.version_id);
+            }
             Ok(())
         });
         match deleted.await {
-            Err(failure) if failure.kind != Kind::Absent => Err(failure),
-            _ => Ok(()),
+            // It could not be written either.
+            Err(failure) if matches!(failure.kind, Kind::Absent | Kind::Unsupported) => Ok(()),
+            deleted => deleted,
         }
     }
 }

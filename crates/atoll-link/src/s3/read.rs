@@ -47,9 +47,11 @@ impl S3Bucket {
     }
 
     pub(super) async fn read(&self, key: &ObjectKey, version: &Version, range: ByteRange) -> Result<Bytes, Failure> {
-        let range = ByteRange::new(range.start, range.end.min(range.start.saturating_add(PART_BYTES)));
         if range.is_empty() {
             return Ok(Bytes::new());
+        }
+        if range.len() > PART_BYTES {
+            return Err(Failure::new(Kind::Unsupported, format!("{} bytes in one request", range.len())));
         }
         let now = attempts(Load::Bytes(range.len()), || self.read_once(key, version, None, range)).await;
         match (now, &version.id) {
