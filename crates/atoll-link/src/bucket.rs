@@ -53,6 +53,8 @@ pub struct ObjectInfo {
 
 /// What there is at a key.
 #[derive(Clone, PartialEq, Eq, Debug)]
+// Nearly all of them are objects.
+#[expect(clippy::large_enum_variant)]
 pub enum Head {
     Absent,
     /// Still the version that the caller named.
@@ -62,6 +64,8 @@ pub enum Head {
 
 /// A key of a page: an object, or the common beginning (with its `/`) of several.
 #[derive(Clone, PartialEq, Eq, Debug)]
+// Nearly all of them are objects.
+#[expect(clippy::large_enum_variant)]
 pub enum Listed {
     Object(ObjectKey, ObjectInfo),
     Prefix(ObjectKey),

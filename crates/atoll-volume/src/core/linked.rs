@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::{Core, Step, fresh};
 use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
-use crate::links::record::{BaseObject, Dirty, Gone, Linked};
+use crate::links::record::{BaseObject, Dirty, Gone, Linked, Was};
 use crate::rebase;
 
 /// What an answer of the bucket says of a name.
@@ -108,7 +108,7 @@ impl Links {
         let text = key.as_str();
         text.char_indices().rev().filter(|(_, byte)| *byte == '/').find_map(|(at, _)| {
             let above = ObjectKey::new(&text[..=at])?;
-            self.gone.get(&(link, above)).filter(|gone| gone.version.is_none())
+            self.gone.get(&(link, above)).filter(|gone| gone.is_directory())
         })
     }
 
@@ -309,6 +309,7 @@ impl Core {
             object: None,
             prefix: None,
             dirty: Dirty::No,
+            begun: None,
             kept: true,
             is_described: true,
         };
@@ -419,8 +420,9 @@ impl Core {
         let others = cached.record.links > 1 && cached.record.kind() != FileKind::Directory;
         let Some(linked) = cached.record.linked.as_ref().filter(|linked| linked.is_home(parent, name)) else { return };
         let (link, object) = (linked.link, linked.object.clone());
+        self.leave_attempt(inode);
         if let Some(BaseObject { key, version, .. }) = object {
-            self.put_gone(link, key, Gone { version: Some(version), holder: Some(inode) });
+            self.put_gone(link, key, Gone { was: Was::Object(version), of: inode, holder: Some(inode) });
         }
         self.change_linked(inode, |linked| linked.home = None);
         // Its bytes are still those of the object, which is to go.
@@ -453,9 +455,20 @@ impl Core {
         if let Some(gone) = self.links.gone.get(&(link, key.clone()))
             && gone.holder == Some(holder)
         {
-            let gone = Gone { version: gone.version.clone(), holder: None };
+            let gone = Gone { holder: None, ..gone.clone() };
             self.put_gone(link, key.clone(), gone);
         }
+    }
+
+    /// Where it was begun to be written, there may be an object that is not to be seen.
+    fn leave_attempt(&mut self, inode: InodeId) {
+        let Some(linked) = self.inodes.get(&inode).and_then(|cached| cached.record.linked.as_ref()) else { return };
+        let link = linked.link;
+        let Some(key) = linked.begun.clone() else { return };
+        if linked.object.as_ref().is_none_or(|object| object.key != key) && !self.links.is_gone(link, &key) {
+            self.put_gone(link, key, Gone { was: Was::Attempt, of: inode, holder: None });
+        }
+        self.change_linked(inode, |linked| linked.begun = None);
     }
 
     /// A name of it moved to another directory or name of the same link.
@@ -485,7 +498,7 @@ impl Core {
                         self.publish_settled(inode);
                     }
                     (Some(from), _) => {
-                        self.put_gone(link, from.key, Gone { version: None, holder: Some(inode) });
+                        self.put_gone(link, from.key, Gone { was: Was::Directory, of: inode, holder: Some(inode) });
                         self.unpublish(inode);
                     }
                     (None, Some(to)) if self.links.gone_above(link, &to.key).is_none() => {
@@ -497,6 +510,9 @@ impl Core {
             NewHome::File(to) => {
                 let is_file = matches!(kind, FileKind::Regular | FileKind::Symlink);
                 let is_mapped = to.is_some() && is_file;
+                if linked.begun != to {
+                    self.leave_attempt(inode);
+                }
                 self.change_linked(inode, |linked| linked.home = is_mapped.then_some(home));
                 if let Some(to) = &to
                     && linked.object.as_ref().is_none_or(|object| object.key != *to)
@@ -504,14 +520,15 @@ impl Core {
                     self.links.replace(inode, link, to);
                 }
                 match (linked.object, to) {
-                    (Some(object), Some(to)) if object.key == to => {
+                    // Unless what is moved away from there would show it, too.
+                    (Some(object), Some(to)) if object.key == to && self.links.gone_above(link, &to).is_none() => {
                         self.drop_gone(link, &to);
                         if linked.dirty == Dirty::No {
                             self.publish_settled(inode);
                         }
                     }
                     (Some(object), _) => {
-                        let gone = Gone { version: Some(object.version), holder: Some(inode) };
+                        let gone = Gone { was: Was::Object(object.version), of: inode, holder: Some(inode) };
                         self.put_gone(link, object.key, gone);
                         self.unpublish(inode);
                     }
@@ -638,6 +655,7 @@ impl Core {
             object: None,
             prefix: None,
             dirty: Dirty::No,
+            begun: None,
             kept: false,
             is_described: true,
         };
@@ -717,7 +735,7 @@ impl Core {
         let object =
             BaseObject { key: key.clone(), version: version.clone(), size: info.size, archived: info.archived };
         let gone =
-            self.links.gone.get(&(link, key.clone())).map(|gone| Gone { version: Some(version), ..gone.clone() });
+            self.links.gone.get(&(link, key.clone())).map(|gone| Gone { was: Was::Object(version), ..gone.clone() });
         if let Some(gone) = gone {
             self.put_gone(link, key.clone(), gone);
         }
@@ -777,6 +795,7 @@ impl Core {
             object: None,
             prefix: Some(prefix),
             dirty: Dirty::No,
+            begun: None,
             kept: true,
             is_described: true,
         };

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{Core, Found, Step, Stop};
 use crate::extents::{Changes, Extent, ExtentMap};
-use crate::links::record::{BaseObject, Dirty, Gone};
+use crate::links::record::{BaseObject, Dirty, Gone, Linked, Was};
 use crate::rebase;
 
 /// What a file was when its object was begun.
@@ -94,17 +94,24 @@ impl Core {
         };
         let name = Name::new(name.clone())?;
         let is_own = linked.object.as_ref().is_some_and(|object| object.key == key);
-        if is_own && linked.dirty == Dirty::No {
-            return Ok(Job::Settled);
-        }
         if self.links.gone_above(link, &key).is_some_and(|gone| gone.holder.is_some()) {
             return Ok(Job::Wait("a directory that was there before is still being moved"));
+        }
+        if is_own && linked.dirty == Dirty::No {
+            // It came back to where its object is.
+            if self.links.gone.get(&(link, key.clone())).is_some_and(|gone| gone.holder == Some(inode)) {
+                self.drop_gone(link, &key);
+            }
+            return Ok(Job::Settled);
         }
         let condition = match self.links.gone.get(&(link, key.clone())) {
             Some(gone) if gone.holder.is_some_and(|holder| holder != inode) => {
                 return Ok(Job::WaitFor(gone.holder.unwrap_or(inode)));
             }
-            Some(Gone { version: Some(version), .. }) => Condition::Is(version.clone()),
+            Some(Gone { was: Was::Object(version), .. }) => Condition::Is(version.clone()),
+            Some(Gone { was: Was::Attempt, .. }) => {
+                return Ok(Job::Wait("an object that was begun there is still looked for"));
+            }
             _ => match &linked.object {
                 Some(object) if is_own => Condition::Is(object.version.clone()),
                 _ => Condition::Absent,
@@ -120,6 +127,17 @@ impl Core {
         }
     }
 
+    /// An object is about to be written at the key. Answers with what must be durable before, if that is not known already.
+    pub fn begin_object(&mut self, inode: InodeId, key: &ObjectKey) -> Step<Option<u64>> {
+        let Some(linked) = self.linked(inode)? else { return Ok(None) };
+        if linked.begun.as_ref() == Some(key) || linked.object.as_ref().is_some_and(|object| object.key == *key) {
+            return Ok(None);
+        }
+        self.change_linked(inode, |linked| linked.begun = Some(key.clone()));
+        self.order();
+        Ok(Some(self.ordered()))
+    }
+
     /// The object at `key` is what the file was as `content`; without, what its own object was.
     pub fn published(
         &mut self,
@@ -130,7 +148,7 @@ impl Core {
         content: Option<&Content>,
     ) -> Step<()> {
         let orphaned = |core: &mut Core, holder| {
-            core.put_gone(link, key.clone(), Gone { version: Some(version.clone()), holder });
+            core.put_gone(link, key.clone(), Gone { was: Was::Object(version.clone()), of: inode, holder });
             core.links.touch(link, key);
             core.order();
         };
@@ -184,27 +202,27 @@ impl Core {
             }
             self.apply_changes(inode, changes);
         }
-        if let Some(old) = &linked.object
-            && old.key != *key
-        {
-            // What it was moved from is to go, unless somebody else's change there is newer.
-            if self.links.gone.get(&(link, old.key.clone())).is_none_or(|gone| gone.holder == Some(inode)) {
-                self.put_gone(link, old.key.clone(), Gone { version: Some(old.version.clone()), holder: None });
-            }
-        }
+        self.leave_base(inode, &linked, key);
         self.drop_gone(link, key);
         self.links.touch(link, key);
         let object = BaseObject { key: key.clone(), version: version.clone(), size: written, archived: false };
         self.change_linked(inode, |linked| {
             linked.object = Some(object);
             linked.dirty = dirty;
+            if linked.begun.as_ref() == Some(key) {
+                linked.begun = None;
+            }
             linked.is_described = true;
         });
         if home.is_none() {
             orphaned(self, Some(inode));
         } else if home.as_ref() != Some(key) {
             // It was moved meanwhile.
-            self.put_gone(link, key.clone(), Gone { version: Some(version.clone()), holder: Some(inode) });
+            self.put_gone(
+                link,
+                key.clone(),
+                Gone { was: Was::Object(version.clone()), of: inode, holder: Some(inode) },
+            );
         } else if dirty == Dirty::No {
             self.publish_settled(inode);
         }
@@ -212,9 +230,20 @@ impl Core {
         Ok(())
     }
 
+    /// Its object is another one from now on: the one at another key is to go, unless somebody else's change there is newer.
+    fn leave_base(&mut self, inode: InodeId, linked: &Linked, key: &ObjectKey) {
+        let Some(old) = linked.object.as_ref().filter(|old| old.key != *key) else { return };
+        let gone = self.links.gone.get(&(linked.link, old.key.clone()));
+        if gone.is_none_or(|gone| gone.holder == Some(inode)) {
+            let gone = Gone { was: Was::Object(old.version.clone()), of: inode, holder: None };
+            self.put_gone(linked.link, old.key.clone(), gone);
+        }
+    }
+
     /// The file's object is this version, by an earlier publication of ours of which nobody was told.
     pub fn adopt_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, info: &ObjectInfo) -> Step<()> {
-        self.record(inode)?;
+        let Some(linked) = self.linked(inode)?.cloned() else { return Ok(()) };
+        self.leave_base(inode, &linked, key);
         self.drop_gone(link, key);
         self.links.touch(link, key);
         let object = BaseObject { key: key.clone(), version: info.version.clone(), size: info.size, archived: false };
@@ -258,16 +287,10 @@ impl Core {
             }
         }
         self.apply_changes(inode, changes);
-        if self.key_of(inode)?.as_ref() != Some(&base.key) {
-            // Unless somebody else's change there is newer.
-            if self.links.gone.get(&(linked.link, base.key.clone())).is_none_or(|gone| gone.holder == Some(inode)) {
-                self.put_gone(
-                    linked.link,
-                    base.key.clone(),
-                    Gone { version: Some(base.version.clone()), holder: None },
-                );
-            }
+        if let Some(key) = self.key_of(inode)? {
+            self.leave_base(inode, &linked, &key);
         }
+        self.release_gone(linked.link, &base.key, inode);
         self.unpublish(inode);
         self.change_linked(inode, |linked| {
             linked.object = None;
@@ -286,6 +309,21 @@ impl Core {
         let name = Name::new(name)?;
         self.forget_found(parent, &name)?;
         self.adopt(parent, &name, found).map(drop)
+    }
+
+    /// An unpublished file's object stays hidden where it is, when its directory does not stand for that place any more.
+    pub fn hold_object(&mut self, inode: InodeId) -> Step<()> {
+        let key = self.key_of(inode)?;
+        let Some(linked) = self.linked(inode)?.cloned() else { return Ok(()) };
+        if let Some(object) = linked.object
+            && key.as_ref() != Some(&object.key)
+            && !self.links.is_gone(linked.link, &object.key)
+        {
+            let gone = Gone { was: Was::Object(object.version), of: inode, holder: Some(inode) };
+            self.put_gone(linked.link, object.key, gone);
+            self.order();
+        }
+        Ok(())
     }
 
     /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already. `away`: it is to make room for
@@ -360,7 +398,11 @@ impl Core {
         if is_there {
             self.publish_settled(directory);
         } else {
-            self.put_gone(linked.link, to.key.clone(), Gone { version: None, holder: Some(directory) });
+            self.put_gone(
+                linked.link,
+                to.key.clone(),
+                Gone { was: Was::Directory, of: directory, holder: Some(directory) },
+            );
         }
         self.order();
         Ok(is_there)

@@ -216,7 +216,7 @@ impl Volume {
             let of = |waiting: &InodeId| *waiting == root;
             let unpublished: Vec<InodeId> =
                 core.links.unpublished.iter().filter(|(_, waiting)| of(&waiting.link)).map(|(i, _)| *i).collect();
-            (unpublished, core.links.gone.iter().filter(|((link, _), gone)| of(link) && gone.version.is_some()).count())
+            (unpublished, core.links.gone.iter().filter(|((link, _), gone)| of(link) && !gone.is_directory()).count())
         };
         let mut waiting = Vec::new();
         for &inode in unpublished.iter().take(WAITING_LISTED) {
@@ -272,11 +272,10 @@ impl Volume {
             let ended = self.inner.links.performed.notified();
             let left: Vec<ObjectKey> = {
                 let core = self.inner.shared.core.lock();
-                let held = |gone: &record::Gone| gone.version.is_some() && gone.holder.is_none();
                 core.links
                     .gone
                     .iter()
-                    .filter(|((of, _), g)| *of == link && held(g))
+                    .filter(|((of, _), g)| *of == link && g.is_free())
                     .map(|((_, k), _)| k.clone())
                     .collect()
             };

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::LinkError;
-use super::record::BaseObject;
+use super::record::{BaseObject, Gone, Was};
 use crate::core::{Content, Context, Job, ReadPlan};
 use crate::extents::{ExtentMap, Piece};
 use crate::rebase;
@@ -228,8 +228,7 @@ impl Volume {
                 break;
             }
             let task = Task::Delete(*link, key.clone());
-            let is_free = gone.holder.is_none() && gone.version.is_some();
-            if is_free && !running.contains(&task) && may_try(&task) && !core.links.is_replaced(*link, key) {
+            if core.may_delete(*link, key, gone) && !running.contains(&task) && may_try(&task) {
                 ready.push(task);
             }
         }
@@ -254,7 +253,10 @@ impl Volume {
                     failed.remove(&task);
                 }
                 Err(trouble) => {
-                    let attempts = failed.get(&task).map_or(0, |failed| failed.attempts) + 1;
+                    // Waits are none of a bucket that fails.
+                    let is_wait = |trouble: &Trouble| matches!(trouble, Trouble::Wait(_));
+                    let before = failed.get(&task).filter(|failed| is_wait(&failed.trouble) == is_wait(&trouble));
+                    let attempts = before.map_or(0, |failed| failed.attempts) + 1;
                     let pause = match &trouble {
                         Trouble::Wait(_) => PAUSE_WAIT,
                         Trouble::LocalOnly(_) => PAUSE_MAX,
@@ -274,21 +276,33 @@ impl Volume {
     }
 
     async fn delete_gone(&self, link: InodeId, key: &ObjectKey) -> Result<(), Trouble> {
-        let version = {
+        let gone = {
             let core = self.inner.shared.core.lock();
-            match core.links.gone.get(&(link, key.clone())) {
-                Some(gone) if gone.holder.is_none() && !core.links.is_replaced(link, key) => gone.version.clone(),
-                _ => None,
-            }
+            let gone = core.links.gone.get(&(link, key.clone()));
+            gone.filter(|gone| core.may_delete(link, key, gone)).cloned()
         };
-        let Some(version) = version else { return Ok(()) };
-        match self.bucket(link)?.delete(key, &version).await {
-            // Another one that was put there since stays.
-            Ok(()) | Err(BucketError::Changed) => {}
-            Err(error) => return Err(error.into()),
+        let Some(gone) = gone else { return Ok(()) };
+        let bucket = self.bucket(link)?;
+        let is_deleted = match &gone.was {
+            Was::Object(version) => match bucket.delete(key, version).await {
+                Ok(()) => true,
+                Err(BucketError::Changed) => false,
+                Err(error) => return Err(error.into()),
+            },
+            _ => false,
+        };
+        if !is_deleted
+            && let Head::Object(info) = bucket.head(key, None).await?
+            && self.is_generation_of(gone.of, &info)
+        {
+            // Ours, and a crash came before it was noted. Another one's stays.
+            match bucket.delete(key, &info.version).await {
+                Ok(()) | Err(BucketError::Changed) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let mut core = self.inner.shared.core.lock();
-        if core.links.gone.get(&(link, key.clone())).is_some_and(|gone| gone.version.as_ref() == Some(&version)) {
+        if core.links.gone.get(&(link, key.clone())) == Some(&gone) {
             core.drop_gone(link, key);
         }
         Ok(())
@@ -395,6 +409,7 @@ impl Volume {
         posix::write(&mut headers, &content.attributes);
         headers.metadata.insert(GENERATION.into(), self.generation(inode));
         let size = content.attributes.size;
+        self.begin_object(inode, key).await?;
         let written = if content.attributes.mode.kind() == Some(FileKind::Symlink) {
             bucket.put(key, content.target.clone(), &headers, condition).await
         } else if size <= PART_BYTES {
@@ -421,6 +436,14 @@ impl Volume {
         }
     }
 
+    /// Before an object is written where there was none of this file: should a crash come before that is noted, it is looked for.
+    async fn begin_object(&self, inode: InodeId, key: &ObjectKey) -> Result<(), Errno> {
+        match self.alone(|core| core.begin_object(inode, key)).await? {
+            Some(ordered) => self.until_durable(ordered).await,
+            None => Ok(()),
+        }
+    }
+
     /// Unique for each write, and of this file.
     fn generation(&self, inode: InodeId) -> String {
         let mut nonce = [0u8; 8];
@@ -429,6 +452,12 @@ impl Volume {
             nonce = (Timestamp::now().seconds as u64 ^ u64::from(Timestamp::now().nanos)).to_be_bytes();
         }
         format!("{}{:016x}", self.own_generation(inode), u64::from_be_bytes(nonce))
+    }
+
+    /// Whether an object was written by this volume, for that file.
+    fn is_generation_of(&self, inode: InodeId, info: &ObjectInfo) -> bool {
+        let generation = info.headers.as_ref().and_then(|headers| headers.metadata.get(GENERATION));
+        generation.is_some_and(|generation| generation.starts_with(&self.own_generation(inode)))
     }
 
     fn own_generation(&self, inode: InodeId) -> String {
@@ -462,8 +491,7 @@ impl Volume {
             self.alone(|core| core.forget_base(inode, link, key)).await?;
             return Ok(true);
         };
-        let generation = info.headers.as_ref().and_then(|headers| headers.metadata.get(GENERATION));
-        if generation.is_some_and(|generation| generation.starts_with(&self.own_generation(inode))) {
+        if self.is_generation_of(inode, &info) {
             self.alone(|core| core.adopt_base(inode, link, key, &info)).await?;
             return Ok(true);
         }
@@ -590,16 +618,13 @@ impl Volume {
                 return Ok(true);
             }
         };
-        let headers = match content {
-            None => None,
-            Some(content) => {
-                let mut headers = source.headers.clone().unwrap_or_default();
-                posix::write(&mut headers, &content.attributes);
-                headers.metadata.insert(GENERATION.into(), self.generation(inode));
-                Some(headers)
-            }
-        };
-        match bucket.copy(&base.key, &base.version, key, headers.as_ref(), condition).await {
+        let mut headers = source.headers.clone().unwrap_or_default();
+        if let Some(content) = content {
+            posix::write(&mut headers, &content.attributes);
+        }
+        headers.metadata.insert(GENERATION.into(), self.generation(inode));
+        self.begin_object(inode, key).await?;
+        match bucket.copy(&base.key, &base.version, key, Some(&headers), condition).await {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, content)).await?;
                 Ok(false)
@@ -629,9 +654,8 @@ impl Volume {
             .await?;
             return Ok(true);
         };
-        let generation = |info: &ObjectInfo| info.headers.as_ref().and_then(|h| h.metadata.get(GENERATION).cloned());
         let is_copy = info.size == source.size && info.version.etag == source.version.etag;
-        let is_own = generation(&info).is_some_and(|generation| generation.starts_with(&self.own_generation(inode)));
+        let is_own = self.is_generation_of(inode, &info);
         if base.key != *key && (is_copy || is_own) {
             self.alone(|core| core.published(inode, link, key, &info.version, None)).await?;
             return Ok(true);
@@ -722,7 +746,10 @@ impl Volume {
         let found = self.alone(|core| core.lookup_dentry(directory, &name)).await?;
         let Some((inode, kind)) = found else { return Ok(()) };
         if kind == FileKind::Directory {
-            return Box::pin(self.move_directory(inode, stuck)).await;
+            // One that was made here, or has been moved, finds its place itself.
+            let prefix = self.alone(|core| Ok(core.linked(inode)?.and_then(|linked| linked.prefix.clone()))).await?;
+            let is_below = prefix.is_some_and(|prefix| prefix.key.as_str().starts_with(from.key.as_str()));
+            return if is_below { Box::pin(self.move_directory(inode, stuck)).await } else { Ok(()) };
         }
         // What was changed here is published on its own.
         let is_clean = self
@@ -730,7 +757,11 @@ impl Volume {
                 let is_unpublished = core.links.is_unpublished(inode);
                 let linked = core.linked(inode)?;
                 let object = linked.and_then(|linked| linked.object.as_ref());
-                Ok(!is_unpublished && object.is_some_and(|o| o.key.as_str().starts_with(from.key.as_str())))
+                let is_clean = !is_unpublished && object.is_some_and(|o| o.key.as_str().starts_with(from.key.as_str()));
+                if is_unpublished {
+                    core.hold_object(inode)?;
+                }
+                Ok(is_clean)
             })
             .await?;
         match (is_clean, stuck) {
@@ -846,6 +877,11 @@ impl PartSource for Parts<'_> {
 }
 
 impl crate::core::Core {
+    /// Whether a gone object is to be deleted: not what something is written over soon.
+    fn may_delete(&self, link: InodeId, key: &ObjectKey, gone: &Gone) -> bool {
+        gone.is_free() && (gone.was == Was::Attempt || !self.links.is_replaced(link, key))
+    }
+
     /// Whether it is time to publish a file.
     fn is_due(&self, inode: InodeId, link: InodeId, unchanged: Duration) -> bool {
         let Some(settings) = self.links.roots.get(&link) else { return false };

@@ -47,6 +47,8 @@ pub struct Linked {
     /// Of a directory: how the keys begin of what it holds. `None` while others are still to be moved away from there.
     pub prefix: Option<Prefix>,
     pub dirty: Dirty,
+    /// Where an object was begun to be written that is not noted: a crash may have left one there.
+    pub begun: Option<ObjectKey>,
     /// Of a directory: it stays when the bucket has nothing below it, since it was made or changed here.
     pub kept: bool,
     /// What HEAD tells was taken over; a listing does not tell it.
@@ -62,10 +64,33 @@ impl Linked {
 /// An object, or with a `/` at the end of its key every object below, that no name stands for any more.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gone {
-    /// Only this version is ours to delete or to replace. `None`: a directory's.
-    pub version: Option<Version>,
+    pub was: Was,
+    /// Whose it was.
+    pub of: InodeId,
     /// Whose bytes it still is, or what it still holds: it stays until they are elsewhere.
     pub holder: Option<InodeId>,
+}
+
+/// What is gone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Was {
+    /// All that is below.
+    Directory,
+    /// Only this version is ours to delete or to replace, and what an earlier authority of ours wrote over it.
+    Object(Version),
+    /// Perhaps there is one that was written and not noted before a crash.
+    Attempt,
+}
+
+impl Gone {
+    pub fn is_directory(&self) -> bool {
+        self.was == Was::Directory
+    }
+
+    /// Whether it is to be deleted now.
+    pub fn is_free(&self) -> bool {
+        self.holder.is_none() && !self.is_directory()
+    }
 }
 
 /// Most bytes of a record of a link.

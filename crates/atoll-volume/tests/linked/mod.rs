@@ -1,5 +1,8 @@
 //! A volume whose root is a link to a bucket in memory.
 
+// Each of the tests that share it uses a part.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
