@@ -27,6 +27,8 @@ use crate::rebase;
 
 /// What an answer of the bucket says of a name.
 #[derive(Clone, Debug)]
+// Nearly all of them are objects.
+#[expect(clippy::large_enum_variant)]
 pub(crate) enum Found {
     /// `target`: of a symlink.
     Object {
@@ -50,7 +52,7 @@ pub(crate) struct Links {
     pub roots: BTreeMap<InodeId, LinkSettings>,
     pub unpublished: BTreeMap<InodeId, Waiting>,
     pub gone: BTreeMap<(InodeId, ObjectKey), Gone>,
-    /// Gone objects that a file of the same name is to replace, and which: they are not deleted before.
+    /// Where unpublished files are to be written: what is gone there is replaced, and not deleted before.
     replaced: FxHashMap<(InodeId, ObjectKey), InodeId>,
     replacing: FxHashMap<InodeId, (InodeId, ObjectKey)>,
     /// Who has changed a file's bytes and has it open still.
@@ -119,10 +121,8 @@ impl Links {
 
     fn replace(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey) {
         self.replace_no_more(inode);
-        if self.is_gone(link, key) {
-            self.replaced.insert((link, key.clone()), inode);
-            self.replacing.insert(inode, (link, key.clone()));
-        }
+        self.replaced.insert((link, key.clone()), inode);
+        self.replacing.insert(inode, (link, key.clone()));
     }
 
     fn replace_no_more(&mut self, inode: InodeId) {
@@ -594,7 +594,7 @@ impl Core {
                     return Ok(true);
                 }
                 let described = info.headers.as_ref().map(posix::read);
-                let kind = described.as_ref().map_or(dentry.kind, |posix| kind_of(posix));
+                let kind = described.as_ref().map_or(dentry.kind, kind_of);
                 if is_same && kind == dentry.kind {
                     self.record(dentry.inode)?;
                     if let Some(posix) = described {

@@ -6,7 +6,6 @@ use atoll_types::operation::{OpenFlags, RenameMode};
 use atoll_types::{Attributes, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 use bytes::Bytes;
 
-use super::linked::NewHome;
 use super::trash::Place;
 use super::{Context, Core, Step, Stop, fresh};
 use crate::format::{self, Dentry};
@@ -385,10 +384,9 @@ impl Core {
             return Err(Errno::EINVAL.into());
         }
         self.same_link(parent, new_parent)?;
-        let home = self.gather_move(source, new_parent, new_name)?;
         if let (RenameMode::Exchange, Some(other)) = (mode, target) {
             self.living_directory(parent)?;
-            return self.exchange(parent, name, source, home, new_parent, new_name, other);
+            return self.exchange(parent, name, source, new_parent, new_name, other);
         }
         let mut kept = None;
         if let Some(target) = target {
@@ -414,6 +412,7 @@ impl Core {
         if gains_directory && self.record(new_parent)?.links >= limits::LINKS_MAX {
             return Err(Errno::EMLINK.into());
         }
+        let home = self.gather_move(source, new_parent, new_name)?;
         let whiteout = if mode == RenameMode::Whiteout {
             Some(self.birth(context, parent, Some(name), Mode::new(FileKind::CharDevice, 0), 0)?)
         } else {
@@ -460,7 +459,6 @@ impl Core {
         parent: InodeId,
         name: &Name,
         source: Dentry,
-        home: NewHome,
         new_parent: InodeId,
         new_name: &Name,
         other: Dentry,
@@ -477,6 +475,7 @@ impl Core {
         }
         let source_root = self.moved_root(source, parent, new_parent)?;
         let other_root = self.moved_root(other, new_parent, parent)?;
+        let home = self.gather_move(source, new_parent, new_name)?;
         let other_home = self.gather_move(other, parent, name)?;
         self.moved(source, parent, new_parent, source_root);
         self.moved(other, new_parent, parent, other_root);

@@ -167,7 +167,7 @@ impl Volume {
         let page = match &place.prefix {
             Some(prefix) => {
                 let bucket = self.bucket(place.link).map_err(|error| self.told(place.link, error))?;
-                let after = from.as_ref().map(|from| key_before(from));
+                let after = from.as_ref().map(key_before);
                 let page = bucket.list(&prefix.key, after.as_ref(), true, most.max(2)).await;
                 page.map_err(|error| self.told(place.link, error))?
             }

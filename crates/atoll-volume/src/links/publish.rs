@@ -321,7 +321,8 @@ impl Volume {
                 Job::Wait(why) => return Err(Trouble::Wait(why)),
                 Job::WaitFor(holder) => {
                     // Stuck, both may wait for each other: then this one is to need its object no more.
-                    if !self.release(holder).await? && !(is_stuck && self.localise_whole(inode).await?) {
+                    let is_free = self.release(holder).await? || is_stuck && self.localise_whole(inode).await?;
+                    if !is_free {
                         return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
                     }
                     true
