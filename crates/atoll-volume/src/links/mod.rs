@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use atoll_lease::{Claim, Rights};
 use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Publish, Version};
+use atoll_types::operation::DirectoryEntry;
 use atoll_types::{Errno, FileKind, InodeId, SessionId};
 
 use crate::volume::Volume;
@@ -250,20 +251,37 @@ impl Volume {
             self.publish(directory).await?;
             self.until_deleted(directory).await?;
         }
-        let (unpublished, local) = self.count_local(directory).await?;
-        if unpublished + local > 0 && !discard {
-            return Err(LinkError::Unpublished(unpublished + local));
+        // From now on nobody asks the bucket, and nothing is published.
+        let settings = self.inner.shared.core.lock().links.roots.remove(&directory);
+        let settings = settings.ok_or(LinkError::NotLinked)?;
+        let ended = self.end_link(directory, discard).await;
+        if ended.is_err() {
+            let mut core = self.inner.shared.core.lock();
+            core.links.roots.insert(directory, settings);
+            core.links.work.notify_one();
         }
-        self.forget_below(directory).await?;
-        let ordered = self
-            .alone(|core| {
-                core.end_link(directory)?;
-                Ok(core.ordered())
-            })
-            .await?;
+        let ordered = ended?;
         self.inner.links.buckets.lock().remove(&directory);
         self.inner.shared.work.notify_one();
         Ok(self.until_durable(ordered).await?)
+    }
+
+    async fn end_link(&self, directory: InodeId, discard: bool) -> Result<u64, LinkError> {
+        if !discard {
+            let (unpublished, local) = self.count_local(directory).await?;
+            if unpublished + local > 0 {
+                return Err(LinkError::Unpublished(unpublished + local));
+            }
+        }
+        self.forget_below(directory, discard).await?;
+        let end = |core: &mut crate::core::Core| {
+            core.end_link(directory)?;
+            Ok(core.ordered())
+        };
+        self.alone(end).await.map_err(|errno| match errno {
+            Errno::ENOTEMPTY => LinkError::Unpublished(1),
+            errno => errno.into(),
+        })
     }
 
     /// Until no object of the link is to be deleted any more.
@@ -310,14 +328,7 @@ impl Volume {
                         directories.push(entry.inode);
                         continue;
                     }
-                    let is_local = self
-                        .alone(|core| {
-                            let is_home = core.linked(entry.inode)?.is_some_and(|linked| {
-                                linked.is_home(directory, &entry.name) && linked.object.is_some()
-                            });
-                            Ok(!is_home && !core.links.is_unpublished(entry.inode))
-                        })
-                        .await?;
+                    let is_local = self.is_local(directory, &entry).await?;
                     local += usize::from(is_local);
                 }
                 if end {
@@ -328,8 +339,20 @@ impl Volume {
         Ok((unpublished, local))
     }
 
+    /// Whether a file is in the volume alone, and not about to be published.
+    async fn is_local(&self, directory: InodeId, entry: &DirectoryEntry) -> Result<bool, Errno> {
+        self.alone(|core| {
+            let linked = core.linked(entry.inode)?;
+            let has_object =
+                |linked: &record::Linked| linked.is_home(directory, &entry.name) && linked.object.is_some();
+            let has_object = linked.is_some_and(has_object);
+            Ok(!has_object && !core.links.is_unpublished(entry.inode))
+        })
+        .await
+    }
+
     /// Forget every name below a directory; objects stay.
-    async fn forget_below(&self, directory: InodeId) -> Result<(), LinkError> {
+    async fn forget_below(&self, directory: InodeId, discard: bool) -> Result<(), LinkError> {
         loop {
             let (entries, _) = self.list_from_store(directory, 0, LIST).await?;
             if entries.is_empty() {
@@ -337,7 +360,13 @@ impl Volume {
             }
             for entry in entries {
                 if entry.kind == FileKind::Directory {
-                    Box::pin(self.forget_below(entry.inode)).await?;
+                    Box::pin(self.forget_below(entry.inode, discard)).await?;
+                } else if !discard {
+                    // It was made or changed meanwhile.
+                    let is_unpublished = self.inner.shared.core.lock().links.is_unpublished(entry.inode);
+                    if is_unpublished || self.is_local(directory, &entry).await? {
+                        return Err(LinkError::Unpublished(1));
+                    }
                 }
                 self.alone(|core| core.forget_found(directory, &entry.name)).await?;
             }
