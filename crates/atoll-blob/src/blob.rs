@@ -16,6 +16,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use crate::cache::cache;
 use crate::config::ancestor_of;
 use crate::read::Flight;
 use crate::rope::Rope;
@@ -137,7 +138,7 @@ impl Blob {
         .await?;
         let pieces = usize::try_from(config.cache_bytes_max / (64 * 1024)).unwrap_or(usize::MAX).clamp(1024, 1 << 20);
         let inner = Arc::new(Inner {
-            cache: Cache::with_weighter(pieces, config.cache_bytes_max, PieceWeight),
+            cache: cache(pieces, config.cache_bytes_max, PieceWeight),
             kind,
             folder,
             state: Mutex::new(state),

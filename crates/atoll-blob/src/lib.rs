@@ -10,6 +10,7 @@
 //! segment, without I/O), `staging` (files), `upload` (background work), `read`.
 
 mod blob;
+mod cache;
 mod config;
 mod objects;
 mod pack;
@@ -21,6 +22,7 @@ mod state;
 mod upload;
 
 pub use blob::Blob;
+pub use cache::cache;
 pub use config::{Ancestor, BlobConfig, BlobStatistics, Compression, Recovered, Staging};
 pub use objects::list;
 pub use readahead::Readahead;

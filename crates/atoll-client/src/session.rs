@@ -701,6 +701,10 @@ impl Session {
                         }
                     };
                     tokio::select! { _ = receive => {}, _ = pump(writer, bulk_queue) => {} }
+                    // A server that has heard the goodbye ends both lanes; its answer comes on the other one.
+                    if self.state.lock().closed {
+                        std::future::pending().await
+                    }
                 }
             }
         };
@@ -1264,9 +1268,79 @@ impl Admin {
 
 #[cfg(test)]
 mod tests {
+    use atoll_wire::{FRAME_BYTES_MAX, Welcome};
+    use tokio::io::{AsyncReadExt, DuplexStream};
+
     use super::*;
+    use crate::connection::{Reading, Writing};
+    use crate::{Dialer, ServerAddress};
 
     const FILE: InodeId = InodeId(7);
+
+    /// A lane, as the server has it.
+    struct Served {
+        stream: DuplexStream,
+        received: BytesMut,
+    }
+
+    impl Served {
+        /// Answer the introduction.
+        async fn welcome(stream: DuplexStream) -> Served {
+            let mut lane = Served { stream, received: BytesMut::new() };
+            atoll_wire::decode_hello(&lane.next().await).unwrap();
+            let since = Issue(0);
+            let journal = JournalPosition(0);
+            let (resume, resumed, read_only) = (None, false, false);
+            let welcome = Welcome { features: 0, resume, resumed, instance: 1, since, journal, read_only };
+            lane.send(&Response::Welcome(welcome)).await;
+            lane
+        }
+
+        async fn next(&mut self) -> bytes::Bytes {
+            loop {
+                if let Some((_, body)) = atoll_wire::next_frame(&mut self.received, FRAME_BYTES_MAX).unwrap() {
+                    return body;
+                }
+                assert_ne!(self.stream.read_buf(&mut self.received).await.unwrap(), 0);
+            }
+        }
+
+        async fn send(&mut self, response: &Response) {
+            let mut bytes = BytesMut::new();
+            atoll_wire::encode(0, response, &mut bytes).unwrap();
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_is_answered_although_the_other_lane_ends_first() {
+        let (dialed, mut streams) = mpsc::unbounded_channel();
+        let dialer: Dialer = Arc::new(move || {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let _ = dialed.send(theirs);
+            let (reader, writer) = tokio::io::split(ours);
+            Box::pin(async move { Ok((Box::new(reader) as Reading, Box::new(writer) as Writing)) })
+        });
+        let address = ServerAddress::Unix("nowhere".into());
+        let config = ClientConfig { dialer: Some(dialer), ..ClientConfig::new(address) };
+        let server = tokio::spawn(async move {
+            let mut control = Served::welcome(streams.recv().await.unwrap()).await;
+            let bulk = Served::welcome(streams.recv().await.unwrap()).await;
+            assert_eq!(atoll_wire::decode::<Request>(&control.next().await).unwrap(), Request::Goodbye);
+            drop(bulk);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            control.send(&Response::Ended).await;
+            control
+        });
+        let session = Session::open(config, "v").await.unwrap();
+        while session.state.lock().bulk.is_none() {
+            tokio::task::yield_now().await;
+        }
+        let start = Instant::now();
+        session.close().await;
+        assert!(start.elapsed() < GOODBYE_TIMEOUT, "the answer was not heard");
+        server.await.unwrap();
+    }
 
     #[test]
     fn what_must_not_be_executed_twice_is_numbered() {

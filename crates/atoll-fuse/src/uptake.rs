@@ -42,6 +42,8 @@ const RUN_NANOS: u64 = 1_000_000;
 const DISPUTE: Duration = Duration::from_secs(3);
 /// Most inodes that are known to be in dispute.
 const DISPUTED_MAX: usize = 4096;
+/// How often it is looked for such as are in dispute no more, when there are that many.
+const CLEAR_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the kernel calls every thread that this process cannot see.
 const UNSEEN: u32 = 0;
@@ -106,6 +108,8 @@ struct State {
     threads: FxHashMap<u32, InodeId>,
     /// When attributes were last found to be old.
     disputed: FxHashMap<InodeId, Instant>,
+    /// When `disputed` was full and those were dropped that are in dispute no more.
+    cleared: Option<Instant>,
     is_looking: bool,
 }
 
@@ -118,6 +122,19 @@ pub(crate) struct Uptake {
 }
 
 impl State {
+    /// An inode is in dispute from now on, if there is room. A mount that gives up thousands of inodes in a row says so
+    /// of each: a full table is not gone through for every one.
+    fn dispute(&mut self, inode: InodeId, now: Instant) {
+        let is_full = self.disputed.len() >= DISPUTED_MAX;
+        if is_full && self.cleared.is_none_or(|cleared| now.duration_since(cleared) >= CLEAR_INTERVAL) {
+            self.disputed.retain(|_, since| now.duration_since(*since) < DISPUTE);
+            self.cleared = Some(now);
+        }
+        if self.disputed.len() < DISPUTED_MAX {
+            self.disputed.insert(inode, now);
+        }
+    }
+
     fn leads(&mut self, inode: InodeId, thread: u32, writes: bool, settles: bool) {
         let before = self.leads.remove(&inode);
         let (mut takers, mut waiting) = (Vec::new(), Vec::new());
@@ -291,12 +308,7 @@ impl Uptake {
             if let Some(lead) = state.leads.get_mut(&inode) {
                 lead.settles = false;
             }
-            if state.disputed.len() >= DISPUTED_MAX {
-                state.disputed.retain(|_, since| since.elapsed() < DISPUTE);
-            }
-            if state.disputed.len() < DISPUTED_MAX {
-                state.disputed.insert(inode, Instant::now());
-            }
+            state.dispute(inode, Instant::now());
             state.behind.entry(inode).or_default().is_none()
         })
     }
@@ -388,6 +400,21 @@ mod tests {
         uptake.heard_of(1);
         assert_eq!((tells(&uptake, 1), tells(&uptake, 2)), (Turn::Free, Turn::Free));
         assert!(!uptake.is_active());
+    }
+
+    #[test]
+    fn inodes_in_dispute_are_bounded_and_a_full_table_is_not_gone_through_for_each() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let inodes = |from: u64| (from..from + 2 * DISPUTED_MAX as u64).map(InodeId);
+        inodes(0).for_each(|inode| state.dispute(inode, start));
+        assert_eq!((state.disputed.len(), state.cleared), (DISPUTED_MAX, Some(start)));
+        let soon = start + CLEAR_INTERVAL / 2;
+        inodes(1 << 32).for_each(|inode| state.dispute(inode, soon));
+        assert_eq!((state.disputed.len(), state.cleared), (DISPUTED_MAX, Some(start)));
+        let late = start + DISPUTE;
+        inodes(2 << 32).for_each(|inode| state.dispute(inode, late));
+        assert_eq!((state.disputed.len(), state.cleared), (DISPUTED_MAX, Some(late)));
+        assert!(state.disputed.values().all(|since| *since == late), "nothing else is in dispute");
     }
 
     #[test]
