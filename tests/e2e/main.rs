@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod care;
+mod clocks;
 mod coherence;
 mod cold;
 mod crash;

@@ -6,6 +6,7 @@
 
 mod bind;
 mod checkpoints;
+mod clock;
 mod frozen;
 mod garbage;
 mod log;

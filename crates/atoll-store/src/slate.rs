@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::bind;
 use crate::checkpoints::Checkpoints;
+use crate::clock::Clock;
 use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
 use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Sealing, Store, StoreError};
@@ -195,12 +196,18 @@ impl SlateStore {
             compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
-        let mut db = Db::builder(config.database(), config.root.store.clone()).with_settings(settings);
+        let clock = Arc::new(Clock::default());
+        let mut db = Db::builder(config.database(), config.root.store.clone())
+            .with_settings(settings)
+            .with_system_clock(clock.clone());
         if let Some(sealing) = &config.sealing {
             db = db.with_block_transformer(sealing.blocks());
         }
         let db = Arc::new(db.build().await.map_err(db_error)?);
-        let applied = number(db.get(APPLIED).await.map_err(db_error)?)?;
+        // Every commit has it, so it tells when the newest one was made.
+        let newest = db.get_key_value(APPLIED).await.map_err(db_error)?;
+        newest.iter().for_each(|newest| clock.must_be_at(newest.create_ts));
+        let applied = number(newest.map(|newest| newest.value))?;
         let mut epoch = number(db.get(EPOCH).await.map_err(db_error)?)?;
         let (log, records) = match log.zip(id) {
             Some((log, id)) => {
