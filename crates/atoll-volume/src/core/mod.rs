@@ -8,6 +8,7 @@
 //! Start with [`Core::inode`] (how things are found) and [`Core::cut`] (how
 //! changes leave for the store).
 
+mod adopting;
 mod attributes;
 mod claims;
 mod compaction;
@@ -40,10 +41,10 @@ use crate::extents::{Changes, ExtentMap};
 use crate::format::{self, Counters, Dentry, InodeRecord, KeyRange, Quota, SegmentRecord, SegmentState};
 use crate::sessions::SessionRecord;
 
+pub(crate) use adopting::{Found, is_same_version, kind_of};
 pub(crate) use claims::Asked;
 pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
-pub(crate) use linked::{Found, is_same_version, kind_of};
 pub(crate) use listing::{Listing, entry};
 pub(crate) use publishing::{Content, Job};
 pub(crate) use unheard::{Unheard, UnheardChanges};
@@ -264,7 +265,7 @@ impl Core {
         if record.links == 0 { Err(Errno::ENOENT.into()) } else { Ok(record) }
     }
 
-    fn dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
+    pub fn dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
         self.directory(parent)?;
         let cached = self.inode(parent)?;
         let directory = cached.directory.get_or_insert_default();

@@ -30,10 +30,6 @@ impl Core {
         self.attributes(dentry.inode)
     }
 
-    pub fn find_dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
-        self.dentry(parent, name)
-    }
-
     /// What a name stands for.
     pub fn lookup_dentry(&mut self, parent: InodeId, name: &Name) -> Step<Option<(InodeId, FileKind)>> {
         Ok(self.dentry(parent, name)?.map(|dentry| (dentry.inode, dentry.kind)))
@@ -277,18 +273,8 @@ impl Core {
         if self.directory(inode)?.size > 0 { Err(Errno::ENOTEMPTY.into()) } else { Ok(()) }
     }
 
-    /// Load what [`Core::lose_found`] will touch.
-    pub(super) fn gather_loss_of_found(&mut self, dentry: Dentry) -> Step<()> {
-        self.gather_drop(dentry)
-    }
-
-    /// What the bucket has no more loses its name.
-    pub(super) fn lose_found(&mut self, dentry: Dentry) {
-        self.drop_link(dentry);
-    }
-
     /// Load what [`Core::drop_link`] will touch.
-    fn gather_drop(&mut self, dentry: Dentry) -> Step<()> {
+    pub(super) fn gather_drop(&mut self, dentry: Dentry) -> Step<()> {
         let record = self.record(dentry.inode)?;
         let last = record.links <= 1 || dentry.kind == FileKind::Directory;
         if last && !self.lingers && !self.opens.contains_key(&dentry.inode) {
@@ -306,7 +292,7 @@ impl Core {
     }
 
     /// One name less; the last one frees the inode, or orphans it while it is open.
-    fn drop_link(&mut self, dentry: Dentry) {
+    pub(super) fn drop_link(&mut self, dentry: Dentry) {
         let now = self.now();
         let mut left = 0;
         self.change(dentry.inode, |record| {

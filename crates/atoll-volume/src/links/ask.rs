@@ -102,15 +102,16 @@ impl Volume {
         self.inner.links.open(link, &settings)
     }
 
+    /// `None` when the volume knows best, or the operation says itself what is wrong.
+    async fn unsure(&self, parent: InodeId, name: &Name) -> Result<Option<Unsure>, Errno> {
+        match self.alone(|core| core.unsure(parent, name)).await {
+            Err(Errno::ENOTDIR | Errno::ESTALE) => Ok(None),
+            other => other,
+        }
+    }
+
     async fn freshen_name(&self, parent: InodeId, name: &Name) -> Result<(), Errno> {
-        let is_unsure = |volume: Volume| async move {
-            match volume.alone(|core| core.unsure(parent, name)).await {
-                // The operation says so itself.
-                Err(Errno::ENOTDIR | Errno::ESTALE) => Ok(None),
-                other => other,
-            }
-        };
-        if is_unsure(self.clone()).await?.is_none() {
+        if self.unsure(parent, name).await?.is_none() {
             return Ok(());
         }
         let checks = &self.inner.links.checks;
@@ -122,7 +123,7 @@ impl Volume {
                 return Ok(());
             }
             let begins = checks.moment();
-            let Some(unsure) = is_unsure(self.clone()).await? else { return Ok(()) };
+            let Some(unsure) = self.unsure(parent, name).await? else { return Ok(()) };
             self.ask_name(parent, name, unsure).await.inspect_err(|errno| {
                 tracing::debug!(%parent, ?name, %errno, "cannot ask the bucket for a name");
             })?;

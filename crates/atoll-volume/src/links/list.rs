@@ -221,9 +221,8 @@ impl Volume {
             }
         }
         let needs = known.values().map(|dentry| Need::Inode(dentry.inode));
-        stream::iter(needs)
-            .for_each_concurrent(LOADS, |need| async { self.load(need).await.unwrap_or_default() })
-            .await;
+        // What cannot be loaded is told by the step that needs it.
+        stream::iter(needs).for_each_concurrent(LOADS, |need| async { _ = self.load(need).await }).await;
 
         let mut names: BTreeMap<Bytes, Name> = BTreeMap::new();
         for together in shows.chunks(TOGETHER) {
@@ -345,7 +344,7 @@ fn key_before(at: &Bytes) -> ObjectKey {
 
 impl Core {
     fn named_entry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
-        match self.find_dentry(parent, name) {
+        match self.dentry(parent, name) {
             Err(Stop::Error(_)) => Ok(None),
             other => other,
         }

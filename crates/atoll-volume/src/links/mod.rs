@@ -1,13 +1,17 @@
 //! Linked directories: what a bucket holds is a file, and what is written becomes an object.
 //!
 //! `record` is what is stored, `core::linked` and `core::publishing` the rules; here is what asks the bucket: `ask` for one name, `list` for
-//! a directory, `objects` for bytes, and `publish` writes, copies and deletes.
+//! a directory, `objects` for bytes. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`.
 
 mod ask;
+mod conflicts;
 mod list;
+mod moving;
 mod objects;
 mod publish;
 pub(crate) mod record;
+mod settle;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

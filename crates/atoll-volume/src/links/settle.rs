@@ -1,0 +1,132 @@
+//! What one unpublished inode needs is done, until it needs nothing more or something else must be done before.
+
+use std::collections::BTreeMap;
+
+use atoll_blob::Location;
+use atoll_types::{ByteRange, Errno, InodeId};
+
+use super::publish::{Failed, Task, Trouble};
+use super::record::BaseObject;
+use super::write::Writing;
+use crate::core::Job;
+use crate::extents::ExtentMap;
+use crate::rebase;
+use crate::volume::Volume;
+
+/// Most bytes that are read and stored at once when an object's bytes come into the volume.
+const LOCAL_BYTES: u64 = 1 << 20;
+/// After so many pauses of [`PAUSE_WAIT`] two may wait for each other.
+const STUCK: u32 = 5;
+/// A larger object that is replaced while a file without a name is open that it was: reads of that fail.
+const HELD_BYTES_MAX: u64 = 64 << 20;
+/// Times that a publication is begun anew, when the bucket is not as it was taken for.
+const ATTEMPTS: usize = 5;
+
+impl Volume {
+    /// Do what the inode needs.
+    pub(super) async fn settle(&self, inode: InodeId) -> Result<(), Trouble> {
+        let is_stuck = self.is_stuck(inode);
+        for _ in 0..ATTEMPTS {
+            let job = self.alone(|core| core.plan_publication(inode)).await?;
+            let again = match job {
+                Job::Settled => {
+                    self.inner.shared.core.lock().publish_settled(inode);
+                    false
+                }
+                Job::Wait(why) => return Err(Trouble::Wait(why)),
+                Job::WaitFor(holder) => {
+                    // Stuck, both may wait for each other: then this one is to need its object no more.
+                    let is_free = self.release(holder).await? || is_stuck && self.localise_whole(inode).await?;
+                    if !is_free {
+                        return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
+                    }
+                    true
+                }
+                Job::Directory => {
+                    self.move_directory(inode, is_stuck).await?;
+                    false
+                }
+                Job::Localise { link, base, map } => {
+                    self.localise(inode, link, &base, &map).await?;
+                    false
+                }
+                Job::Write { link, key, name, base, content, condition } => {
+                    let work = Writing { inode, link, key: &key, name: &name, base: base.as_ref(), content: &content };
+                    self.write_object(work, &condition).await?
+                }
+                Job::Copy { link, key, base, content, condition } => {
+                    self.copy_object(inode, link, &key, &base, content.as_ref(), &condition).await?
+                }
+            };
+            if !again {
+                return Ok(());
+            }
+        }
+        Err(Trouble::Wait("the bucket changes all the time"))
+    }
+
+    /// Whether it waits for something else for so long that each may wait for the other.
+    pub(super) fn is_stuck(&self, inode: InodeId) -> bool {
+        let failed = self.inner.links.failed.lock();
+        let waits = |failed: &Failed| matches!(failed.trouble, Trouble::Wait(_)) && failed.attempts >= STUCK;
+        failed.get(&Task::Publish(inode)).is_some_and(waits)
+    }
+
+    /// An open file without a name holds an object no more. False when it is another kind of holder.
+    pub(super) async fn release(&self, holder: InodeId) -> Result<bool, Trouble> {
+        let Some((link, object, map)) = self.alone(|core| core.plan_release(holder)).await? else { return Ok(false) };
+        // Of a version with a number it can still be read.
+        if object.version.id.is_none() && object.size <= HELD_BYTES_MAX {
+            match self.localise(holder, link, &object, &map).await {
+                Ok(()) => return Ok(true),
+                // It is not there any more.
+                Err(Trouble::Errno(Errno::ESTALE)) => {}
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        self.inner.shared.core.lock().release_gone(link, &object.key, holder);
+        Ok(true)
+    }
+
+    pub(super) async fn localise_whole(&self, inode: InodeId) -> Result<bool, Trouble> {
+        let plan = self
+            .alone(|core| {
+                let content = core.content(inode)?;
+                let linked = core.linked(inode)?.cloned();
+                Ok(linked.and_then(|linked| Some((linked.link, linked.object?, content.map))))
+            })
+            .await?;
+        let Some((link, object, map)) = plan else { return Ok(false) };
+        self.localise(inode, link, &object, &map).await?;
+        Ok(true)
+    }
+
+    /// Bytes of an object come into the volume.
+    pub(super) async fn localise(
+        &self,
+        inode: InodeId,
+        link: InodeId,
+        base: &BaseObject,
+        map: &ExtentMap,
+    ) -> Result<(), Trouble> {
+        let bucket = self.bucket(link)?;
+        let mut places: BTreeMap<u64, Location> = BTreeMap::new();
+        for (_, extent) in map.iter() {
+            let Some(range) = rebase::base_range(extent) else { continue };
+            let mut at = range.start;
+            while at < range.end {
+                let part = ByteRange::new(at, range.end.min(at + LOCAL_BYTES));
+                let read = self.inner.links.objects.read(&bucket, link, base, part).await;
+                let bytes = read.map_err(|error| Trouble::Errno(super::objects::bucket_errno(&error)))?;
+                for location in self.inner.shared.blob.append(bytes).await.map_err(|error| {
+                    tracing::error!(%error, "file data");
+                    Errno::EIO
+                })? {
+                    places.insert(at, location);
+                    at += u64::from(location.length);
+                }
+            }
+        }
+        Ok(self.alone(|core| core.localised(inode, base, &places)).await?)
+    }
+}
