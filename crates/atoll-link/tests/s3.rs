@@ -6,6 +6,7 @@ mod faulty_s3;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use aws_sdk_s3::{Client, config};
 use bytes::Bytes;
 use conformance::{ALL, Given, bytes, changed, conformance, create, headers, key, there, whole};
 use faulty_s3::{Fault, Proxy};
+use tokio::sync::Notify;
 
 /// The first start may install the server.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -323,17 +325,21 @@ async fn who_may_not_is_told_at_once() {
     assert!(proxy.requests() <= 3);
 }
 
-/// Gives parts for ever, or none any more after the first ones.
-struct Stalled(u32);
+/// Gives so many parts, and then none, for ever.
+struct Stalled {
+    left: u32,
+    stalls: Arc<Notify>,
+}
 
 #[async_trait]
 impl PartSource for Stalled {
     async fn next(&mut self) -> Result<Option<Part>, BucketError> {
-        if self.0 == 0 {
+        if self.left == 0 {
+            self.stalls.notify_one();
             return std::future::pending().await;
         }
-        self.0 -= 1;
-        Ok(Some(Part::Bytes(bytes(5 << 20, self.0))))
+        self.left -= 1;
+        Ok(Some(Part::Bytes(bytes(5 << 20, self.left))))
     }
 }
 
@@ -343,17 +349,15 @@ async fn an_upload_that_nobody_waits_for_is_aborted() {
     let bucket = server.bucket("bucket");
     bucket.probe(&key("")).await.unwrap();
     let (at, headers) = (key("object"), headers("1"));
-    let mut source = Stalled(2);
+    let stalls = Arc::new(Notify::new());
+    let mut source = Stalled { left: 2, stalls: stalls.clone() };
     let writing = bucket.put_parts(&at, &mut source, &headers, &Condition::Absent);
-    let begun = async {
-        while server.unfinished_uploads().await == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
+    // By then the server has told the upload's name.
     tokio::select! {
         outcome = writing => panic!("{outcome:?}"),
-        () = begun => {}
+        () = stalls.notified() => {}
     }
+    assert_eq!(server.unfinished_uploads().await, 1);
     let end = Instant::now() + PATIENCE;
     while server.unfinished_uploads().await > 0 {
         assert!(Instant::now() < end, "the upload is still there");

@@ -960,9 +960,13 @@ mod tests {
             target: Bytes::from_static(b"to"),
         };
         assert_eq!(InodeRecord::decode(&record.encode()).unwrap(), record);
-        let (new, at) = (record.encode(), 101);
-        let of_old = Bytes::from([&[WITHOUT_QUOTA_ROOTS], &new[1..at], &new[at + 9..]].concat());
-        let without = InodeRecord { quota_root: InodeId::NONE, strays: false, ..record };
+        let without = InodeRecord { linked: None, ..record };
+        // What a version has before `linked` was there, and before quota roots were.
+        let (new, at) = (without.encode(), 101);
+        let of_old = Bytes::from([&[WITHOUT_LINKS], &new[1..at + 9], &new[at + 11..]].concat());
+        assert_eq!(InodeRecord::decode(&of_old).unwrap(), without);
+        let of_old = Bytes::from([&[WITHOUT_QUOTA_ROOTS], &new[1..at], &new[at + 11..]].concat());
+        let without = InodeRecord { quota_root: InodeId::NONE, strays: false, ..without };
         assert_eq!(InodeRecord::decode(&of_old).unwrap(), without);
         let name = Name::new(&b"n"[..]).unwrap();
         assert_eq!(

@@ -24,6 +24,9 @@ use crate::format::{self, Dentry, InodeRecord};
 use crate::links::record::{BaseObject, Dirty, Gone, Linked, Was};
 use crate::rebase;
 
+/// Most files that are remembered to have begun an object at one key.
+const ATTEMPTS_KEPT: usize = 64;
+
 /// Since when an inode is not as its object is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
@@ -407,7 +410,7 @@ impl Core {
         let (link, object) = (linked.link, linked.object.clone());
         self.leave_attempt(inode);
         if let Some(BaseObject { key, version, .. }) = object {
-            self.put_gone(link, key, Gone { was: Was::Object(version), of: inode, holder: Some(inode) });
+            self.put_gone(link, key, Gone { was: Was::Object(version), of: vec![inode], holder: Some(inode) });
         }
         self.change_linked(inode, |linked| linked.home = None);
         // Its bytes are still those of the object, which is to go.
@@ -446,12 +449,17 @@ impl Core {
     }
 
     /// Where it was begun to be written, there may be an object that is not to be seen.
-    fn leave_attempt(&mut self, inode: InodeId) {
+    pub(super) fn leave_attempt(&mut self, inode: InodeId) {
         let Some(linked) = self.inodes.get(&inode).and_then(|cached| cached.record.linked.as_ref()) else { return };
         let link = linked.link;
         let Some(key) = linked.begun.clone() else { return };
-        if linked.object.as_ref().is_none_or(|object| object.key != key) && !self.links.is_gone(link, &key) {
-            self.put_gone(link, key, Gone { was: Was::Attempt, of: inode, holder: None });
+        if linked.object.as_ref().is_none_or(|object| object.key != key) {
+            let known = self.links.gone.get(&(link, key.clone())).cloned();
+            let mut gone = known.unwrap_or(Gone { was: Was::Attempt, of: Vec::new(), holder: None });
+            if !gone.of.contains(&inode) && gone.of.len() < ATTEMPTS_KEPT {
+                gone.of.push(inode);
+            }
+            self.put_gone(link, key, gone);
         }
         self.change_linked(inode, |linked| linked.begun = None);
     }
@@ -483,7 +491,11 @@ impl Core {
                         self.publish_settled(inode);
                     }
                     (Some(from), _) => {
-                        self.put_gone(link, from.key, Gone { was: Was::Directory, of: inode, holder: Some(inode) });
+                        self.put_gone(
+                            link,
+                            from.key,
+                            Gone { was: Was::Directory, of: vec![inode], holder: Some(inode) },
+                        );
                         self.unpublish(inode);
                     }
                     (None, Some(to)) if self.links.gone_above(link, &to.key).is_none() => {
@@ -513,7 +525,7 @@ impl Core {
                         }
                     }
                     (Some(object), _) => {
-                        let gone = Gone { was: Was::Object(object.version), of: inode, holder: Some(inode) };
+                        let gone = Gone { was: Was::Object(object.version), of: vec![inode], holder: Some(inode) };
                         self.put_gone(link, object.key, gone);
                         self.unpublish(inode);
                     }

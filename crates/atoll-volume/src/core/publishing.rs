@@ -133,6 +133,7 @@ impl Core {
         if linked.begun.as_ref() == Some(key) || linked.object.as_ref().is_some_and(|object| object.key == *key) {
             return Ok(None);
         }
+        self.leave_attempt(inode);
         self.change_linked(inode, |linked| linked.begun = Some(key.clone()));
         self.order();
         Ok(Some(self.ordered()))
@@ -148,7 +149,7 @@ impl Core {
         content: Option<&Content>,
     ) -> Step<()> {
         let orphaned = |core: &mut Core, holder| {
-            core.put_gone(link, key.clone(), Gone { was: Was::Object(version.clone()), of: inode, holder });
+            core.put_gone(link, key.clone(), Gone { was: Was::Object(version.clone()), of: vec![inode], holder });
             core.links.touch(link, key);
             core.order();
         };
@@ -221,7 +222,7 @@ impl Core {
             self.put_gone(
                 link,
                 key.clone(),
-                Gone { was: Was::Object(version.clone()), of: inode, holder: Some(inode) },
+                Gone { was: Was::Object(version.clone()), of: vec![inode], holder: Some(inode) },
             );
         } else if dirty == Dirty::No {
             self.publish_settled(inode);
@@ -235,7 +236,7 @@ impl Core {
         let Some(old) = linked.object.as_ref().filter(|old| old.key != *key) else { return };
         let gone = self.links.gone.get(&(linked.link, old.key.clone()));
         if gone.is_none_or(|gone| gone.holder == Some(inode)) {
-            let gone = Gone { was: Was::Object(old.version.clone()), of: inode, holder: None };
+            let gone = Gone { was: Was::Object(old.version.clone()), of: vec![inode], holder: None };
             self.put_gone(linked.link, old.key.clone(), gone);
         }
     }
@@ -315,11 +316,14 @@ impl Core {
     pub fn hold_object(&mut self, inode: InodeId) -> Step<()> {
         let key = self.key_of(inode)?;
         let Some(linked) = self.linked(inode)?.cloned() else { return Ok(()) };
+        if linked.begun != key {
+            self.leave_attempt(inode);
+        }
         if let Some(object) = linked.object
             && key.as_ref() != Some(&object.key)
             && !self.links.is_gone(linked.link, &object.key)
         {
-            let gone = Gone { was: Was::Object(object.version), of: inode, holder: Some(inode) };
+            let gone = Gone { was: Was::Object(object.version), of: vec![inode], holder: Some(inode) };
             self.put_gone(linked.link, object.key, gone);
             self.order();
         }
@@ -401,7 +405,7 @@ impl Core {
             self.put_gone(
                 linked.link,
                 to.key.clone(),
-                Gone { was: Was::Directory, of: directory, holder: Some(directory) },
+                Gone { was: Was::Directory, of: vec![directory], holder: Some(directory) },
             );
         }
         self.order();

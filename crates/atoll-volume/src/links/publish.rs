@@ -246,12 +246,14 @@ impl Volume {
     }
 
     async fn delete_gone(&self, link: InodeId, key: &ObjectKey) -> Result<(), Trouble> {
-        let gone = {
+        let (gone, ordered) = {
             let core = self.inner.shared.core.lock();
             let gone = core.links.gone.get(&(link, key.clone()));
-            gone.filter(|gone| core.may_delete(link, key, gone)).cloned()
+            (gone.filter(|gone| core.may_delete(link, key, gone)).cloned(), core.ordered())
         };
         let Some(gone) = gone else { return Ok(()) };
+        // After a crash, the object may be needed that a copy, or bytes in the volume, were to take the place of.
+        self.until_durable(ordered).await?;
         let bucket = self.bucket(link)?;
         let is_deleted = match &gone.was {
             Was::Object(version) => match bucket.delete(key, version).await {
@@ -263,7 +265,7 @@ impl Volume {
         };
         if !is_deleted
             && let Head::Object(info) = bucket.head(key, None).await?
-            && self.is_generation_of(gone.of, &info)
+            && gone.of.iter().any(|&inode| self.is_generation_of(inode, &info))
         {
             // Ours, and a crash came before it was noted. Another one's stays.
             match bucket.delete(key, &info.version).await {

@@ -65,8 +65,8 @@ impl Linked {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gone {
     pub was: Was,
-    /// Whose it was.
-    pub of: InodeId,
+    /// Whose it was, and who may have begun to write over it.
+    pub of: Vec<InodeId>,
     /// Whose bytes it still is, or what it still holds: it stays until they are elsewhere.
     pub holder: Option<InodeId>,
 }
