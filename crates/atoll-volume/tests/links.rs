@@ -370,3 +370,19 @@ async fn a_large_object_is_rewritten_with_the_parts_that_changed() {
     assert!(site.requests(RequestKind::CopyPart) >= 2, "{:?}", site.bucket.requests());
     assert!(site.requests(RequestKind::Get) <= 12, "{:?}", site.bucket.requests());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_linked_directory_may_be_called_otherwise() {
+    let site = Site::new().await;
+    site.put("p/a", "1");
+    let volume = site.open().await;
+    let directory = make_directory(&volume, ROOT, "link").await;
+    volume.link(directory, LinkSettings::parse("s3://data/p").unwrap()).await.unwrap();
+    rename(&volume, ROOT, "link", ROOT, "other", RenameMode::Replace).await;
+    assert_eq!(read_path(&volume, "other/a").await.unwrap(), "1");
+    write(&volume, directory, "b", "2").await;
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("p/a", "1"), ("p/b", "2")]));
+    let remove = Operation::RemoveDirectory { parent: ROOT, name: name("other") };
+    assert!(matches!(ask(&volume, remove).await, Err(Errno::EBUSY | Errno::ENOTEMPTY)));
+}

@@ -244,7 +244,12 @@ impl Core {
     }
 
     /// The object, or what is below, is not shown any more.
-    pub fn put_gone(&mut self, link: InodeId, key: ObjectKey, gone: Gone) {
+    pub fn put_gone(&mut self, link: InodeId, key: ObjectKey, mut gone: Gone) {
+        if let Some(known) = self.links.gone.get(&(link, key.clone())) {
+            let others = known.of.iter().filter(|inode| !gone.of.contains(inode)).take(ATTEMPTS_KEPT);
+            let others: Vec<InodeId> = others.copied().collect();
+            gone.of.extend(others);
+        }
         self.write_gone(link, key, Some(gone));
     }
 
@@ -431,10 +436,21 @@ impl Core {
         if let Some(object) = &linked.object {
             self.release_gone(linked.link, &object.key, inode);
         }
-        if let Some(prefix) = &linked.prefix
-            && self.links.gone.get(&(linked.link, prefix.key.clone())).is_some_and(|gone| gone.holder == Some(inode))
-        {
-            self.drop_gone(linked.link, &prefix.key);
+        if linked.prefix.is_some() {
+            self.drop_places(linked.link, inode);
+        }
+    }
+
+    /// A directory has nothing any more where it was moved from.
+    pub(super) fn drop_places(&mut self, link: InodeId, directory: InodeId) {
+        let held = self
+            .links
+            .gone
+            .iter()
+            .filter(|((of, _), gone)| *of == link && gone.is_directory() && gone.holder == Some(directory));
+        let held: Vec<ObjectKey> = held.map(|((_, key), _)| key.clone()).collect();
+        for key in held {
+            self.drop_gone(link, &key);
         }
     }
 
@@ -470,6 +486,10 @@ impl Core {
         let Some(cached) = self.inodes.get(&inode) else { return };
         let (kind, links) = (cached.record.kind(), cached.record.links);
         let Some(linked) = cached.record.linked.clone() else { return };
+        // A linked directory's keys do not depend on its own name.
+        if linked.link == inode {
+            return;
+        }
         if !linked.is_home(old.0, old.1) && (links > 1 && kind != FileKind::Directory) {
             return;
         }
@@ -483,26 +503,29 @@ impl Core {
                     linked.home = is_mapped.then_some(home);
                     linked.kept = true;
                 });
-                match (linked.prefix, to) {
-                    (Some(from), Some(to)) if from == to => {
-                        if self.links.gone.get(&(link, from.key.clone())).is_some_and(|g| g.holder == Some(inode)) {
-                            self.drop_gone(link, &from.key);
-                        }
-                        self.publish_settled(inode);
-                    }
-                    (Some(from), _) => {
-                        self.put_gone(
-                            link,
-                            from.key,
-                            Gone { was: Was::Directory, of: vec![inode], holder: Some(inode) },
-                        );
-                        self.unpublish(inode);
-                    }
-                    (None, Some(to)) if self.links.gone_above(link, &to.key).is_none() => {
-                        self.change_linked(inode, |linked| linked.prefix = Some(to));
-                    }
-                    (None, _) => {}
+                let held = |core: &Core, prefix: &Prefix| {
+                    core.links.gone.get(&(link, prefix.key.clone())).is_some_and(|gone| gone.holder == Some(inode))
+                };
+                if let Some(to) = &to
+                    && held(self, to)
+                {
+                    self.drop_gone(link, &to.key);
                 }
+                let Some(from) = linked.prefix else {
+                    match to {
+                        Some(to) if self.links.gone_above(link, &to.key).is_none() => {
+                            self.change_linked(inode, |linked| linked.prefix = Some(to));
+                        }
+                        _ => self.unpublish(inode),
+                    }
+                    return;
+                };
+                if Some(&from) == to.as_ref() {
+                    self.publish_settled(inode);
+                    return;
+                }
+                self.put_gone(link, from.key, Gone { was: Was::Directory, of: vec![inode], holder: Some(inode) });
+                self.unpublish(inode);
             }
             NewHome::File(to) => {
                 let is_file = matches!(kind, FileKind::Regular | FileKind::Symlink);
@@ -536,12 +559,23 @@ impl Core {
         }
     }
 
+    /// Whether objects below a directory are being moved since it was.
+    pub fn is_moving(&mut self, directory: InodeId) -> Step<bool> {
+        let is_unpublished = self.links.is_unpublished(directory);
+        let linked = self.linked(directory)?;
+        Ok(is_unpublished && linked.is_some_and(|linked| linked.home.is_some() && linked.prefix.is_some()))
+    }
+
     /// Where the object of a name belongs that is about to move. Changes nothing.
     pub(super) fn gather_move(&mut self, name: Dentry, new_parent: InodeId, new_name: &Name) -> Step<NewHome> {
         self.record(name.inode)?;
         let place = self.prefix_of(new_parent)?;
         Ok(match name.kind {
             FileKind::Directory => {
+                if self.is_moving(name.inode)? {
+                    // What is moved of it already lies where it was to be until now.
+                    return Err(Errno::EBUSY.into());
+                }
                 NewHome::Directory(place.and_then(|place| directory_prefix(&place, new_name.as_bytes()).ok()))
             }
             _ => NewHome::File(place.and_then(|place| object_key(&place, new_name.as_bytes()).ok())),

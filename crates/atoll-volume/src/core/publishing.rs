@@ -331,8 +331,13 @@ impl Core {
     }
 
     /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already. `away`: it is to make room for
-    /// others, wherever it goes.
-    pub fn plan_move(&mut self, directory: InodeId, away: bool) -> Step<Option<(InodeId, Prefix, Prefix)>> {
+    /// others, wherever it goes. `within`: of something that is moved, thus perhaps in part already.
+    pub fn plan_move(
+        &mut self,
+        directory: InodeId,
+        away: bool,
+        within: bool,
+    ) -> Step<Option<(InodeId, Prefix, Prefix)>> {
         let Some(linked) = self.linked(directory)?.cloned() else { return Ok(None) };
         let Some(to) = self.prefix_of(directory)? else { return Err(Errno::ENAMETOOLONG.into()) };
         if let Some(gone) = self.links.gone_above(linked.link, &to.key)
@@ -342,7 +347,9 @@ impl Core {
             return Err(Errno::EBUSY.into());
         }
         match linked.prefix {
-            Some(from) if from != to => Ok(Some((linked.link, from, to))),
+            Some(from) if from != to || self.links.is_unpublished(directory) || within => {
+                Ok(Some((linked.link, from, to)))
+            }
             Some(_) => {
                 self.publish_settled(directory);
                 Ok(None)
@@ -362,7 +369,7 @@ impl Core {
         if linked.prefix.as_ref() == Some(from) {
             self.change_linked(directory, |linked| linked.prefix = None);
             self.unpublish(directory);
-            self.drop_gone(linked.link, &from.key);
+            self.drop_places(linked.link, directory);
             self.links.touch(linked.link, &from.key);
             self.order();
         }
@@ -392,13 +399,12 @@ impl Core {
             return Ok(true);
         }
         self.change_linked(directory, |linked| linked.prefix = Some(to.clone()));
-        let gone = self.links.gone.get(&(linked.link, from.key.clone()));
-        if gone.is_some_and(|gone| gone.holder == Some(directory)) {
-            self.drop_gone(linked.link, &from.key);
+        let is_there = self.prefix_of(directory)?.as_ref() == Some(to);
+        if is_there {
+            self.drop_places(linked.link, directory);
         }
         self.links.touch(linked.link, &from.key);
         self.links.touch(linked.link, &to.key);
-        let is_there = self.prefix_of(directory)?.as_ref() == Some(to);
         if is_there {
             self.publish_settled(directory);
         } else {

@@ -86,6 +86,10 @@ impl Volume {
         match operation {
             Operation::Lookup { parent, name } => self.freshen_name(*parent, name).await,
             Operation::RemoveDirectory { parent, name } => self.freshen_emptiness(*parent, name).await,
+            Operation::Rename { parent, name, new_parent, new_name, .. } => {
+                self.until_moved(*parent, name).await?;
+                self.until_moved(*new_parent, new_name).await
+            }
             _ => Ok(()),
         }
     }
@@ -277,6 +281,22 @@ impl Volume {
         Ok(Found::Object { key, info, target })
     }
 
+    /// Before a directory is moved again: until its objects are where the last move has brought it, for a while.
+    async fn until_moved(&self, parent: InodeId, name: &Name) -> Result<(), Errno> {
+        let end = tokio::time::Instant::now() + MOVE_PATIENCE;
+        loop {
+            let moving = self.alone(|core| match core.lookup_dentry(parent, name)? {
+                Some((directory, FileKind::Directory)) => core.is_moving(directory),
+                _ => Ok(false),
+            });
+            // Whatever else is wrong, the operation says itself.
+            if !moving.await.unwrap_or_default() || tokio::time::Instant::now() >= end {
+                return Ok(());
+            }
+            self.inner.links.until_performed().await;
+        }
+    }
+
     /// Before a directory is removed: names below it that nobody has looked at count.
     async fn freshen_emptiness(&self, parent: InodeId, name: &Name) -> Result<(), Errno> {
         let found = self.alone(|core| core.lookup_dentry(parent, name)).await;
@@ -308,5 +328,7 @@ impl Volume {
     }
 }
 
+/// A directory that is moved again waits so long for the last move, and fails with `EBUSY` then.
+const MOVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// Enough to know that something is there, beside what is gone.
 const FIRST_KEYS: usize = 16;

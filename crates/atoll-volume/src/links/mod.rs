@@ -134,6 +134,11 @@ impl LinkService {
         Ok(bucket)
     }
 
+    /// Until something was published or deleted, or a moment has passed.
+    async fn until_performed(&self) {
+        let _ = tokio::time::timeout(WAIT, self.performed.notified()).await;
+    }
+
     fn count_conflict(&self, link: InodeId) {
         *self.conflicts.lock().entry(link).or_default() += 1;
     }

@@ -16,8 +16,8 @@ const MOVE_PAGE: usize = 1000;
 impl Volume {
     /// Copy what lies below a directory's old prefix to its new one, and delete it there. When it is `stuck`, its bytes come into the
     /// volume first: others wait for its old place, and it perhaps for theirs.
-    pub(super) async fn move_directory(&self, directory: InodeId, stuck: bool) -> Result<(), Trouble> {
-        let plan = self.alone(|core| core.plan_move(directory, stuck)).await;
+    pub(super) async fn move_directory(&self, directory: InodeId, stuck: bool, within: bool) -> Result<(), Trouble> {
+        let plan = self.alone(|core| core.plan_move(directory, stuck, within)).await;
         let plan = match plan {
             Err(Errno::ENAMETOOLONG) => {
                 return Err(Trouble::LocalOnly("the directory's path is too long, or no text, for a key".into()));
@@ -32,7 +32,17 @@ impl Volume {
             if let Some(Listed::Object(key, info)) = &page.marker {
                 self.move_marker(link, key, info, &to).await?;
             }
-            let moved = page.names.into_values().map(|name| self.move_child(directory, name, &from, stuck));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        // All of them are known by now; some may lie elsewhere, from a move before this one.
+        let mut after = 0;
+        loop {
+            let (entries, end) = self.list_from_store(directory, after, MOVE_PAGE).await?;
+            after = entries.last().map_or(after, |entry| entry.cookie);
+            let moved = entries.into_iter().map(|entry| self.move_child(directory, entry.name, stuck));
             let mut moved = stream::iter(moved).buffer_unordered(COPIES);
             let mut failed = None;
             while let Some(result) = moved.next().await {
@@ -41,12 +51,11 @@ impl Volume {
             if let Some(trouble) = failed {
                 return Err(trouble);
             }
-            match page.next {
-                Some(next) => after = Some(next),
-                None => break,
+            if end {
+                break;
             }
         }
-        if stuck {
+        if stuck && from != to {
             // Where it belongs is found next.
             return Ok(self.alone(|core| core.moved_away(directory, &from)).await?);
         }
@@ -57,38 +66,30 @@ impl Volume {
         }
     }
 
-    pub(super) async fn move_child(
-        &self,
-        directory: InodeId,
-        name: Name,
-        from: &Prefix,
-        stuck: bool,
-    ) -> Result<(), Trouble> {
+    async fn move_child(&self, directory: InodeId, name: Name, stuck: bool) -> Result<(), Trouble> {
         let found = self.alone(|core| core.lookup_dentry(directory, &name)).await?;
         let Some((inode, kind)) = found else { return Ok(()) };
-        if kind == FileKind::Directory {
-            // One that was made here, or has been moved, finds its place itself.
-            let prefix = self.alone(|core| Ok(core.linked(inode)?.and_then(|linked| linked.prefix.clone()))).await?;
-            let is_below = prefix.is_some_and(|prefix| prefix.key.as_str().starts_with(from.key.as_str()));
-            return if is_below { Box::pin(self.move_directory(inode, stuck)).await } else { Ok(()) };
-        }
-        // What was changed here is published on its own.
-        let is_clean = self
+        let (is_unpublished, has_place) = self
             .alone(|core| {
                 let is_unpublished = core.links.is_unpublished(inode);
                 let linked = core.linked(inode)?;
-                let object = linked.and_then(|linked| linked.object.as_ref());
-                let is_clean = !is_unpublished && object.is_some_and(|o| o.key.as_str().starts_with(from.key.as_str()));
-                if is_unpublished {
+                let is_home = linked.is_some_and(|linked| linked.is_home(directory, &name));
+                let has_place = linked.is_some_and(|linked| linked.prefix.is_some() || linked.object.is_some());
+                if is_unpublished && kind != FileKind::Directory {
+                    // It is published on its own.
                     core.hold_object(inode)?;
                 }
-                Ok(is_clean)
+                Ok((is_unpublished, has_place && is_home))
             })
             .await?;
-        match (is_clean, stuck) {
-            (false, _) => Ok(()),
-            (true, false) => Box::pin(self.settle(inode)).await,
-            (true, true) => self.localise_whole(inode).await.map(drop),
+        match (kind, is_unpublished) {
+            // One that is moved on its own finds its place itself, and until then this one's keys are kept from others.
+            (FileKind::Directory, true) if has_place => Err(Trouble::Wait("a directory below it is still being moved")),
+            (_, true) => Ok(()),
+            _ if !has_place => Ok(()),
+            (FileKind::Directory, false) => Box::pin(self.move_directory(inode, stuck, true)).await,
+            (_, false) if stuck => self.localise_whole(inode).await.map(drop),
+            (_, false) => Box::pin(self.settle(inode)).await,
         }
     }
 

@@ -43,7 +43,7 @@ impl Volume {
                     true
                 }
                 Job::Directory => {
-                    self.move_directory(inode, is_stuck).await?;
+                    self.move_directory(inode, is_stuck, false).await?;
                     false
                 }
                 Job::Localise { link, base, map } => {
