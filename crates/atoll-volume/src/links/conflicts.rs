@@ -5,7 +5,7 @@ use atoll_types::operation::RenameMode;
 use atoll_types::{Caller, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 
 use super::publish::Trouble;
-use super::record::BaseObject;
+use super::record::{BaseObject, Gone, Was};
 use super::write::Writing;
 use crate::core::Context;
 use crate::rebase;
@@ -25,6 +25,15 @@ impl Volume {
             self.alone(|core| core.forget_base(inode, link, key)).await?;
             return Ok(true);
         };
+        let gone = self.inner.shared.core.lock().links.gone.get(&(link, key.clone())).cloned();
+        if let Some(gone) = gone
+            && gone.of.iter().any(|&before| self.is_generation_of(before, &info))
+        {
+            // Written by us for a file that had this name before, and not noted.
+            let mut core = self.inner.shared.core.lock();
+            core.put_gone(link, key.clone(), Gone { was: Was::Object(info.version), ..gone });
+            return Ok(true);
+        }
         if self.is_generation_of(inode, &info) {
             self.alone(|core| core.adopt_base(inode, link, key, &info)).await?;
             return Ok(true);

@@ -72,14 +72,17 @@ impl Volume {
         let (is_unpublished, has_place) = self
             .alone(|core| {
                 let is_unpublished = core.links.is_unpublished(inode);
-                let linked = core.linked(inode)?;
+                let linked = core.linked(inode)?.cloned();
+                let linked = linked.as_ref();
                 let is_home = linked.is_some_and(|linked| linked.is_home(directory, &name));
                 let has_place = linked.is_some_and(|linked| linked.prefix.is_some() || linked.object.is_some());
                 if is_unpublished && kind != FileKind::Directory {
                     // It is published on its own.
                     core.hold_object(inode)?;
                 }
-                Ok((is_unpublished, has_place && is_home))
+                let object = linked.and_then(|linked| linked.object.clone());
+                let is_in_place = kind != FileKind::Directory && core.key_of(inode)? == object.map(|object| object.key);
+                Ok((is_unpublished, has_place && is_home && !is_in_place))
             })
             .await?;
         match (kind, is_unpublished) {
