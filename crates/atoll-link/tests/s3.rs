@@ -352,12 +352,15 @@ async fn an_upload_that_nobody_waits_for_is_aborted() {
     let stalls = Arc::new(Notify::new());
     let mut source = Stalled { left: 2, stalls: stalls.clone() };
     let writing = bucket.put_parts(&at, &mut source, &headers, &Condition::Absent);
-    // By then the server has told the upload's name.
+    // When it asks for the third part, it knows the upload's name.
+    let begun = async {
+        stalls.notified().await;
+        server.unfinished_uploads().await
+    };
     tokio::select! {
         outcome = writing => panic!("{outcome:?}"),
-        () = stalls.notified() => {}
+        uploads = begun => assert_eq!(uploads, 1),
     }
-    assert_eq!(server.unfinished_uploads().await, 1);
     let end = Instant::now() + PATIENCE;
     while server.unfinished_uploads().await > 0 {
         assert!(Instant::now() < end, "the upload is still there");
