@@ -8,7 +8,8 @@
 //! something from others earns shared rights only: what several clients use would go back and forth, each time after
 //! its holder has written back.
 //!
-//! Nothing is granted in a linked directory, where the bucket has the last word. Nothing is granted on the directories of the trash: files come there that nobody has asked about.
+//! Nothing is granted in a linked directory, where the bucket has the last word, and on the directories of the trash: files come
+//! there that nobody has asked about.
 //!
 //! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
 //! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. Only the holder itself can

@@ -93,6 +93,11 @@ impl Links {
         self.gone.contains_key(&(link, key.clone()))
     }
 
+    /// Whether it is gone, and the inode still needs it.
+    pub fn is_held_by(&self, link: InodeId, key: &ObjectKey, inode: InodeId) -> bool {
+        self.gone.get(&(link, key.clone())).is_some_and(|gone| gone.holder == Some(inode))
+    }
+
     /// The nearest gone directory that the key lies below, or is.
     pub fn gone_above(&self, link: InodeId, key: &ObjectKey) -> Option<&Gone> {
         let text = key.as_str();
@@ -175,8 +180,7 @@ impl Core {
             at = parent;
         };
         let Some(settings) = self.links.roots.get(&link) else { return Ok(None) };
-        let begin = settings.prefix.clone();
-        let mut prefix = if link == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) };
+        let mut prefix = prefix_of_link(link, settings);
         for name in names.iter().rev() {
             match directory_prefix(&prefix, name) {
                 Ok(next) => prefix = next,
@@ -231,16 +235,13 @@ impl Core {
     fn write_gone(&mut self, link: InodeId, key: ObjectKey, gone: Option<Gone>) {
         self.write(format::gone_key(link, &key), gone.as_ref().map(format::encode_gone));
         match gone {
-            Some(gone) => {
-                self.links.gone.insert((link, key), gone);
-                self.links.work.notify_one();
-            }
+            Some(gone) => drop(self.links.gone.insert((link, key), gone)),
             None => {
                 self.links.touch(link, &key);
                 self.links.gone.remove(&(link, key));
-                self.links.work.notify_one();
             }
         }
+        self.links.work.notify_one();
     }
 
     /// The object, or what is below, is not shown any more.
@@ -436,7 +437,10 @@ impl Core {
         if let Some(object) = &linked.object {
             self.release_gone(linked.link, &object.key, inode);
         }
-        if linked.prefix.is_some() {
+        // What it was moved from includes the one where it is listed.
+        if let Some(prefix) = &linked.prefix
+            && self.links.is_held_by(linked.link, &prefix.key, inode)
+        {
             self.drop_places(linked.link, inode);
         }
     }
@@ -503,11 +507,8 @@ impl Core {
                     linked.home = is_mapped.then_some(home);
                     linked.kept = true;
                 });
-                let held = |core: &Core, prefix: &Prefix| {
-                    core.links.gone.get(&(link, prefix.key.clone())).is_some_and(|gone| gone.holder == Some(inode))
-                };
                 if let Some(to) = &to
-                    && held(self, to)
+                    && self.links.is_held_by(link, &to.key, inode)
                 {
                     self.drop_gone(link, &to.key);
                 }
@@ -615,8 +616,7 @@ impl Core {
         if self.record(root)?.size > 0 {
             return Err(Errno::ENOTEMPTY.into());
         }
-        let begin = settings.prefix.clone();
-        let prefix = if root == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) };
+        let prefix = prefix_of_link(root, settings);
         let linked = Linked {
             link: root,
             home: None,
@@ -663,6 +663,12 @@ impl Core {
         self.vanish(parent, name, dentry);
         Ok(())
     }
+}
+
+/// How all keys of a link begin.
+fn prefix_of_link(root: InodeId, settings: &LinkSettings) -> Prefix {
+    let begin = settings.prefix.clone();
+    if root == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) }
 }
 
 /// Where the object of a moved name belongs; `None`: it can have none.

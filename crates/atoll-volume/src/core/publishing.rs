@@ -33,7 +33,7 @@ pub(crate) enum Job {
     Settled,
     /// Something else must be done before.
     Wait(&'static str),
-    /// The object that it is to replace still holds this file's bytes.
+    /// The object that it is to replace still holds the bytes of this other file.
     WaitFor(InodeId),
     Directory,
     /// Its object is to go, and its bytes are still there alone.
@@ -99,7 +99,7 @@ impl Core {
         }
         if is_own && linked.dirty == Dirty::No {
             // It came back to where its object is.
-            if self.links.gone.get(&(link, key.clone())).is_some_and(|gone| gone.holder == Some(inode)) {
+            if self.links.is_held_by(link, &key, inode) {
                 self.drop_gone(link, &key);
             }
             return Ok(Job::Settled);

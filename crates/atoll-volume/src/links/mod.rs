@@ -122,14 +122,17 @@ impl LinkService {
         self.is_used.store(true, Ordering::Release);
     }
 
+    fn connect(&self, settings: &LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> {
+        let connect = self.connect.get();
+        connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?(settings)
+    }
+
     fn open(&self, link: InodeId, settings: &LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> {
         let mut buckets = self.buckets.lock();
         if let Some(bucket) = buckets.get(&link) {
             return Ok(bucket.clone());
         }
-        let connect = self.connect.get();
-        let connect = connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?;
-        let bucket = connect(settings)?;
+        let bucket = self.connect(settings)?;
         buckets.insert(link, bucket.clone());
         Ok(bucket)
     }
@@ -173,9 +176,7 @@ impl Volume {
         self.admit().await?;
         self.refuse_within_link(directory).await?;
         // It answers, before anything is made of it.
-        let connect = self.inner.links.connect.get();
-        let connect = connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?;
-        connect(&settings)?.list(&settings.prefix, None, true, 1).await?;
+        self.inner.links.connect(&settings)?.list(&settings.prefix, None, true, 1).await?;
         self.inner.links.use_links();
         let claim = Claim { inode: directory, excludes: Rights::ALL };
         let began = self.excluding(claim, |core| core.begin_link(directory, &settings)).await;
