@@ -8,24 +8,28 @@ use std::sync::{Arc, OnceLock};
 
 use atoll_types::SegmentId;
 use atoll_types::limits::EXTENT_BYTES_MAX;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
-use object_store::ObjectStoreExt;
+use object_store::{GetOptions, GetResultPayload};
 use tokio::sync::Notify;
 
 use crate::blob::{Inner, PieceKey, blocking, count};
+use crate::readahead::{STEP_BYTES, WINDOW_BYTES_MAX};
 use crate::staging::failure;
 use crate::state::{Kind, Source};
 use crate::{Blob, BlobError, Location, Result, STORED_BYTES_MAX, pack};
 
-/// Pieces of one segment are fetched together up to this many bytes …
-const GROUP_BYTES_MAX: u32 = 4 << 20;
+/// Pieces of one segment are fetched together up to this many bytes, a step of reading ahead …
+const GROUP_BYTES_MAX: u32 = (STEP_BYTES as usize / EXTENT_BYTES_MAX * STORED_BYTES_MAX) as u32;
 /// … when no more than this lies unwanted between two of them.
 const GAP_BYTES_MAX: u32 = 64 * 1024;
 /// Groups of one call fetched at once.
 const FETCH_CONCURRENCY: usize = 16;
 /// Groups fetched ahead at once; hints beyond are dropped.
 const PREFETCH_GROUPS_MAX: usize = 32;
+/// Windows of readers for which the cache has room.
+const CACHE_WINDOWS: u64 = 8;
 
 /// A piece on its way from the store; everybody who wants it waits for the same request.
 #[derive(Default)]
@@ -162,6 +166,14 @@ impl Blob {
         pieces.iter().map(verified).collect()
     }
 
+    /// How far ahead one reader may be now: all of them share the cache, and the groups that are fetched ahead at once.
+    pub fn window_bytes_max(&self) -> u64 {
+        let busy = self.inner.prefetches.load(Ordering::Relaxed);
+        let groups = PREFETCH_GROUPS_MAX.saturating_sub(busy) as u64 / 2;
+        let window_max = (groups * STEP_BYTES).min(self.inner.config.cache_bytes_max / CACHE_WINDOWS);
+        window_max.clamp(2 * STEP_BYTES, WINDOW_BYTES_MAX)
+    }
+
     /// A hint: these pieces will be wanted soon. Returns at once; dropped when too much is under way.
     pub fn prefetch(&self, pieces: Vec<Location>) {
         let inner = &self.inner;
@@ -195,6 +207,40 @@ impl Blob {
         } else if !files.is_empty() {
             inner.prefetches.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// The bytes of an object, from a place on.
+struct Arriving {
+    chunks: BoxStream<'static, object_store::Result<Bytes>>,
+    /// Has arrived, and begins at …
+    chunk: Bytes,
+    at: u64,
+}
+
+impl Arriving {
+    /// The bytes of a piece that does not lie before those taken last. Fewer when the object ends before.
+    async fn take(&mut self, inner: &Inner, location: &Location) -> Result<Bytes> {
+        // In memory of its own: what arrived with it is not kept for as long as it is.
+        let mut piece = BytesMut::with_capacity(location.stored as usize);
+        while self.at < end(location) {
+            let unwanted = u64::from(location.offset).saturating_sub(self.at).min(self.chunk.len() as u64);
+            self.chunk.advance(unwanted as usize);
+            self.at += unwanted;
+            if self.chunk.is_empty() {
+                match self.chunks.next().await {
+                    Some(Ok(chunk)) => self.chunk = chunk,
+                    Some(Err(error)) => return Err(BlobError::Io(error.to_string())),
+                    None => break,
+                }
+                count(&inner.counters.get_bytes, self.chunk.len() as u64);
+            } else {
+                let wanted = (end(location) - self.at).min(self.chunk.len() as u64);
+                piece.extend_from_slice(&self.chunk.split_to(wanted as usize));
+                self.at += wanted;
+            }
+        }
+        Ok(piece.freeze())
     }
 }
 
@@ -358,23 +404,23 @@ impl Inner {
     /// Fetches a group from the store and answers everybody who waits for it.
     async fn land(&self, landing: &Landing) {
         let (first, last) = (landing.flights[0].0, landing.flights[landing.flights.len() - 1].0);
-        let whole = self.get(first.segment, u64::from(first.offset)..end(&last)).await;
+        let mut arriving = self.get(first.segment, u64::from(first.offset)..end(&last)).await;
         for (location, flight) in &landing.flights {
-            let stored = match &whole {
-                Ok(bytes) => Ok((bytes.clone(), first.offset)),
-                // The group may reach beyond a truncated object: its other pieces are still good.
-                Err(BlobError::Io(_)) if landing.flights.len() > 1 => {
-                    let range = u64::from(location.offset)..end(location);
-                    self.get(location.segment, range).await.map(|bytes| (bytes, location.offset))
-                }
+            let mut stored = match &mut arriving {
+                Ok(arriving) => arriving.take(self, location).await,
                 Err(error) => Err(error.clone()),
             };
-            let piece = stored.and_then(|(bytes, start)| {
-                let piece = self.cut(&bytes, start, location)?;
-                // A slice would keep the whole group in memory for as long as one piece is cached.
-                let slice = landing.flights.len() > 1 && location.codec == crate::Codec::Raw && self.keys().is_none();
-                Ok(if slice { Bytes::copy_from_slice(&piece) } else { piece })
-            });
+            if let Err(error @ BlobError::Io(_)) = &stored
+                && landing.flights.len() > 1
+            {
+                // The group may reach beyond a truncated object: its other pieces are still good.
+                arriving = Err(error.clone());
+                stored = match self.get(location.segment, u64::from(location.offset)..end(location)).await {
+                    Ok(mut alone) => alone.take(self, location).await,
+                    Err(error) => Err(error),
+                };
+            }
+            let piece = stored.and_then(|stored| self.unpack(location, stored));
             if let Ok(bytes) = &piece {
                 self.cache.insert(key(location), bytes.clone());
             }
@@ -384,16 +430,19 @@ impl Inner {
         }
     }
 
-    async fn get(&self, segment: SegmentId, range: Range<u64>) -> Result<Bytes> {
+    async fn get(&self, segment: SegmentId, range: Range<u64>) -> Result<Arriving> {
         count(&self.counters.get_requests, 1);
         let (objects, path) = self.place(segment);
-        match objects.get_range(&path, range).await {
-            Ok(bytes) => {
-                count(&self.counters.get_bytes, bytes.len() as u64);
-                Ok(bytes)
-            }
-            Err(object_store::Error::NotFound { .. }) => Err(BlobError::Missing(segment)),
-            Err(error) => Err(BlobError::Io(error.to_string())),
-        }
+        let start = range.start;
+        let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+        let answer = objects.get_opts(&path, options).await.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => BlobError::Missing(segment),
+            error => BlobError::Io(error.to_string()),
+        })?;
+        let chunks = match answer.payload {
+            GetResultPayload::Stream(chunks) => chunks,
+            GetResultPayload::File(..) => stream::once(answer.bytes()).boxed(),
+        };
+        Ok(Arriving { chunks, chunk: Bytes::new(), at: start })
     }
 }

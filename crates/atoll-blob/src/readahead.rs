@@ -5,8 +5,10 @@ use atoll_types::ByteRange;
 
 /// First window of a reader recognised as sequential.
 pub const WINDOW_BYTES_MIN: u64 = 256 * 1024;
-/// The window never grows beyond this.
-pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// The window never grows beyond this. It is several requests to the store, side by side.
+pub const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// A full window is filled up in steps of this, so that its requests end one after another, not together.
+pub const STEP_BYTES: u64 = 4 * 1024 * 1024;
 /// A read that starts this near to where the last one ended still counts as
 /// sequential: the kernel sends the parts of one large read in any order.
 const SLACK_BYTES: u64 = 512 * 1024;
@@ -27,8 +29,8 @@ pub struct Readahead {
 }
 
 impl Readahead {
-    /// Takes note of a read and returns what to fetch now, if anything.
-    pub fn observe(&mut self, start: u64, len: u64) -> Option<ByteRange> {
+    /// Takes note of a read and returns what to fetch now, if anything, in a window of at most `window_max` bytes.
+    pub fn observe(&mut self, start: u64, len: u64, window_max: u64) -> Option<ByteRange> {
         let end = start.saturating_add(len);
         let first = self.reads == 0;
         self.reads += 1;
@@ -42,7 +44,7 @@ impl Readahead {
         if sequential {
             self.front = self.front.max(end);
             self.stride = 0;
-            return self.extend();
+            return self.extend(window_max.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX));
         }
         let strided = !first && stride != 0 && stride == self.stride;
         self.stride = if first { 0 } else { stride };
@@ -53,19 +55,26 @@ impl Readahead {
             return None;
         }
         let next = u64::try_from(i128::from(start) + stride).ok()?;
-        Some(ByteRange::at(next, len.min(WINDOW_BYTES_MAX)))
+        Some(ByteRange::at(next, len.min(STEP_BYTES)))
     }
 
-    /// Asks for more once less than half a window is left in front of the reader.
-    fn extend(&mut self) -> Option<ByteRange> {
+    /// Asks for more once less than half a window is left in front of the reader, or a step is missing in a full one.
+    fn extend(&mut self, window_max: u64) -> Option<ByteRange> {
         let left = self.ahead.saturating_sub(self.front);
-        if self.window != 0 && left > self.window / 2 {
+        let is_full = self.window >= window_max;
+        let enough = if is_full { window_max.saturating_sub(STEP_BYTES).max(window_max / 2) } else { self.window / 2 };
+        if self.window != 0 && left > enough {
             return None;
         }
-        self.window = (self.window * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
-        let range = ByteRange::new(self.front.max(self.ahead), self.front.saturating_add(self.window));
-        self.ahead = self.ahead.max(range.end);
-        (!range.is_empty()).then_some(range)
+        self.window = (self.window * 2).clamp(WINDOW_BYTES_MIN, window_max);
+        let start = self.front.max(self.ahead);
+        let mut length = self.front.saturating_add(self.window).saturating_sub(start);
+        if length > STEP_BYTES {
+            // What remains would be a small request of its own.
+            length -= length % STEP_BYTES;
+        }
+        self.ahead = self.ahead.max(start + length);
+        (length > 0).then(|| ByteRange::at(start, length))
     }
 }
 
@@ -79,7 +88,7 @@ mod tests {
         let (mut fetched, mut asked) = (0, 0);
         for index in 0..2048 {
             let start = index * 65_536;
-            if let Some(range) = readahead.observe(start, 65_536) {
+            if let Some(range) = readahead.observe(start, 65_536, WINDOW_BYTES_MAX) {
                 assert!(range.start >= fetched && range.len() <= WINDOW_BYTES_MAX);
                 assert!(index == 0 || range.start == fetched, "no gap");
                 fetched = range.end;
@@ -93,11 +102,11 @@ mod tests {
     #[test]
     fn parts_out_of_order_are_still_sequential() {
         let mut readahead = Readahead::default();
-        readahead.observe(0, 131_072);
-        for pair in 0..64u64 {
+        readahead.observe(0, 131_072, WINDOW_BYTES_MAX);
+        for pair in 0..128u64 {
             let base = 131_072 + pair * 262_144;
-            readahead.observe(base + 131_072, 131_072);
-            readahead.observe(base, 131_072);
+            readahead.observe(base + 131_072, 131_072, WINDOW_BYTES_MAX);
+            readahead.observe(base, 131_072, WINDOW_BYTES_MAX);
         }
         assert_eq!(readahead.window, WINDOW_BYTES_MAX);
     }
@@ -106,16 +115,39 @@ mod tests {
     fn strided_reader_gets_its_next_record_and_a_random_one_gets_nothing() {
         let mut readahead = Readahead::default();
         let stride = 10 << 20;
-        assert_eq!(readahead.observe(stride, 4096), None);
-        assert_eq!(readahead.observe(2 * stride, 4096), None);
-        assert_eq!(readahead.observe(3 * stride, 4096), Some(ByteRange::at(4 * stride, 4096)));
-        assert_eq!(readahead.observe(90 * stride, 4096), None);
-        assert_eq!(readahead.observe(7 * stride, 4096), None);
+        let all = WINDOW_BYTES_MAX;
+        assert_eq!(readahead.observe(stride, 4096, all), None);
+        assert_eq!(readahead.observe(2 * stride, 4096, all), None);
+        assert_eq!(readahead.observe(3 * stride, 4096, all), Some(ByteRange::at(4 * stride, 4096)));
+        assert_eq!(readahead.observe(90 * stride, 4096, all), None);
+        assert_eq!(readahead.observe(7 * stride, 4096, all), None);
         let mut backwards = Readahead::default();
-        backwards.observe(30 * stride, 4096);
-        backwards.observe(20 * stride, 4096);
-        assert_eq!(backwards.observe(10 * stride, 4096), Some(ByteRange::at(0, 4096)));
-        assert_eq!(backwards.observe(0, 4096), None);
-        assert_eq!(Readahead::default().observe(u64::MAX, 4096), None);
+        backwards.observe(30 * stride, 4096, all);
+        backwards.observe(20 * stride, 4096, all);
+        assert_eq!(backwards.observe(10 * stride, 4096, all), Some(ByteRange::at(0, 4096)));
+        assert_eq!(backwards.observe(0, 4096, all), None);
+        assert_eq!(Readahead::default().observe(u64::MAX, 4096, all), None);
+    }
+
+    /// Ranges that a sequential reader of 64 MiB is served with, in a window of at most `window_max`.
+    fn served(readahead: &mut Readahead, from: u64, window_max: u64) -> Vec<(u64, ByteRange)> {
+        let starts = (from..from + (64 << 20)).step_by(131_072);
+        starts.filter_map(|start| Some((start + 131_072, readahead.observe(start, 131_072, window_max)?))).collect()
+    }
+
+    #[test]
+    fn a_full_window_is_filled_up_step_by_step_and_a_smaller_one_is_kept_to() {
+        let mut readahead = Readahead::default();
+        let full: Vec<_> = served(&mut readahead, 0, WINDOW_BYTES_MAX).split_off(10);
+        assert!(full.len() > 4);
+        for (front, range) in full {
+            assert_eq!(range.len(), STEP_BYTES);
+            assert!(range.end <= front + WINDOW_BYTES_MAX && range.end > front + WINDOW_BYTES_MAX - STEP_BYTES);
+        }
+        let small = 2 * STEP_BYTES;
+        for (front, range) in served(&mut readahead, 64 << 20, small) {
+            assert_eq!(range.len(), STEP_BYTES);
+            assert!(range.start <= front + small / 2 && range.end <= front + small);
+        }
     }
 }

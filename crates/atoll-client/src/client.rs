@@ -69,7 +69,7 @@ impl Answer {
 pub trait Kernel: Send + Sync {
     /// Whether names can be dropped at any time; if not, none may be kept.
     fn keeps_names(&self) -> bool;
-    /// Names of a directory, also that they are not there. `shown`: of a listing, which the kernel may be taking in.
+    /// Names of a directory, also that they are not there; `busy`: not one by one. `shown`: of a listing, which the kernel may be taking in.
     fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool, shown: bool);
     /// Wait until it has taken in listings of these directories, if it does before long.
     fn settles(&self, directories: Vec<InodeId>) -> bool;
@@ -856,13 +856,13 @@ impl Shared {
             let around = self.cache.lock().give_up_around(duty.inode);
             self.give_up(around);
         }
-        if !duty.attributes && duty.names.is_empty() {
+        if !duty.is_known() {
             return;
         }
         drop(self.answering.write());
         if let Some(kernel) = self.kernel.get() {
-            if !duty.names.is_empty() {
-                kernel.drop_names(duty.inode, duty.names, duty.busy, duty.shown);
+            if duty.keeps_names() {
+                kernel.drop_names(duty.inode, duty.names, duty.busy || duty.more_names, duty.shown);
             }
             if duty.attributes {
                 kernel.drop_attributes(duty.inode, duty.via, duty.busy);

@@ -547,9 +547,9 @@ impl VolumeFs {
                 let (at, name) = (entry.cookie + 2, entry.name.as_bytes());
                 let attributes = listed.get(place).copied().unwrap_or_default();
                 let lifetimes = Lifetimes { entry: names, attributes };
-                // Without attributes an entry tells the kernel only its name: it looks the rest up.
+                // Without attributes an entry tells the kernel only its name: it looks the rest up, as it does what it may not keep.
                 let hides = |uptake: &Arc<Uptake>| uptake.hides(entry.inode, entry.kind == FileKind::Regular);
-                let hidden = uptake.as_ref().is_some_and(hides);
+                let hidden = names.is_zero() || uptake.as_ref().is_some_and(hides);
                 let described = entry.attributes.filter(|_| !hidden).map(|a| Body::default().entry(&a, lifetimes).0);
                 let known = plus && described.is_some();
                 let described = plus.then_some(described);

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
@@ -52,6 +53,21 @@ fn is_root() -> bool {
 }
 
 /// Mount and give back the connection to the kernel.
+/// What the kernel reads ahead of a sequential reader, in KiB. Left alone it is 128, and each of them waits for an answer.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Set it, where that is allowed: to root. Nobody serves the mount yet.
+pub(crate) fn read_ahead(directory: &Path) {
+    let set = || {
+        let of = rustix::fs::statx(CWD, directory, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", of.stx_dev_major, of.stx_dev_minor);
+        std::fs::write(path, READ_AHEAD_KIB.to_string())
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "the kernel reads ahead as far as it does by itself");
+    }
+}
+
 pub(crate) fn attach(options: &MountOptions) -> Result<File, FuseError> {
     if is_root() { by_system_call(options) } else { by_helper(options) }
 }

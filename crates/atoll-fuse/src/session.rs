@@ -172,6 +172,7 @@ pub fn mount(options: &MountOptions, filesystem: Arc<VolumeFs>) -> Result<Mounte
     let open = || -> Result<Mounted, FuseError> {
         let mut device = device;
         let minor = initialise(&mut device, filesystem.lists_attributes())?;
+        mount::read_ahead(&options.directory);
         let mut devices = Vec::new();
         for _ in 1..options.threads.max(1) {
             devices.push(clone_device(&device)?);

@@ -14,10 +14,11 @@ use atoll_keys::Keyring;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use slatedb::admin::AdminBuilder;
-use slatedb::config::{CompactionWorkerOptions, CompactorOptions, FlushOptions, FlushType, Settings};
+use slatedb::config::{CompactionWorkerOptions, CompactorOptions, FlushOptions, FlushType, ScanOptions, Settings};
 use slatedb::{CloneSourceSpec, Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
@@ -36,6 +37,11 @@ const EPOCH: &[u8] = b"\0epoch";
 /// Attempts of one request to the object store, beyond those of its client; about two hours. SlateDB is of no use
 /// after a request of its background work has failed.
 pub(crate) const STORE_RETRIES_MAX: u32 = 600;
+/// What one entry of a scan takes, about, and the most that a scan reads at a time. In bytes.
+const ENTRY_BYTES: usize = 128;
+const SCAN_BYTES_MAX: usize = 1 << 20;
+/// Keys that are looked for at a time.
+const GETS_MAX: usize = 16;
 /// The growing log file is finished at this size, in bytes.
 const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -411,8 +417,8 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
 
     async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
         let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            values.push(self.get(key).await?);
+        for some in keys.chunks(GETS_MAX) {
+            values.extend(try_join_all(some.iter().map(|key| self.get(key))).await?);
         }
         Ok(values)
     }
@@ -423,7 +429,10 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         if start >= end {
             return Ok(Page::default());
         }
-        let iterator = self.reader.scan(start..end).await.map_err(db_error)?;
+        // By itself SlateDB reads one block after the other, each a request to the object store.
+        let read_ahead_bytes = scan.entries_max.saturating_mul(ENTRY_BYTES).clamp(1, SCAN_BYTES_MAX);
+        let options = ScanOptions { read_ahead_bytes, cache_blocks: true, ..ScanOptions::default() };
+        let iterator = self.reader.scan_with_options(start..end, &options).await.map_err(db_error)?;
         collect(iterator, self.sealing.as_ref(), scan.entries_max).await
     }
 

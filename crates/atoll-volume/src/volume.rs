@@ -112,6 +112,8 @@ pub(crate) struct Shared {
     pub work: Notify,
     /// The newest change that somebody waits to be durable.
     wanted: AtomicU64,
+    /// Counts those who began to wait for that.
+    waits: AtomicU64,
     closing: AtomicBool,
 }
 
@@ -122,6 +124,10 @@ impl Shared {
 
     pub fn is_urgent(&self, durable: u64) -> bool {
         self.is_closing() || self.wanted.load(Ordering::Acquire) > durable
+    }
+
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 }
 
@@ -320,6 +326,7 @@ impl Volume {
             config,
             work: Notify::new(),
             wanted: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         });
         let (committer, progress) = if config.read_only {
@@ -919,6 +926,9 @@ impl Volume {
     pub(crate) async fn until_durable(&self, target: u64) -> Result<(), Errno> {
         let mut progress = self.inner.progress.clone();
         self.inner.shared.wanted.fetch_max(target, Ordering::AcqRel);
+        if progress.borrow().durable < target {
+            self.inner.shared.waits.fetch_add(1, Ordering::Relaxed);
+        }
         loop {
             {
                 let now = progress.borrow_and_update();
@@ -1126,12 +1136,13 @@ impl Volume {
         if range.is_empty() {
             return;
         }
+        let window_max = self.inner.shared.blob.window_bytes_max();
         let ahead = {
             let mut readers = self.inner.readers.lock();
             if readers.len() >= READERS_MAX && !readers.contains_key(&inode) {
                 readers.clear();
             }
-            readers.entry(inode).or_default().observe(range.start, range.len())
+            readers.entry(inode).or_default().observe(range.start, range.len(), window_max)
         };
         if let Some(ahead) = ahead {
             let locations = self.inner.shared.core.lock().plan_prefetch(inode, ahead);
@@ -1173,6 +1184,13 @@ impl Volume {
             Listing::InStore => self.list_from_store(inode, after, most).await?,
         };
         let mut listed = entries;
+        if with_attributes {
+            let children: Vec<_> = listed.iter().map(|entry| entry.inode).collect();
+            self.load_together(session, &children).await.map_err(|error| {
+                tracing::error!(%error, "cannot read metadata");
+                error.errno()
+            })?;
+        }
         self.claimed(leasing, |core, leasing| {
             // What was listed is true no longer if a name changed since: then it carries names alone, and none is kept.
             let is_current = core.names_state(inode)? == names;

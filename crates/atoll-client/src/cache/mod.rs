@@ -99,6 +99,8 @@ pub(crate) struct Duty {
     pub attributes: bool,
     /// Names that the kernel keeps.
     pub names: Vec<Name>,
+    /// It keeps more of this directory.
+    pub more_names: bool,
     pub via: Option<InodeId>,
     /// What stands in the journal up to here is to be executed first.
     pub unwritten: Option<JournalPosition>,
@@ -112,7 +114,16 @@ pub(crate) struct Duty {
 
 impl Duty {
     pub fn is_nothing(&self) -> bool {
-        !self.attributes && self.names.is_empty() && self.unwritten.is_none() && !self.exclusive
+        !self.is_known() && self.unwritten.is_none() && !self.exclusive
+    }
+
+    /// Whether the kernel keeps something.
+    pub fn is_known(&self) -> bool {
+        self.attributes || self.keeps_names()
+    }
+
+    pub fn keeps_names(&self) -> bool {
+        self.more_names || !self.names.is_empty()
     }
 }
 
@@ -134,10 +145,11 @@ pub(crate) struct Cache {
     nodes: FxHashMap<InodeId, Box<Node>>,
     /// How often the kernel was told of an inode and has not forgotten it.
     lookups: FxHashMap<InodeId, u64>,
-    /// Directories with a page of their listing, the oldest first, and how many entries it was kept with.
-    paged: VecDeque<(InodeId, usize)>,
+    /// Directories with a page of their listing, its number, and how many entries it was kept with; the oldest first.
+    paged: VecDeque<(InodeId, u64, usize)>,
     /// The sum of them.
     paged_entries: usize,
+    pages: u64,
     /// Requests under way that hold a lock of the kernel on the inode: on a directory's names, on a file's pages.
     under_way: FxHashMap<InodeId, u32>,
     /// Requests under way that change an inode: then nothing of it is changed here.
@@ -269,7 +281,7 @@ impl Cache {
                     }
                 };
                 let names = self.node(*parent).names();
-                names.tell(name, named);
+                names.tell_found(name, named);
                 names.ahead.hit();
                 Some(answer)
             }
@@ -328,16 +340,11 @@ impl Cache {
         let mut kept = Kept::default();
         for entry in entries.iter_mut().filter(|_| with_attributes) {
             entry.attributes = self.attributes(entry.inode);
-            let mut keeps = false;
-            if entry.attributes.is_some() {
-                let node = self.node(entry.inode);
-                node.via = Some(inode);
-                node.told = true;
-                keeps = !node.was_read;
-            }
-            kept.listed.push(keeps);
+            kept.listed.push(entry.attributes.is_some() && !self.node(entry.inode).was_read);
         }
-        kept.entry = with_attributes && self.show(inode, &entries);
+        if with_attributes {
+            self.show(inode, &entries, &mut kept);
+        }
         Some((Ok(Outcome::Listing { entries, end }), kept))
     }
 
@@ -381,16 +388,18 @@ impl Cache {
     fn keep_page(&mut self, inode: InodeId, page: Page) {
         // Each directory costs something, also an empty one.
         let cost = page.entries.len() + 1;
+        self.pages += 1;
+        let number = self.pages;
         self.paged_entries += cost;
-        self.paged.push_back((inode, cost));
-        self.node(inode).names().page = Some(page);
+        self.paged.push_back((inode, number, cost));
+        self.node(inode).names().page = Some(Page { number, ..page });
         while self.paged_entries > LISTED_KEPT_MAX
-            && let Some((oldest, cost)) = self.paged.pop_front()
+            && let Some((oldest, number, cost)) = self.paged.pop_front()
         {
             self.paged_entries -= cost;
-            // It may have had another one since, which goes early then.
+            // It may have had another one since.
             if let Some(names) = self.nodes.get_mut(&oldest).and_then(|node| node.names.as_mut()) {
-                names.page = None;
+                names.page.take_if(|page| page.number == number);
             }
         }
     }
@@ -578,13 +587,7 @@ impl Cache {
                     for entry in entries {
                         let keeps = match entry.attributes {
                             Some(attributes) if granted(entry.inode, Rights::INODE) => {
-                                let keeps = self.keep(attributes, after, order);
-                                if !ahead {
-                                    let node = self.node(entry.inode);
-                                    node.via = Some(*inode);
-                                    node.told |= keeps;
-                                }
-                                keeps
+                                self.keep(attributes, after, order)
                             }
                             _ => false,
                         };
@@ -593,9 +596,11 @@ impl Cache {
                     if granted(*inode, Rights::NAMES) {
                         let bare = |entry: &DirectoryEntry| DirectoryEntry { attributes: None, ..entry.clone() };
                         let bare = entries.iter().map(bare).collect();
-                        let page = Page { after: *cookie, entries: bare, end: *end, is_access: !ahead };
+                        let page = Page { after: *cookie, entries: bare, end: *end, is_access: !ahead, number: 0 };
                         let is_newest = self.install_page(*inode, page, after, order);
-                        kept.entry = is_newest && !ahead && self.show(*inode, entries);
+                        if is_newest && !ahead {
+                            self.show(*inode, entries, &mut kept);
+                        }
                     }
                     if !ahead {
                         self.read(*inode);
@@ -802,7 +807,7 @@ impl Cache {
             && let Some(names) = &mut node.names
         {
             duty.shown = names.shown && !is_locked;
-            duty.names = names.clear();
+            (duty.names, duty.more_names) = names.clear();
         }
         duty
     }
@@ -908,9 +913,14 @@ impl Cache {
         (!given_up.rights.is_empty()).then_some(given_up)
     }
 
-    /// Whether the kernel may keep the names of a listing that it is given.
-    fn show(&mut self, directory: InodeId, entries: &[DirectoryEntry]) -> bool {
-        !self.hides_listings && self.node(directory).names().show(entries)
+    /// The kernel is given a listing. Without the right to keep the names it looks each up, and takes the attributes then.
+    fn show(&mut self, directory: InodeId, entries: &[DirectoryEntry], kept: &mut Kept) {
+        kept.entry = !self.hides_listings && self.node(directory).names().show(entries);
+        for entry in entries.iter().filter(|entry| kept.entry && entry.attributes.is_some()) {
+            let node = self.node(entry.inode);
+            node.via = Some(directory);
+            node.told = true;
+        }
     }
 
     /// The kernel has taken in all names that it was given.
@@ -1277,6 +1287,44 @@ mod tests {
         assert!(!cache.recall(&recall(2)).shown, "nobody lists a directory in which a name changes");
         listed(&mut cache, 3);
         assert_eq!(cache.clear().1, [DIRECTORY]);
+    }
+
+    /// A page of 4,096 entries, which is not the last one.
+    fn large_page(cache: &mut Cache, first: u64) -> Kept {
+        let entries: Vec<DirectoryEntry> = (first..first + 4_096).map(entry).collect();
+        let grant = |inode, rights| Grant { inode, rights, issue: Issue(first) };
+        let mut grants = vec![grant(DIRECTORY, Rights::NAMES)];
+        grants.extend(entries.iter().map(|entry| grant(entry.inode, Rights::INODE)));
+        let page = page(first - 1, false);
+        cache.starts(&page);
+        cache.install(&page, Ok(&Outcome::Listing { entries, end: false }), ASKED, &grants, Issue(first))
+    }
+
+    #[test]
+    fn names_of_a_large_listing_pass_by_and_are_answered_meanwhile() {
+        let mut cache = Cache::default();
+        let pages = (0..20).map(|page| 100 + page * 4_096);
+        let kept: Vec<bool> = pages.map(|first| large_page(&mut cache, first).entry).collect();
+        let rest = cache.answer(&page(100 + 20 * 4_096 - 10, false));
+        let Some((Ok(Outcome::Listing { entries, .. }), _)) = rest else { panic!("{rest:?}") };
+        assert_eq!(entries.len(), 9, "the last page is there, however many there were before");
+        assert_eq!(kept, [true; 20]);
+        let (first, passed, last) = (100, 100 + 16 * 4_096, 100 + 20 * 4_096 - 1);
+        assert_eq!(look(&mut cache, &first.to_string()), Some(Ok(InodeId(first))));
+        assert_eq!(look(&mut cache, &passed.to_string()), None, "it is long gone");
+        let lookup = Operation::Lookup { parent: DIRECTORY, name: entry(last).name };
+        let (_, kept) = cache.answer(&lookup).unwrap();
+        assert!(kept.attributes && kept.entry);
+        assert_eq!(look(&mut cache, "absent"), None);
+        // A change of our own is newer than what passed.
+        let unlink = Operation::Unlink { parent: DIRECTORY, name: entry(last).name };
+        let after = cache.starts(&unlink);
+        let grant = [Grant { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1 << 40) }];
+        cache.install(&unlink, Ok(&Outcome::Done), after, &grant, Issue(1 << 40));
+        assert_eq!(look(&mut cache, &last.to_string()), Some(Err(Errno::ENOENT)));
+        let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1 << 40) });
+        assert_eq!((duty.names.len(), duty.more_names), (16 * 4_096 + 1, true));
+        assert_eq!(look(&mut cache, &(last - 1).to_string()), None);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use rustc_hash::FxHashMap;
 
 use super::prefetch::Ahead;
 
-/// Names that come by listings, of one directory: of a larger one, some are asked for one by one.
+/// Names that come by listings, of one directory. Those of a larger one pass by: who lists it and looks at each finds it.
 const LISTED_MAX: usize = 65_536;
+/// So many that passed last are known, and up to twice as many.
+const PASSING_MAX: usize = 4_096;
 
 /// What a name is known to stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(super) struct Page {
     pub end: bool,
     /// The authority took it for an access.
     pub is_access: bool,
+    /// Which of all pages that were kept it is.
+    pub number: u64,
 }
 
 impl Page {
@@ -75,6 +79,10 @@ impl Page {
 #[derive(Default)]
 pub(super) struct Names {
     known: FxHashMap<Box<[u8]>, Word>,
+    /// Children that passed by, and those before them; `known` is newer.
+    passing: [FxHashMap<Box<[u8]>, InodeId>; 2],
+    /// The kernel may keep names that are not in `known`.
+    told_more: bool,
     /// A name that is not in `known` is not there.
     pub complete: bool,
     /// Names with cookies up to here are all in `known`.
@@ -91,7 +99,23 @@ impl Names {
     pub fn get(&self, name: &Name) -> Option<Named> {
         match self.known.get(name.as_bytes()) {
             Some(word) => Some(word.named()),
-            None => self.complete.then_some(Named::Absent),
+            None => match self.passing(name) {
+                Some(child) => Some(Named::Child(child)),
+                None => self.complete.then_some(Named::Absent),
+            },
+        }
+    }
+
+    fn passing(&self, name: &Name) -> Option<InodeId> {
+        self.passing.iter().find_map(|passing| passing.get(name.as_bytes())).copied()
+    }
+
+    /// The kernel is told what [`Names::get`] found, and may keep it.
+    pub fn tell_found(&mut self, name: &Name, named: Named) {
+        if !self.known.contains_key(name.as_bytes()) && self.passing(name).is_some() {
+            self.told_more = true;
+        } else {
+            self.tell(name, named);
         }
     }
 
@@ -117,53 +141,56 @@ impl Names {
 
     /// Take a page of a listing. What a change of our own has left of a name is newer than a page that `misses` some.
     pub fn list(&mut self, page: &Page, misses: bool) {
-        if !self.may_list() {
-            return;
+        let fits = self.may_list();
+        if !fits && self.passing[0].len() >= PASSING_MAX {
+            self.passing.swap(0, 1);
+            self.passing[0].clear();
         }
         for entry in &page.entries {
             let child = Word::new(Named::Child(entry.inode), false);
             match self.known.get_mut(entry.name.as_bytes()) {
                 Some(_) if misses => {}
                 Some(known) => *known = Word::new(Named::Child(entry.inode), known.is_told()),
-                None => drop(self.known.insert(entry.name.as_bytes().into(), child)),
+                None if fits => drop(self.known.insert(entry.name.as_bytes().into(), child)),
+                None => drop(self.passing[0].insert(entry.name.as_bytes().into(), entry.inode)),
             }
         }
-        if page.after <= self.listed {
+        if fits && page.after <= self.listed {
             self.listed = self.listed.max(page.entries.last().map_or(page.after, |entry| entry.cookie));
             self.complete |= page.end;
         }
     }
 
     /// The kernel is to be given these entries, and may keep the names of those with attributes. False if it may not: not
-    /// all of them are known here, to be dropped later.
+    /// all of them are as they are known here.
     pub fn show(&mut self, entries: &[DirectoryEntry]) -> bool {
         let named = |entry: &&DirectoryEntry| entry.attributes.is_some();
-        let is_known = |entry: &DirectoryEntry| {
-            let known = self.known.get(entry.name.as_bytes());
-            known.is_some_and(|word| word.named() == Named::Child(entry.inode))
-        };
+        let is_known = |entry: &DirectoryEntry| self.get(&entry.name) == Some(Named::Child(entry.inode));
         if !entries.iter().filter(named).all(is_known) {
             return false;
         }
-        entries.iter().filter(named).for_each(|entry| self.tell(&entry.name, Named::Child(entry.inode)));
+        entries.iter().filter(named).for_each(|entry| self.tell_found(&entry.name, Named::Child(entry.inode)));
         self.shown = true;
         true
     }
 
-    /// The right is gone; answers the names that the kernel may keep.
-    pub fn clear(&mut self) -> Vec<Name> {
+    /// The right is gone; answers the names that the kernel may keep, and whether there are more.
+    pub fn clear(&mut self) -> (Vec<Name>, bool) {
         self.complete = false;
         self.listed = 0;
         self.page = None;
         self.shown = false;
         self.ahead.stop();
+        self.passing = Default::default();
         let known = std::mem::take(&mut self.known).into_iter();
-        known.filter(|(_, word)| word.is_told()).filter_map(|(name, _)| Name::new(name).ok()).collect()
+        let told = known.filter(|(_, word)| word.is_told()).filter_map(|(name, _)| Name::new(name).ok()).collect();
+        (told, std::mem::take(&mut self.told_more))
     }
 
     /// What is known rests on a change that was not made.
     pub fn doubt(&mut self) {
         self.known.values_mut().for_each(|word| *word = Word::new(Named::Unknown, word.is_told()));
+        self.passing = Default::default();
         self.complete = false;
         self.listed = 0;
         self.page = None;

@@ -143,6 +143,11 @@ impl Core {
         self.leases.is_free(session, &[Claim { inode, excludes: Rights::INODE_WRITER }])
     }
 
+    /// True when the inode is not cached, and quiet.
+    pub fn is_absent(&self, session: SessionId, inode: InodeId) -> bool {
+        !self.inodes.contains_key(&inode) && self.is_quiet(session, inode)
+    }
+
     /// What is earned on a directory whose names the session changed.
     fn earned_by_names(&self, directory: InodeId, alone: bool) -> Rights {
         let xattrs = self.inodes.get(&directory).and_then(|cached| cached.xattrs.as_ref());

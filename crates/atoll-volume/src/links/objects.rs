@@ -46,7 +46,7 @@ pub(crate) struct Objects {
 impl Default for Objects {
     fn default() -> Self {
         let items = (CACHE_BYTES / BLOCK_BYTES) as usize;
-        Objects { blocks: Arc::new(Cache::with_weighter(items, CACHE_BYTES, ByLength)) }
+        Objects { blocks: Arc::new(atoll_blob::cache(items, CACHE_BYTES, ByLength)) }
     }
 }
 
