@@ -17,5 +17,5 @@ pub use bucket::{
 };
 pub use key::ObjectKey;
 pub use memory::{Fault, MemoryBucket, Request, RequestKind};
-pub use s3::{Capabilities, S3Bucket};
+pub use s3::{Capabilities, S3Bucket, Sent};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};

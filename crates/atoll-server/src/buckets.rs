@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use atoll_link::{
     Bucket, BucketError, Capabilities, Condition, Head, Headers, LinkSettings, ObjectKey, Page, PartSource, S3Bucket,
-    Version,
+    Sent, Version,
 };
 use atoll_object::ObjectOptions;
 use atoll_types::ByteRange;
@@ -52,6 +52,8 @@ pub(crate) struct Buckets {
     path: PathBuf,
     known: Mutex<Vec<Known>>,
     open: Mutex<HashMap<Place, S3Bucket>>,
+    /// To all of them.
+    pub sent: Sent,
     /// Held by the one who finds out what a bucket can do, while others want to write there.
     probing: tokio::sync::Mutex<()>,
 }
@@ -73,6 +75,7 @@ impl Buckets {
             path,
             known: Mutex::new(known),
             open: Mutex::default(),
+            sent: Sent::default(),
             probing: tokio::sync::Mutex::default(),
         }
     }
@@ -135,7 +138,8 @@ impl Buckets {
         if let Some(bucket) = open.get(&place) {
             return Ok(bucket.clone());
         }
-        let bucket = S3Bucket::open(&format!("s3://{}", settings.bucket), &self.options(settings)?)?;
+        let url = format!("s3://{}", settings.bucket);
+        let bucket = S3Bucket::open_counted(&url, &self.options(settings)?, self.sent.clone())?;
         if open.len() >= OPEN_MAX {
             open.clear();
         }

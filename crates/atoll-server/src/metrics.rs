@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     server: IntGaugeVec,
     volumes: IntGaugeVec,
     links: IntGaugeVec,
+    bucket_requests: IntGaugeVec,
 }
 
 impl Metrics {
@@ -59,7 +60,14 @@ impl Metrics {
             Opts::new("atoll_link", "Figures of a linked directory of an open volume."),
             &["volume", "directory", "bucket", "figure"],
         )?;
-        let all: [Box<dyn Collector>; 9] = [
+        let bucket_requests = IntGaugeVec::new(
+            Opts::new(
+                "atoll_bucket_requests",
+                "Requests to the buckets of links since the start, failed attempts included.",
+            ),
+            &["request"],
+        )?;
+        let all: [Box<dyn Collector>; 10] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
             Box::new(refused.clone()),
@@ -69,6 +77,7 @@ impl Metrics {
             Box::new(server.clone()),
             Box::new(volumes.clone()),
             Box::new(links.clone()),
+            Box::new(bucket_requests.clone()),
         ];
         for one in all {
             registry.register(one)?;
@@ -88,6 +97,7 @@ impl Metrics {
             server,
             volumes,
             links,
+            bucket_requests,
         })
     }
 
@@ -133,6 +143,9 @@ impl Metrics {
                 set("conflicts", link.conflicts);
                 set("in_trouble", u64::from(link.trouble.is_some()));
             }
+        }
+        for (request, count) in context.registry.buckets.sent.counts() {
+            self.bucket_requests.with_label_values(&[&request]).set(count as i64);
         }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {

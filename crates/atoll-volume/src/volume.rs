@@ -583,11 +583,21 @@ impl Volume {
             O::Parent { inode } => self.step(leasing, |c| c.parent(*inode).map(entry)).await,
             O::GetAttributes { inode } => self.step(leasing, |c| c.attributes(*inode).map(entry)).await,
             O::SetAttributes { inode, changes } => {
-                self.change(leasing, |c| c.set_attributes(*inode, changes).map(entry)).await
+                let set = |c: &mut Core| {
+                    let attributes = c.set_attributes(*inode, changes)?;
+                    if changes.size.is_some() {
+                        c.note_writer(session, *inode);
+                    }
+                    Ok(entry(attributes))
+                };
+                self.change(leasing, set).await
             }
             O::Create { parent, name, permissions, umask, flags } => {
                 let make = |c: &mut Core| {
                     let (attributes, new) = c.create(context, *parent, name, *permissions, *umask, *flags)?;
+                    if new || flags.truncate {
+                        c.note_writer(session, attributes.inode);
+                    }
                     Ok(Outcome::Created { attributes, new })
                 };
                 self.change(leasing, make).await
@@ -636,7 +646,16 @@ impl Volume {
                 self.change(leasing, |c| c.rename(context, *parent, name, *new_parent, new_name, *mode).map(done)).await
             }
             O::ReadSymlink { inode } => self.step(leasing, |c| c.read_symlink(*inode).map(Outcome::Data)).await,
-            O::Open { inode, flags } => self.change(leasing, |c| c.open(session, *inode, *flags).map(entry)).await,
+            O::Open { inode, flags } => {
+                let open = |c: &mut Core| {
+                    let attributes = c.open(session, *inode, *flags)?;
+                    if flags.truncate {
+                        c.note_writer(session, *inode);
+                    }
+                    Ok(entry(attributes))
+                };
+                self.change(leasing, open).await
+            }
             O::Release { inode } => {
                 let reap = self.inner.shared.core.lock().release(session, *inode);
                 if reap {
@@ -664,7 +683,9 @@ impl Volume {
             }
             O::Allocate { inode, mode, range, drop_privileges } => {
                 let allocate = |c: &mut Core| {
-                    c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges)).map(done)
+                    c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges))?;
+                    c.note_writer(session, *inode);
+                    Ok(Outcome::Done)
                 };
                 self.change(leasing, allocate).await
             }
@@ -673,7 +694,9 @@ impl Volume {
             }
             O::CloneRange { source, source_offset, target, target_offset, length } => {
                 let clone = |c: &mut Core| {
-                    c.clone_range(*source, *source_offset, *target, *target_offset, *length).map(written)
+                    let cloned = c.clone_range(*source, *source_offset, *target, *target_offset, *length)?;
+                    c.note_writer(session, *target);
+                    Ok(written(cloned))
                 };
                 self.change(leasing, clone).await
             }

@@ -73,6 +73,25 @@ async fn what_is_written_is_an_object_when_it_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_made_or_emptied_is_no_object_before_it_is_closed() {
+    let site = Site::new().await;
+    site.put("old", "bytes");
+    let volume = site.linked().await;
+    let flags = OpenFlags::default();
+    let create = Operation::Create { parent: ROOT, name: name("new"), permissions: 0o640, umask: 0, flags };
+    let new = entry(&volume, create).await.unwrap().inode;
+    let old = walk(&volume, "old").await.unwrap().inode;
+    entry(&volume, Operation::Open { inode: old, flags: OpenFlags { truncate: true, ..flags } }).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    assert_eq!(site.objects(), tree(&[("old", "bytes")]));
+    for inode in [new, old] {
+        ask(&volume, Operation::Release { inode }).await.unwrap();
+    }
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[("new", ""), ("old", "")]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rewrite_keeps_what_the_object_has_beside_its_bytes() {
     let site = Site::new().await;
     let mut headers = Headers { content_type: Some("text/x-odd".into()), ..Headers::default() };

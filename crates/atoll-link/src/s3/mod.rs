@@ -10,6 +10,7 @@ mod list;
 mod parts;
 mod probe;
 mod read;
+mod sent;
 mod text;
 mod write;
 
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 pub use probe::Capabilities;
+pub use sent::Sent;
 
 use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Version};
 
@@ -65,6 +67,11 @@ impl S3Bucket {
     /// The bucket at `s3://NAME`. Nothing is sent. At an endpoint the bucket is the first segment of paths; without one it is a
     /// part of the host's name, as Amazon wants it. Without keys, requests are not signed: public buckets allow that.
     pub fn open(url: &str, options: &ObjectOptions) -> Result<S3Bucket, BucketError> {
+        S3Bucket::open_counted(url, options, Sent::default())
+    }
+
+    /// The same, and what is sent is counted.
+    pub fn open_counted(url: &str, options: &ObjectOptions, sent: Sent) -> Result<S3Bucket, BucketError> {
         let name = url.strip_prefix("s3://").map(|name| name.strip_suffix('/').unwrap_or(name));
         let Some(name) = name.filter(|name| !name.is_empty() && !name.contains('/')) else {
             return Err(BucketError::Unsupported(format!("`{url}` is not a bucket: use s3://BUCKET")));
@@ -78,6 +85,7 @@ impl S3Bucket {
             .behavior_version(BehaviorVersion::v2026_01_12())
             .region(Region::new(options.region.clone().unwrap_or_else(|| "us-east-1".to_owned())))
             .http_client(http)
+            .interceptor(sent)
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             // Our own attempts know which of them may have had an effect, and include an answer's body.
             .retry_config(RetryConfig::disabled())

@@ -389,7 +389,7 @@ impl Core {
         }
     }
 
-    /// The session has changed its bytes, and may go on.
+    /// The session has made it, or changed its bytes, and may go on.
     pub fn note_writer(&mut self, session: SessionId, inode: InodeId) {
         let has_it_open = || self.session_opens.get(&session).is_some_and(|opens| opens.contains_key(&inode));
         if self.is_linked(inode) && has_it_open() {
