@@ -23,12 +23,6 @@ use crate::volume::Shared;
 /// Pause between attempts on a full disk.
 const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
-/// Longest that a commit waits for those who waited for the last one.
-const COMPANY_WAIT_MAX: Duration = Duration::from_millis(2);
-/// The part of what the last commit took that it waits for them, and the least for which that is worth a timer.
-const COMPANY_WAIT_PART: u32 = 8;
-const COMPANY_WAIT_MIN: Duration = Duration::from_millis(1);
-
 /// How far commits have come.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
@@ -49,32 +43,6 @@ impl Progress {
     }
 }
 
-/// Who waited for a commit is likely to change something at once and to wait again. A commit that the first of them starts
-/// leaves the others behind, and two groups take turns: everybody waits for two commits each time.
-#[derive(Debug, Default)]
-struct Company {
-    /// Waits that had begun when the last commit was cut.
-    cut: u64,
-    /// The next commit is complete when as many have begun.
-    expected: u64,
-    wait: Duration,
-}
-
-impl Company {
-    /// A commit is durable that took `took`; `cut` waits had begun when it was cut, `begun` have now.
-    fn committed(&mut self, cut: u64, begun: u64, took: Duration) {
-        self.expected = begun + cut.saturating_sub(self.cut);
-        self.cut = cut;
-        let wait = (took / COMPANY_WAIT_PART).min(COMPANY_WAIT_MAX);
-        self.wait = if wait < COMPANY_WAIT_MIN { Duration::ZERO } else { wait };
-    }
-
-    /// How long after the last commit the next one waits, when `begun` waits have begun.
-    fn wait(&self, begun: u64) -> Duration {
-        if begun < self.expected { self.wait } else { Duration::ZERO }
-    }
-}
-
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     progress: watch::Sender<Progress>,
@@ -82,7 +50,6 @@ pub(crate) struct Committer {
     suspects: VecDeque<(Instant, SegmentId)>,
     doomed: Vec<SegmentId>,
     last_commit: Instant,
-    company: Company,
 }
 
 impl Committer {
@@ -94,7 +61,7 @@ impl Committer {
     ) -> Self {
         let now = Instant::now();
         let suspects = suspects.into_iter().map(|id| (now, id)).collect();
-        Committer { shared, progress, suspects, doomed, last_commit: now, company: Company::default() }
+        Committer { shared, progress, suspects, doomed, last_commit: now }
     }
 
     /// Run until the volume closes or a commit fails.
@@ -122,14 +89,11 @@ impl Committer {
         }
     }
 
-    /// Without a waiter, leave a short gap so that more changes share the commit; with one, a shorter one for its company.
+    /// Without a waiter, leave a short gap so that more changes share the commit.
     async fn linger(&self) {
-        while !self.shared.is_closing() {
-            let gap = match self.shared.is_urgent(self.progress.borrow().durable) {
-                true => self.company.wait(self.shared.waits()),
-                false => self.shared.config.commit_lag,
-            };
-            let left = (self.last_commit + gap).saturating_duration_since(Instant::now());
+        let due = self.last_commit + self.shared.config.commit_lag;
+        while !self.shared.is_urgent(self.progress.borrow().durable) {
+            let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
@@ -174,7 +138,6 @@ impl Committer {
     async fn commit(&mut self) -> Result<(), VolumeError> {
         let shared = self.shared.clone();
         let (unneeded, _no_snapshot_meanwhile) = self.unneeded(&shared).await;
-        let (start, waits) = (Instant::now(), self.shared.waits());
         let (cut, order) = {
             let mut core = self.shared.core.lock();
             self.doomed.extend(unneeded.into_iter().filter(|id| core.doom(*id)));
@@ -197,7 +160,6 @@ impl Committer {
         self.shared.core.lock().retire();
         self.with_room(|| self.shared.store.durable(seq)).await?;
         self.last_commit = Instant::now();
-        self.company.committed(waits, self.shared.waits(), start.elapsed());
         if let Some(cut) = cut {
             self.shared.core.lock().unheard.durable(cut.ordered);
             self.progress.send_modify(|p| {
@@ -287,35 +249,4 @@ pub(crate) async fn close(shared: &Shared) -> Result<(), VolumeError> {
     shared.blob.forget(&point.uploaded);
     shared.store.close().await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LONG: Duration = Duration::from_millis(24);
-
-    #[test]
-    fn a_commit_waits_for_those_of_the_last_one_and_no_longer() {
-        let mut company = Company::default();
-        // 32 waited for the commit, 32 more have come meanwhile.
-        company.committed(32, 64, LONG);
-        assert_eq!(company.wait(64), COMPANY_WAIT_MAX);
-        assert_eq!(company.wait(95), COMPANY_WAIT_MAX);
-        assert_eq!(company.wait(96), Duration::ZERO);
-        // All of them.
-        company.committed(96, 96, LONG);
-        assert_eq!(company.wait(159), COMPANY_WAIT_MAX);
-        assert_eq!(company.wait(160), Duration::ZERO);
-    }
-
-    #[test]
-    fn who_waits_alone_and_who_commits_fast_waits_for_nobody() {
-        let mut company = Company::default();
-        assert_eq!(company.wait(1), Duration::ZERO);
-        company.committed(1, 1, LONG);
-        assert_eq!(company.wait(2), Duration::ZERO);
-        company.committed(64, 64, COMPANY_WAIT_MIN * COMPANY_WAIT_PART / 2);
-        assert_eq!(company.wait(65), Duration::ZERO);
-    }
 }

@@ -112,8 +112,6 @@ pub(crate) struct Shared {
     pub work: Notify,
     /// The newest change that somebody waits to be durable.
     wanted: AtomicU64,
-    /// Counts those who began to wait for that.
-    waits: AtomicU64,
     closing: AtomicBool,
 }
 
@@ -124,10 +122,6 @@ impl Shared {
 
     pub fn is_urgent(&self, durable: u64) -> bool {
         self.is_closing() || self.wanted.load(Ordering::Acquire) > durable
-    }
-
-    pub fn waits(&self) -> u64 {
-        self.waits.load(Ordering::Relaxed)
     }
 }
 
@@ -326,7 +320,6 @@ impl Volume {
             config,
             work: Notify::new(),
             wanted: AtomicU64::new(0),
-            waits: AtomicU64::new(0),
             closing: AtomicBool::new(false),
         });
         let (committer, progress) = if config.read_only {
@@ -949,9 +942,6 @@ impl Volume {
     pub(crate) async fn until_durable(&self, target: u64) -> Result<(), Errno> {
         let mut progress = self.inner.progress.clone();
         self.inner.shared.wanted.fetch_max(target, Ordering::AcqRel);
-        if progress.borrow().durable < target {
-            self.inner.shared.waits.fetch_add(1, Ordering::Relaxed);
-        }
         loop {
             {
                 let now = progress.borrow_and_update();
