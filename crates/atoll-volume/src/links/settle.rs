@@ -7,6 +7,7 @@ use atoll_types::{ByteRange, Errno, InodeId};
 
 use super::publish::{Failed, Task, Trouble};
 use super::record::BaseObject;
+use super::under_way::Subject;
 use super::write::Writing;
 use crate::core::Job;
 use crate::extents::ExtentMap;
@@ -25,9 +26,21 @@ const ATTEMPTS: usize = 5;
 impl Volume {
     /// Do what the inode needs.
     pub(super) async fn settle(&self, inode: InodeId) -> Result<(), Trouble> {
+        if !self.inner.shared.core.lock().links.under_way.begin(Subject::Inode(inode)) {
+            return Err(Trouble::Wait("it is being published"));
+        }
+        let _change = self.under_way(Subject::Inode(inode));
         let is_stuck = self.is_stuck(inode);
         for _ in 0..ATTEMPTS {
-            let job = self.alone(|core| core.plan_publication(inode)).await?;
+            let planned = self.alone(|core| {
+                let job = core.plan_publication(inode)?;
+                let subject = job.object();
+                Ok(subject.clone().is_none_or(|subject| core.links.under_way.begin(subject)).then_some((job, subject)))
+            });
+            let Some((job, subject)) = planned.await? else {
+                return Err(Trouble::Wait("another change of the object that is there is under way"));
+            };
+            let _change = subject.map(|subject| self.under_way(subject));
             let again = match job {
                 Job::Settled => {
                     self.inner.shared.core.lock().publish_settled(inode);
