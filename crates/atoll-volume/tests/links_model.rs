@@ -274,14 +274,14 @@ proptest! {
 
 #[test]
 fn a_file_whose_answer_was_lost_comes_back_to_its_place_while_its_directory_is_moved() {
-    let steps = [
-        Step::Write(5),
-        Step::LoseAnswers(2),
-        Step::Restart,
-        Step::MoveDirectory { to_e: false },
-        Step::Rename(3, 5),
-    ];
+    let steps =
+        [Step::Write(5), Step::LoseAnswers(2), Step::Restart, Step::MoveDirectory { to_e: false }, Step::Rename(3, 5)];
     run(0, &steps);
+}
+
+#[test]
+fn a_file_that_is_written_while_its_directory_makes_room_holds_nobody_up() {
+    run(0, &[Step::Replace(4), Step::Put(6), Step::MoveDirectory { to_e: false }, Step::Write(6), Step::Write(0)]);
 }
 
 #[test]

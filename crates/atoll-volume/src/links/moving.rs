@@ -89,10 +89,11 @@ impl Volume {
         match (kind, is_unpublished) {
             // One that is moved on its own finds its place itself, and until then this one's keys are kept from others.
             (FileKind::Directory, true) if has_place => Err(Trouble::Wait("a directory below it is still being moved")),
-            (_, true) => Ok(()),
             _ if !has_place => Ok(()),
-            (FileKind::Directory, false) => Box::pin(self.move_directory(inode, away, true)).await,
-            (_, false) if away => self.localise_whole(inode).await.map(drop),
+            (FileKind::Directory, _) => Box::pin(self.move_directory(inode, away, true)).await,
+            // Also one that is not published: it is not before its directory has a place, and somebody may wait for its object.
+            _ if away => self.localise_whole(inode).await.map(drop),
+            (_, true) => Ok(()),
             (_, false) => Box::pin(self.settle(inode)).await,
         }
     }

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use atoll_link::{
-    Bucket, BucketError, Condition, Head, Headers, MemoryBucket, ObjectKey, Page, PartSource, Version,
-};
+use atoll_link::{Bucket, BucketError, Condition, Head, Headers, MemoryBucket, ObjectKey, Page, PartSource, Version};
 use atoll_types::ByteRange;
 use bytes::Bytes;
 
