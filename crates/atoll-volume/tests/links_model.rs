@@ -285,6 +285,38 @@ fn a_file_that_is_written_while_its_directory_makes_room_holds_nobody_up() {
 }
 
 #[test]
+fn a_copy_that_was_under_way_is_not_shown_where_another_directory_leaves() {
+    let steps = [
+        Step::Write(6),
+        Step::Replace(3),
+        Step::Put(1),
+        Step::List,
+        Step::Exchange(1, 3),
+        Step::Rename(6, 5),
+        Step::Rename(5, 3),
+        Step::MoveDirectory { to_e: false },
+    ];
+    run(1, &steps);
+}
+
+#[test]
+fn a_listing_goes_on_where_it_was_when_its_directory_is_moved() {
+    let steps = [
+        Step::Put(4),
+        Step::Write(9),
+        Step::Write(0),
+        Step::Write(3),
+        Step::Rename(3, 1),
+        Step::MoveDirectory { to_e: false },
+        Step::Write(4),
+        Step::Put(3),
+        Step::Rename(0, 7),
+        Step::MoveDirectory { to_e: false },
+    ];
+    run(333, &steps);
+}
+
+#[test]
 fn directories_that_change_places_twice_leave_nothing_behind() {
     let change_places = || Step::MoveDirectory { to_e: true };
     run(1, &[Step::Put(7), Step::Put(5), Step::Put(4), change_places(), change_places()]);

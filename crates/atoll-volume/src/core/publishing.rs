@@ -195,7 +195,10 @@ impl Core {
             Some(content) => content.attributes.size,
             None => linked.object.as_ref().map_or(size, |object| object.size),
         };
-        let home = self.key_of(inode)?;
+        let is_home = match &linked.home {
+            Some((parent, _)) => self.key_of(inode)?.as_ref() == Some(key) && self.has_place(*parent)?,
+            None => false,
+        };
         let attributes = self.attributes(inode)?;
         let mut dirty = linked.dirty;
         let mut stored = None;
@@ -241,8 +244,8 @@ impl Core {
             linked.dirty = dirty;
             linked.is_described = true;
         });
-        if home.as_ref() != Some(key) {
-            // It was moved meanwhile, or lost its name.
+        if !is_home || self.links.is_being_left(link, key) {
+            // It was moved meanwhile, or lost its name; or it came back to a place that others are still to leave.
             orphaned(self, Some(inode));
             if has_name {
                 self.unpublish(inode);
