@@ -187,7 +187,8 @@ pub async fn rename(
 
 /// Until the bucket is as the volume is.
 pub async fn settle(volume: &Volume) {
-    for _ in 0..600 {
+    // Answers that are lost one after another make long pauses.
+    for _ in 0..2400 {
         let reports = volume.links().await;
         if reports.iter().all(|report| report.unpublished == 0 && report.deleting == 0) {
             return;
