@@ -953,7 +953,6 @@ mod tests {
                 object: None,
                 prefix: Some(atoll_link::names::Prefix::new(ObjectKey::new("a/b/").unwrap())),
                 dirty: crate::links::record::Dirty::Attributes,
-                begun: None,
                 kept: true,
                 is_described: false,
             })),

@@ -118,7 +118,6 @@ impl Core {
             object: None,
             prefix: None,
             dirty: Dirty::No,
-            begun: None,
             kept: false,
             is_described: true,
         };

@@ -22,6 +22,7 @@ use super::{Core, Step};
 use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
 use crate::links::record::{BaseObject, Dirty, Gone, Linked, Was};
+use crate::links::under_way::UnderWay;
 use crate::rebase;
 
 /// Most files that are remembered to have begun an object at one key.
@@ -43,6 +44,7 @@ pub(crate) struct Links {
     /// Where unpublished files are to be written: what is gone there is replaced, and not deleted before.
     replaced: FxHashMap<(InodeId, ObjectKey), InodeId>,
     replacing: FxHashMap<InodeId, (InodeId, ObjectKey)>,
+    pub under_way: UnderWay,
     /// Who has changed a file's bytes and has it open still.
     writers: FxHashMap<InodeId, FxHashSet<SessionId>>,
     /// Questions to the bucket that are not answered, by when they were asked.
@@ -98,13 +100,23 @@ impl Links {
         self.gone.get(&(link, key.clone())).is_some_and(|gone| gone.holder == Some(inode))
     }
 
-    /// The nearest gone directory that the key lies below, or is.
-    pub fn gone_above(&self, link: InodeId, key: &ObjectKey) -> Option<&Gone> {
+    /// Gone directories that the key lies below, or is.
+    fn gone_above(&self, link: InodeId, key: &ObjectKey) -> impl Iterator<Item = &Gone> {
         let text = key.as_str();
-        text.char_indices().rev().filter(|(_, byte)| *byte == '/').find_map(|(at, _)| {
+        text.char_indices().filter(|(_, byte)| *byte == '/').filter_map(move |(at, _)| {
             let above = ObjectKey::new(&text[..=at])?;
             self.gone.get(&(link, above)).filter(|gone| gone.is_directory())
         })
+    }
+
+    /// Whether something is still being moved away from there.
+    pub fn is_being_left(&self, link: InodeId, key: &ObjectKey) -> bool {
+        self.gone_above(link, key).next().is_some()
+    }
+
+    /// The same, by another directory than this one.
+    pub fn is_being_left_by_another(&self, link: InodeId, key: &ObjectKey, directory: InodeId) -> bool {
+        self.gone_above(link, key).any(|gone| gone.holder != Some(directory))
     }
 
     /// Whether a file is to be written where the gone object is.
@@ -164,6 +176,19 @@ impl Core {
     /// A linked directory itself stays where it is.
     pub(super) fn not_a_link(&mut self, inode: InodeId) -> Step<()> {
         if self.links.roots.contains_key(&inode) { Err(Errno::EBUSY.into()) } else { Ok(()) }
+    }
+
+    /// Whether the bucket has a place for what the directory holds. As long as one above has none, nothing below comes to its place: so that one
+    /// may be renamed, and nothing is left behind.
+    pub fn has_place(&mut self, directory: InodeId) -> Step<bool> {
+        let mut at = directory;
+        loop {
+            let Some(linked) = self.linked(at)?.filter(|linked| linked.prefix.is_some()) else { return Ok(false) };
+            match &linked.home {
+                Some((parent, _)) => at = *parent,
+                None => return Ok(linked.link == at),
+            }
+        }
     }
 
     /// How keys begin of what is below the directory by its place in the tree. `None`: it has no such place.
@@ -238,6 +263,7 @@ impl Core {
             Some(gone) => drop(self.links.gone.insert((link, key), gone)),
             None => {
                 self.links.touch(link, &key);
+                self.links.under_way.forget(link, &key);
                 self.links.gone.remove(&(link, key));
             }
         }
@@ -297,13 +323,13 @@ impl Core {
     ) -> Step<Option<Box<Linked>>> {
         let Some(link) = self.link_of(parent)? else { return Ok(None) };
         let place = self.prefix_of(parent)?;
+        let has_place = self.has_place(parent)?;
         let mut linked = Linked {
             link,
             home: name.map(|name| (parent, Bytes::copy_from_slice(name.as_bytes()))),
             object: None,
             prefix: None,
             dirty: Dirty::No,
-            begun: None,
             kept: true,
             is_described: true,
         };
@@ -314,7 +340,7 @@ impl Core {
         };
         match kind {
             FileKind::Directory => match directory_prefix(&place, name.as_bytes()) {
-                Ok(prefix) if self.links.gone_above(link, &prefix.key).is_none() => linked.prefix = Some(prefix),
+                Ok(prefix) if has_place && !self.links.is_being_left(link, &prefix.key) => linked.prefix = Some(prefix),
                 Ok(_) => {}
                 Err(_) => linked.home = None,
             },
@@ -414,7 +440,6 @@ impl Core {
         let others = cached.record.links > 1 && cached.record.kind() != FileKind::Directory;
         let Some(linked) = cached.record.linked.as_ref().filter(|linked| linked.is_home(parent, name)) else { return };
         let (link, object) = (linked.link, linked.object.clone());
-        self.leave_attempt(inode);
         if let Some(BaseObject { key, version, .. }) = object {
             self.put_gone(link, key, Gone { was: Was::Object(version), of: vec![inode], holder: Some(inode) });
         }
@@ -468,22 +493,6 @@ impl Core {
         }
     }
 
-    /// Where it was begun to be written, there may be an object that is not to be seen.
-    pub(super) fn leave_attempt(&mut self, inode: InodeId) {
-        let Some(linked) = self.inodes.get(&inode).and_then(|cached| cached.record.linked.as_ref()) else { return };
-        let link = linked.link;
-        let Some(key) = linked.begun.clone() else { return };
-        if linked.object.as_ref().is_none_or(|object| object.key != key) {
-            let known = self.links.gone.get(&(link, key.clone())).cloned();
-            let mut gone = known.unwrap_or(Gone { was: Was::Attempt, of: Vec::new(), holder: None });
-            if !gone.of.contains(&inode) && gone.of.len() < ATTEMPTS_KEPT {
-                gone.of.push(inode);
-            }
-            self.put_gone(link, key, gone);
-        }
-        self.change_linked(inode, |linked| linked.begun = None);
-    }
-
     /// A name of it moved to another directory or name of the same link.
     pub(super) fn moved_home(&mut self, old: (InodeId, &Name), new: (InodeId, &Name), to: NewHome, name: Dentry) {
         let inode = name.inode;
@@ -501,7 +510,7 @@ impl Core {
         let home = (new.0, Bytes::copy_from_slice(new.1.as_bytes()));
         self.change_linked(old.0, |linked| linked.kept = true);
         match to {
-            NewHome::Directory(to) => {
+            NewHome::Directory { to, has_place } => {
                 let is_mapped = to.is_some();
                 self.change_linked(inode, |linked| {
                     linked.home = is_mapped.then_some(home);
@@ -513,27 +522,20 @@ impl Core {
                     self.drop_gone(link, &to.key);
                 }
                 let Some(from) = linked.prefix else {
-                    match to {
-                        Some(to) if self.links.gone_above(link, &to.key).is_none() => {
-                            self.change_linked(inode, |linked| linked.prefix = Some(to));
-                        }
-                        _ => self.unpublish(inode),
-                    }
+                    // It gets its place later: it is perhaps only being left, too, by what this one is exchanged with.
+                    self.unpublish(inode);
                     return;
                 };
-                if Some(&from) == to.as_ref() {
+                if Some(&from) == to.as_ref() && has_place && !self.links.is_being_left(link, &from.key) {
                     self.publish_settled(inode);
                     return;
                 }
                 self.put_gone(link, from.key, Gone { was: Was::Directory, of: vec![inode], holder: Some(inode) });
                 self.unpublish(inode);
             }
-            NewHome::File(to) => {
+            NewHome::File { to, has_place } => {
                 let is_file = matches!(kind, FileKind::Regular | FileKind::Symlink);
                 let is_mapped = to.is_some() && is_file;
-                if linked.begun != to {
-                    self.leave_attempt(inode);
-                }
                 self.change_linked(inode, |linked| linked.home = is_mapped.then_some(home));
                 if let Some(to) = &to
                     && linked.object.as_ref().is_none_or(|object| object.key != *to)
@@ -542,7 +544,9 @@ impl Core {
                 }
                 match (linked.object, to) {
                     // Unless what is moved away from there would show it, too.
-                    (Some(object), Some(to)) if object.key == to && self.links.gone_above(link, &to).is_none() => {
+                    (Some(object), Some(to))
+                        if object.key == to && has_place && !self.links.is_being_left(link, &to) =>
+                    {
                         self.drop_gone(link, &to);
                         if linked.dirty == Dirty::No {
                             self.publish_settled(inode);
@@ -571,21 +575,26 @@ impl Core {
     pub(super) fn gather_move(&mut self, name: Dentry, new_parent: InodeId, new_name: &Name) -> Step<NewHome> {
         self.record(name.inode)?;
         let place = self.prefix_of(new_parent)?;
+        let has_place = self.has_place(new_parent)?;
         Ok(match name.kind {
             FileKind::Directory => {
                 if self.is_moving(name.inode)? {
                     // What is moved of it already lies where it was to be until now.
                     return Err(Errno::EBUSY.into());
                 }
-                NewHome::Directory(place.and_then(|place| directory_prefix(&place, new_name.as_bytes()).ok()))
+                let to = place.and_then(|place| directory_prefix(&place, new_name.as_bytes()).ok());
+                NewHome::Directory { to, has_place }
             }
-            _ => NewHome::File(place.and_then(|place| object_key(&place, new_name.as_bytes()).ok())),
+            _ => {
+                let to = place.and_then(|place| object_key(&place, new_name.as_bytes()).ok());
+                NewHome::File { to, has_place }
+            }
         })
     }
 
     /// A file without a name got one.
     pub(super) fn first_home(&mut self, inode: InodeId, parent: InodeId, name: &Name, to: NewHome) {
-        if let NewHome::File(Some(_)) = to
+        if let NewHome::File { to: Some(_), .. } = to
             && self.is_linked(inode)
         {
             let home = (parent, Bytes::copy_from_slice(name.as_bytes()));
@@ -623,7 +632,6 @@ impl Core {
             object: None,
             prefix: Some(prefix),
             dirty: Dirty::No,
-            begun: None,
             kept: true,
             is_described: true,
         };
@@ -671,8 +679,8 @@ fn prefix_of_link(root: InodeId, settings: &LinkSettings) -> Prefix {
     if root == InodeId::ROOT { Prefix::volume_root(begin) } else { Prefix::new(begin) }
 }
 
-/// Where the object of a moved name belongs; `None`: it can have none.
+/// Where the object of a moved name belongs; `None`: it can have none. `has_place`: its directory has one.
 pub(super) enum NewHome {
-    File(Option<ObjectKey>),
-    Directory(Option<Prefix>),
+    File { to: Option<ObjectKey>, has_place: bool },
+    Directory { to: Option<Prefix>, has_place: bool },
 }

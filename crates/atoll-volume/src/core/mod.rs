@@ -46,7 +46,7 @@ pub(crate) use claims::Asked;
 pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
 pub(crate) use listing::{Listing, entry};
-pub(crate) use publishing::{Content, Job};
+pub(crate) use publishing::{Content, Job, Move};
 pub(crate) use unheard::{Unheard, UnheardChanges};
 
 /// Why an operation did not finish.

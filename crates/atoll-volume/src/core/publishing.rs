@@ -1,7 +1,9 @@
 //! What is to be done so that a file's object is as the file is, and what is true afterwards.
 //!
-//! A crash between the two leaves the file unpublished, with its object written: the next authority finds, when the object is not the version
-//! that it takes it for, that the object's generation is its own ([`Core::adopt_base`]).
+//! Invariant: where an object may be that a file of ours was written or copied to, either the file's record has that key, or a gone object is
+//! recorded there that names the file. It is durable before the object is begun ([`Core::begin_object`]), whatever is renamed or removed meanwhile
+//! leaves it, and it ends when an answer is noted ([`Core::published`]) or when somebody has looked and nothing can come any more. So
+//! after a crash, or when an answer was lost, nobody shows that object, and its generation tells that it is ours ([`Core::found_there`]).
 
 use std::collections::BTreeMap;
 
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use super::{Core, Found, Step, Stop};
 use crate::extents::{Changes, Extent, ExtentMap};
 use crate::links::record::{BaseObject, Dirty, Gone, Linked, Was};
+use crate::links::under_way::Subject;
 use crate::rebase;
 
 /// What a file was when its object was begun.
@@ -60,6 +63,27 @@ pub(crate) enum Job {
     },
 }
 
+/// How what a moved directory holds comes to its place.
+#[derive(Debug)]
+pub(crate) struct Move {
+    pub link: InodeId,
+    /// How its keys begin now.
+    pub from: Prefix,
+    pub to: Prefix,
+    /// Its bytes come into the volume: it cannot go there, and others wait for its old place.
+    pub away: bool,
+}
+
+impl Job {
+    /// The object that it changes.
+    pub fn object(&self) -> Option<Subject> {
+        match self {
+            Job::Write { link, key, .. } | Job::Copy { link, key, .. } => Some(Subject::Object(*link, key.clone())),
+            _ => None,
+        }
+    }
+}
+
 impl Core {
     pub fn content(&mut self, inode: InodeId) -> Step<Content> {
         let attributes = self.attributes(inode)?;
@@ -84,7 +108,7 @@ impl Core {
         }
         let link = linked.link;
         let key = self.key_of(inode)?;
-        let (Some(key), Some((_, name))) = (key, &linked.home) else {
+        let (Some(key), Some((parent, name))) = (key, &linked.home) else {
             return match linked.object {
                 Some(base) if kind == FileKind::Regular => {
                     Ok(Job::Localise { link, base, map: self.extents(inode)?.clone() })
@@ -94,7 +118,7 @@ impl Core {
         };
         let name = Name::new(name.clone())?;
         let is_own = linked.object.as_ref().is_some_and(|object| object.key == key);
-        if self.links.gone_above(link, &key).is_some_and(|gone| gone.holder.is_some()) {
+        if !self.has_place(*parent)? || self.links.is_being_left(link, &key) {
             return Ok(Job::Wait("a directory that was there before is still being moved"));
         }
         if is_own && linked.dirty == Dirty::No {
@@ -109,9 +133,7 @@ impl Core {
                 return Ok(Job::WaitFor(gone.holder.unwrap_or(inode)));
             }
             Some(Gone { was: Was::Object(version), .. }) => Condition::Is(version.clone()),
-            Some(Gone { was: Was::Attempt, .. }) => {
-                return Ok(Job::Wait("an object that was begun there is still looked for"));
-            }
+            // Should there be one of ours, it is known by its generation, and replaced.
             _ => match &linked.object {
                 Some(object) if is_own => Condition::Is(object.version.clone()),
                 _ => Condition::Absent,
@@ -127,15 +149,20 @@ impl Core {
         }
     }
 
-    /// An object is about to be written at the key. Answers with what must be durable before, if that is not known already.
+    /// An object is about to be written at the key: from now on it is known that there may be one, whatever becomes of the file and of the
+    /// directories above it. Answers with what must be durable before, if that is not known already.
     pub fn begin_object(&mut self, inode: InodeId, key: &ObjectKey) -> Step<Option<u64>> {
         let Some(linked) = self.linked(inode)? else { return Ok(None) };
-        if linked.begun.as_ref() == Some(key) || linked.object.as_ref().is_some_and(|object| object.key == *key) {
+        if linked.object.as_ref().is_some_and(|object| object.key == *key) {
             return Ok(None);
         }
-        self.leave_attempt(inode);
-        self.change_linked(inode, |linked| linked.begun = Some(key.clone()));
-        self.order();
+        let link = linked.link;
+        let known = self.links.gone.get(&(link, key.clone()));
+        if !known.is_some_and(|gone| gone.of.contains(&inode)) {
+            let (was, holder) = known.map_or((Was::Attempt, None), |gone| (gone.was.clone(), gone.holder));
+            self.put_gone(link, key.clone(), Gone { was, of: vec![inode], holder });
+            self.order();
+        }
         Ok(Some(self.ordered()))
     }
 
@@ -161,14 +188,17 @@ impl Core {
             }
             other => other?,
         };
-        let (kind, size) = (record.kind(), record.size);
+        let (kind, size, has_name) = (record.kind(), record.size, record.links > 0);
         let Some(linked) = record.linked.as_deref().cloned() else { return Ok(()) };
         let written = match content {
             Some(content) if kind == FileKind::Symlink => content.target.len() as u64,
             Some(content) => content.attributes.size,
             None => linked.object.as_ref().map_or(size, |object| object.size),
         };
-        let home = self.key_of(inode)?;
+        let is_home = match &linked.home {
+            Some((parent, _)) => self.key_of(inode)?.as_ref() == Some(key) && self.has_place(*parent)?,
+            None => false,
+        };
         let attributes = self.attributes(inode)?;
         let mut dirty = linked.dirty;
         let mut stored = None;
@@ -203,27 +233,23 @@ impl Core {
             }
             self.apply_changes(inode, changes);
         }
-        self.leave_base(inode, &linked, key);
+        if linked.object.as_ref().is_some_and(|object| object.key != *key) {
+            self.leave_base(inode, &linked);
+        }
         self.drop_gone(link, key);
         self.links.touch(link, key);
         let object = BaseObject { key: key.clone(), version: version.clone(), size: written, archived: false };
         self.change_linked(inode, |linked| {
             linked.object = Some(object);
             linked.dirty = dirty;
-            if linked.begun.as_ref() == Some(key) {
-                linked.begun = None;
-            }
             linked.is_described = true;
         });
-        if home.is_none() {
+        if !is_home || self.links.is_being_left(link, key) {
+            // It was moved meanwhile, or lost its name; or it came back to a place that others are still to leave.
             orphaned(self, Some(inode));
-        } else if home.as_ref() != Some(key) {
-            // It was moved meanwhile.
-            self.put_gone(
-                link,
-                key.clone(),
-                Gone { was: Was::Object(version.clone()), of: vec![inode], holder: Some(inode) },
-            );
+            if has_name {
+                self.unpublish(inode);
+            }
         } else if dirty == Dirty::No {
             self.publish_settled(inode);
         }
@@ -231,24 +257,30 @@ impl Core {
         Ok(())
     }
 
-    /// Its object is another one from now on: the one at another key is to go, unless somebody else's change there is newer.
-    fn leave_base(&mut self, inode: InodeId, linked: &Linked, key: &ObjectKey) {
-        let Some(old) = linked.object.as_ref().filter(|old| old.key != *key) else { return };
-        let gone = self.links.gone.get(&(linked.link, old.key.clone()));
-        if gone.is_none_or(|gone| gone.holder == Some(inode)) {
-            let gone = Gone { was: Was::Object(old.version.clone()), of: vec![inode], holder: None };
-            self.put_gone(linked.link, old.key.clone(), gone);
-        }
+    /// Its object is another one from now on, or none: the old one is to go.
+    fn leave_base(&mut self, inode: InodeId, linked: &Linked) {
+        let Some(old) = &linked.object else { return };
+        let known = self.links.gone.get(&(linked.link, old.key.clone()));
+        let was = known.map_or_else(|| Was::Object(old.version.clone()), |gone| gone.was.clone());
+        let holder = known.and_then(|gone| gone.holder).filter(|holder| *holder != inode);
+        self.put_gone(linked.link, old.key.clone(), Gone { was, of: vec![inode], holder });
     }
 
-    /// The file's object is this version, by an earlier publication of ours of which nobody was told.
-    pub fn adopt_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, info: &ObjectInfo) -> Step<()> {
-        let Some(linked) = self.linked(inode)?.cloned() else { return Ok(()) };
-        self.leave_base(inode, &linked, key);
-        self.drop_gone(link, key);
+    /// What is at the key is to be replaced, and is this version: ours, by a publication of which nobody was told, or one that ours is to win over.
+    pub fn found_there(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, info: &ObjectInfo) -> Step<()> {
+        let linked = self.linked(inode)?;
+        let is_own = linked.is_some_and(|linked| linked.object.as_ref().is_some_and(|object| object.key == *key));
+        let known = self.links.gone.get(&(link, key.clone()));
+        if known.is_some() || !is_own {
+            let (was, holder) = (Was::Object(info.version.clone()), known.and_then(|gone| gone.holder));
+            self.put_gone(link, key.clone(), Gone { was, of: vec![inode], holder });
+        }
+        if is_own {
+            let object =
+                BaseObject { key: key.clone(), version: info.version.clone(), size: info.size, archived: false };
+            self.change_linked(inode, |linked| linked.object = Some(object));
+        }
         self.links.touch(link, key);
-        let object = BaseObject { key: key.clone(), version: info.version.clone(), size: info.size, archived: false };
-        self.change_linked(inode, |linked| linked.object = Some(object));
         self.order();
         Ok(())
     }
@@ -256,7 +288,10 @@ impl Core {
     /// The object at the key went by somebody else's doing: ours is written anew.
     pub fn forget_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey) -> Step<()> {
         self.record(inode)?;
-        self.drop_gone(link, key);
+        if let Some(gone) = self.links.gone.get(&(link, key.clone())).cloned() {
+            let holder = gone.holder.filter(|holder| *holder != inode);
+            self.put_gone(link, key.clone(), Gone { was: Was::Attempt, holder, ..gone });
+        }
         self.change_linked(inode, |linked| {
             if linked.object.as_ref().is_some_and(|object| object.key == *key) {
                 linked.object = None;
@@ -288,10 +323,7 @@ impl Core {
             }
         }
         self.apply_changes(inode, changes);
-        if let Some(key) = self.key_of(inode)? {
-            self.leave_base(inode, &linked, &key);
-        }
-        self.release_gone(linked.link, &base.key, inode);
+        self.leave_base(inode, &linked);
         self.unpublish(inode);
         self.change_linked(inode, |linked| {
             linked.object = None;
@@ -316,9 +348,6 @@ impl Core {
     pub fn hold_object(&mut self, inode: InodeId) -> Step<()> {
         let key = self.key_of(inode)?;
         let Some(linked) = self.linked(inode)?.cloned() else { return Ok(()) };
-        if linked.begun != key {
-            self.leave_attempt(inode);
-        }
         if let Some(object) = linked.object
             && key.as_ref() != Some(&object.key)
             && !self.links.is_gone(linked.link, &object.key)
@@ -330,25 +359,18 @@ impl Core {
         Ok(())
     }
 
-    /// Where a moved directory's keys begin now, and where they are to begin. `None` when they do already. `away`: it is to make room for
-    /// others, wherever it goes. `within`: of something that is moved, thus perhaps in part already.
-    pub fn plan_move(
-        &mut self,
-        directory: InodeId,
-        away: bool,
-        within: bool,
-    ) -> Step<Option<(InodeId, Prefix, Prefix)>> {
+    /// What is to be done about a moved directory. `None` when nothing is. `stuck`: if others are in its way, it is to make room for them.
+    /// `within`: of something that is moved, thus perhaps in part already.
+    pub fn plan_move(&mut self, directory: InodeId, stuck: bool, within: bool) -> Step<Option<Move>> {
         let Some(linked) = self.linked(directory)?.cloned() else { return Ok(None) };
         let Some(to) = self.prefix_of(directory)? else { return Err(Errno::ENAMETOOLONG.into()) };
-        if let Some(gone) = self.links.gone_above(linked.link, &to.key)
-            && gone.holder.is_some_and(|holder| holder != directory)
-            && !(away && linked.prefix.is_some())
-        {
+        let away = self.is_kept_out(directory, &linked, &to)?;
+        if away && !(stuck && linked.prefix.is_some()) {
             return Err(Errno::EBUSY.into());
         }
         match linked.prefix {
             Some(from) if from != to || self.links.is_unpublished(directory) || within => {
-                Ok(Some((linked.link, from, to)))
+                Ok(Some(Move { link: linked.link, from, to, away }))
             }
             Some(_) => {
                 self.publish_settled(directory);
@@ -363,10 +385,21 @@ impl Core {
         }
     }
 
+    /// Whether a directory cannot have its place yet.
+    fn is_kept_out(&mut self, directory: InodeId, linked: &Linked, to: &Prefix) -> Step<bool> {
+        let has_room = match &linked.home {
+            Some((above, _)) => self.has_place(*above)?,
+            None => true,
+        };
+        Ok(!has_room || self.links.is_being_left_by_another(linked.link, &to.key, directory))
+    }
+
     /// Nothing below a moved directory is in the bucket any more: what is there goes, and it gets a place when there is one.
     pub fn moved_away(&mut self, directory: InodeId, from: &Prefix) -> Step<()> {
         let Some(linked) = self.linked(directory)?.cloned() else { return Ok(()) };
-        if linked.prefix.as_ref() == Some(from) {
+        let Some(to) = self.prefix_of(directory)? else { return Ok(()) };
+        // Otherwise some of it may be where it belongs already.
+        if linked.prefix.as_ref() == Some(from) && self.is_kept_out(directory, &linked, &to)? {
             self.change_linked(directory, |linked| linked.prefix = None);
             self.unpublish(directory);
             self.drop_places(linked.link, directory);

@@ -5,7 +5,7 @@ use atoll_types::operation::RenameMode;
 use atoll_types::{Caller, Errno, FileKind, InodeId, Mode, Name, SessionId, limits};
 
 use super::publish::Trouble;
-use super::record::{BaseObject, Gone, Was};
+use super::record::BaseObject;
 use super::write::Writing;
 use crate::core::Context;
 use crate::rebase;
@@ -25,17 +25,8 @@ impl Volume {
             self.alone(|core| core.forget_base(inode, link, key)).await?;
             return Ok(true);
         };
-        let gone = self.inner.shared.core.lock().links.gone.get(&(link, key.clone())).cloned();
-        if let Some(gone) = gone
-            && gone.of.iter().any(|&before| self.is_generation_of(before, &info))
-        {
-            // Written by us for a file that had this name before, and not noted.
-            let mut core = self.inner.shared.core.lock();
-            core.put_gone(link, key.clone(), Gone { was: Was::Object(info.version), ..gone });
-            return Ok(true);
-        }
-        if self.is_generation_of(inode, &info) {
-            self.alone(|core| core.adopt_base(inode, link, key, &info)).await?;
+        if self.is_ours(inode, link, key, &info) {
+            self.alone(|core| core.found_there(inode, link, key, &info)).await?;
             return Ok(true);
         }
         let policy = self.inner.shared.core.lock().links.roots.get(&link).map(|settings| settings.on_conflict);
@@ -50,12 +41,16 @@ impl Volume {
                 {
                     self.bring_home(work, base).await?;
                 }
-                self.alone(|core| core.adopt_base(inode, link, key, &info)).await?;
+                self.alone(|core| core.found_there(inode, link, key, &info)).await?;
                 Ok(true)
             }
             OnConflict::BucketWins => {
                 let found = self.found(&self.bucket(link)?, key.clone(), info).await?;
-                self.alone(|core| core.yield_to(inode, Some(&found))).await?;
+                self.alone(|core| {
+                    core.drop_gone(link, key);
+                    core.yield_to(inode, Some(&found))
+                })
+                .await?;
                 Ok(true)
             }
             OnConflict::Fail => Err(Trouble::Conflict(format!(
@@ -105,6 +100,7 @@ impl Volume {
             let Some((parent, own)) = linked.and_then(|linked| linked.home) else { return Ok(()) };
             let own = Name::new(own)?;
             core.forget_base(inode, link, key)?;
+            core.drop_gone(link, key);
             core.rename(context, parent, &own, directory, &kept, RenameMode::NoReplace)?;
             core.links.touch(link, key);
             core.adopt(parent, &own, Some(&found)).map(drop)

@@ -30,7 +30,7 @@ const PLACES_MAX: usize = 4096;
 /// Directories that were emptied in the bucket, one in another, that are looked into.
 const DEPTH_MAX: usize = 128;
 
-/// Where the next part of a listing begins.
+/// Where the next part of a listing begins, within the directory: that may move to another prefix meanwhile.
 #[derive(Default)]
 pub(crate) struct Places(Mutex<HashMap<(InodeId, u64), Bytes>>);
 
@@ -40,6 +40,8 @@ pub(super) struct Reconciled {
     pub names: BTreeMap<Bytes, Name>,
     /// Behind the run; `None`: the run goes to the end.
     pub next: Option<Bytes>,
+    /// What places begin with.
+    order: Prefix,
     /// The directory's own object.
     pub marker: Option<Listed>,
 }
@@ -108,7 +110,7 @@ impl Volume {
                 if places.len() >= PLACES_MAX {
                     places.clear();
                 }
-                places.insert((directory, cookie), at);
+                places.insert((directory, cookie), within(&page.order, &at));
             }
             match page.next {
                 Some(next) if entries.is_empty() && !is_cut => from = Some(next),
@@ -138,7 +140,7 @@ impl Volume {
     /// Where the entry with this cookie stands, or stood.
     async fn place_of(&self, order: &Prefix, directory: InodeId, cookie: u64) -> Result<Bytes, Errno> {
         if let Some(at) = self.inner.links.places.0.lock().get(&(directory, cookie)) {
-            return Ok(at.clone());
+            return Ok([order.key.as_str().as_bytes(), &at[..]].concat().into());
         }
         let found = self.newest_value(format::cookie_key(directory, cookie)).await?.ok_or(Errno::ESTALE)?;
         let (_, kind, name) = format::decode_cookie(&found).map_err(|error| error.errno())?;
@@ -255,7 +257,7 @@ impl Volume {
             names.insert(at, name);
         }
         self.inner.shared.work.notify_one();
-        Ok(Some(Reconciled { names, next: end, marker }))
+        Ok(Some(Reconciled { names, next: end, order: place.order, marker }))
     }
 
     /// Bring all of a directory in line that the bucket shows nothing of.
@@ -284,7 +286,7 @@ impl Volume {
         to: Option<&Bytes>,
     ) -> Result<HashMap<Name, Dentry>, Errno> {
         let mut known = HashMap::new();
-        let relative = |at: &Bytes| at.strip_prefix(order.key.as_str().as_bytes()).unwrap_or_default().to_vec();
+        let relative = |at: &Bytes| within(order, at).to_vec();
         let (start, end) = format::dentries_of(directory);
         let at = |name: &[u8]| [&start[..], name].concat();
         let first = from.map_or_else(|| start.to_vec(), |from| at(&relative(from)));
@@ -329,6 +331,11 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+/// What follows the directory's prefix.
+fn within(order: &Prefix, at: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(at.strip_prefix(order.key.as_str().as_bytes()).unwrap_or_default())
 }
 
 /// A key behind which everything is that stands behind the place.

@@ -11,6 +11,7 @@ mod objects;
 mod publish;
 pub(crate) mod record;
 mod settle;
+pub(crate) mod under_way;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
@@ -224,10 +225,17 @@ impl Volume {
     async fn link_report(&self, root: InodeId, settings: LinkSettings) -> LinkReport {
         let (unpublished, deleting) = {
             let core = self.inner.shared.core.lock();
-            let of = |waiting: &InodeId| *waiting == root;
+            // What an earlier authority has left may be of any link until it was looked at.
+            let of = |link: &InodeId| *link == root || *link == InodeId::NONE;
             let unpublished: Vec<InodeId> =
                 core.links.unpublished.iter().filter(|(_, waiting)| of(&waiting.link)).map(|(i, _)| *i).collect();
-            (unpublished, core.links.gone.iter().filter(|((link, _), gone)| of(link) && !gone.is_directory()).count())
+            let deleting = core.links.gone.iter().filter(|((link, key), gone)| {
+                // What is just being written counts as unpublished.
+                let is_written = gone.was == record::Was::Attempt && core.links.is_replaced(*link, key);
+                of(link) && !gone.is_directory() && !is_written
+            });
+            let deleting = deleting.count();
+            (unpublished, deleting)
         };
         let mut waiting = Vec::new();
         for &inode in unpublished.iter().take(WAITING_LISTED) {

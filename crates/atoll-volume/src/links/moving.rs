@@ -6,6 +6,7 @@ use atoll_types::{Errno, FileKind, InodeId, Name};
 use futures_util::{StreamExt, stream};
 
 use super::publish::Trouble;
+use crate::core::Move;
 use crate::volume::Volume;
 
 /// Objects of a moved directory that are copied side by side.
@@ -25,7 +26,7 @@ impl Volume {
             Err(Errno::EBUSY) => return Err(Trouble::Wait("another directory is still to be moved away from there")),
             other => other?,
         };
-        let Some((link, from, to)) = plan else { return Ok(()) };
+        let Some(Move { link, from, to, away }) = plan else { return Ok(()) };
         let mut after = None;
         loop {
             let Some(page) = self.reconcile(directory, after, MOVE_PAGE).await? else { return Ok(()) };
@@ -42,7 +43,7 @@ impl Volume {
         loop {
             let (entries, end) = self.list_from_store(directory, after, MOVE_PAGE).await?;
             after = entries.last().map_or(after, |entry| entry.cookie);
-            let moved = entries.into_iter().map(|entry| self.move_child(directory, entry.name, stuck));
+            let moved = entries.into_iter().map(|entry| self.move_child(directory, entry.name, away));
             let mut moved = stream::iter(moved).buffer_unordered(COPIES);
             let mut failed = None;
             while let Some(result) = moved.next().await {
@@ -55,7 +56,7 @@ impl Volume {
                 break;
             }
         }
-        if stuck && from != to {
+        if away {
             // Where it belongs is found next.
             return Ok(self.alone(|core| core.moved_away(directory, &from)).await?);
         }
@@ -66,7 +67,7 @@ impl Volume {
         }
     }
 
-    async fn move_child(&self, directory: InodeId, name: Name, stuck: bool) -> Result<(), Trouble> {
+    async fn move_child(&self, directory: InodeId, name: Name, away: bool) -> Result<(), Trouble> {
         let found = self.alone(|core| core.lookup_dentry(directory, &name)).await?;
         let Some((inode, kind)) = found else { return Ok(()) };
         let (is_unpublished, has_place) = self
@@ -88,10 +89,11 @@ impl Volume {
         match (kind, is_unpublished) {
             // One that is moved on its own finds its place itself, and until then this one's keys are kept from others.
             (FileKind::Directory, true) if has_place => Err(Trouble::Wait("a directory below it is still being moved")),
-            (_, true) => Ok(()),
             _ if !has_place => Ok(()),
-            (FileKind::Directory, false) => Box::pin(self.move_directory(inode, stuck, true)).await,
-            (_, false) if stuck => self.localise_whole(inode).await.map(drop),
+            (FileKind::Directory, _) => Box::pin(self.move_directory(inode, away, true)).await,
+            // Also one that is not published: it is not before its directory has a place, and somebody may wait for its object.
+            _ if away => self.localise_whole(inode).await.map(drop),
+            (_, true) => Ok(()),
             (_, false) => Box::pin(self.settle(inode)).await,
         }
     }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::LinkError;
 use super::record::{Gone, Was};
+use super::under_way::Subject;
 use crate::volume::{Inner, Volume};
 
 /// Publications, copies and deletions side by side.
@@ -27,6 +28,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// After something else must be done first.
 const PAUSE_WAIT: Duration = Duration::from_millis(200);
+/// Before anything is changed that an earlier authority has left: what it had sent when it was killed has its effect within that time.
+const ARRIVAL: Duration = Duration::from_secs(1);
 /// How long the task sleeps when nothing wakes it.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -109,7 +112,11 @@ pub(super) fn start(volume: &Volume) {
 
 async fn run(inner: Weak<Inner>, work: Arc<tokio::sync::Notify>) {
     if let Some(volume) = inner.upgrade().map(|inner| Volume { inner }) {
-        volume.go_on().await;
+        let is_left = volume.go_on().await;
+        drop(volume);
+        if is_left {
+            tokio::time::sleep(ARRIVAL).await;
+        }
     }
     let mut running: HashSet<Task> = HashSet::new();
     let mut tasks: JoinSet<(Task, Result<(), Trouble>)> = JoinSet::new();
@@ -151,9 +158,18 @@ async fn run(inner: Weak<Inner>, work: Arc<tokio::sync::Notify>) {
 }
 
 impl Volume {
-    /// What an earlier authority had not published is to be published now.
-    async fn go_on(&self) {
+    /// What an earlier authority had not published is to be published now. False when there is nothing of it.
+    async fn go_on(&self) -> bool {
+        let has_gone = {
+            let mut core = self.inner.shared.core.lock();
+            let links = &mut core.links;
+            for (link, key) in links.gone.keys() {
+                links.under_way.unanswered(*link, key);
+            }
+            !links.gone.is_empty()
+        };
         let left = std::mem::take(&mut *self.inner.left_unpublished.lock());
+        let is_left = has_gone || !left.is_empty();
         for inode in left {
             match self.alone(|core| core.install_unpublished(inode)).await {
                 // Its inode is gone, and with it what there was to be published.
@@ -163,6 +179,7 @@ impl Volume {
                 }
             }
         }
+        is_left
     }
 
     /// What can be done now, and when to look again.
@@ -246,12 +263,15 @@ impl Volume {
     }
 
     async fn delete_gone(&self, link: InodeId, key: &ObjectKey) -> Result<(), Trouble> {
+        let subject = Subject::Object(link, key.clone());
         let (gone, ordered) = {
-            let core = self.inner.shared.core.lock();
+            let mut core = self.inner.shared.core.lock();
             let gone = core.links.gone.get(&(link, key.clone()));
-            (gone.filter(|gone| core.may_delete(link, key, gone)).cloned(), core.ordered())
+            let Some(gone) = gone.filter(|gone| core.may_delete(link, key, gone)).cloned() else { return Ok(()) };
+            core.links.under_way.begin(subject.clone());
+            (gone, core.ordered())
         };
-        let Some(gone) = gone else { return Ok(()) };
+        let _change = self.under_way(subject);
         // After a crash, the object may be needed that a copy, or bytes in the volume, were to take the place of.
         self.until_durable(ordered).await?;
         let bucket = self.bucket(link)?;
@@ -282,9 +302,13 @@ impl Volume {
 }
 
 impl crate::core::Core {
-    /// Whether a gone object is to be deleted: not what something is written over soon.
+    /// Whether a gone object is to be deleted: not what something is written over, or soon will be, and not what may come only now.
     fn may_delete(&self, link: InodeId, key: &ObjectKey, gone: &Gone) -> bool {
-        gone.is_free() && (gone.was == Was::Attempt || !self.links.is_replaced(link, key))
+        let under_way = &self.links.under_way;
+        gone.is_free()
+            && !self.links.is_replaced(link, key)
+            && !under_way.is_begun(link, key)
+            && (gone.was != Was::Attempt || !under_way.may_come(link, key))
     }
 
     /// Whether it is time to publish a file.

@@ -47,8 +47,6 @@ pub struct Linked {
     /// Of a directory: how the keys begin of what it holds. `None` while others are still to be moved away from there.
     pub prefix: Option<Prefix>,
     pub dirty: Dirty,
-    /// Where an object was begun to be written that is not noted: a crash may have left one there.
-    pub begun: Option<ObjectKey>,
     /// Of a directory: it stays when the bucket has nothing below it, since it was made or changed here.
     pub kept: bool,
     /// What HEAD tells was taken over; a listing does not tell it.
@@ -61,11 +59,11 @@ impl Linked {
     }
 }
 
-/// An object, or with a `/` at the end of its key every object below, that no name stands for any more.
+/// An object, or with a `/` at the end of its key every object below, that no name stands for: not any more, or not yet.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Gone {
     pub was: Was,
-    /// Whose it was, and who may have begun to write over it.
+    /// Whose it was, and who has begun to write there.
     pub of: Vec<InodeId>,
     /// Whose bytes it still is, or what it still holds: it stays until they are elsewhere.
     pub holder: Option<InodeId>,
@@ -78,7 +76,7 @@ pub enum Was {
     Directory,
     /// Only this version is ours to delete or to replace, and what an earlier authority of ours wrote over it.
     Object(Version),
-    /// Perhaps there is one that was written and not noted before a crash.
+    /// Perhaps there is one, whose writing was begun and is not noted.
     Attempt,
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use atoll_blob::Location;
+use atoll_link::Head;
 use atoll_types::{ByteRange, Errno, InodeId};
 
 use super::publish::{Failed, Task, Trouble};
 use super::record::BaseObject;
+use super::under_way::Subject;
 use super::write::Writing;
 use crate::core::Job;
 use crate::extents::ExtentMap;
@@ -25,9 +27,21 @@ const ATTEMPTS: usize = 5;
 impl Volume {
     /// Do what the inode needs.
     pub(super) async fn settle(&self, inode: InodeId) -> Result<(), Trouble> {
+        if !self.inner.shared.core.lock().links.under_way.begin(Subject::Inode(inode)) {
+            return Err(Trouble::Wait("it is being published"));
+        }
+        let _change = self.under_way(Subject::Inode(inode));
         let is_stuck = self.is_stuck(inode);
         for _ in 0..ATTEMPTS {
-            let job = self.alone(|core| core.plan_publication(inode)).await?;
+            let planned = self.alone(|core| {
+                let job = core.plan_publication(inode)?;
+                let subject = job.object();
+                Ok(subject.clone().is_none_or(|subject| core.links.under_way.begin(subject)).then_some((job, subject)))
+            });
+            let Some((job, subject)) = planned.await? else {
+                return Err(Trouble::Wait("another change of the object that is there is under way"));
+            };
+            let _change = subject.map(|subject| self.under_way(subject));
             let again = match job {
                 Job::Settled => {
                     self.inner.shared.core.lock().publish_settled(inode);
@@ -36,7 +50,9 @@ impl Volume {
                 Job::Wait(why) => return Err(Trouble::Wait(why)),
                 Job::WaitFor(holder) => {
                     // Stuck, both may wait for each other: then this one is to need its object no more.
-                    let is_free = self.release(holder).await? || is_stuck && self.localise_whole(inode).await?;
+                    let is_free = self.release(holder).await?
+                        || self.has_no_place(holder).await? && self.localise_whole(holder).await?
+                        || is_stuck && self.localise_whole(inode).await?;
                     if !is_free {
                         return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
                     }
@@ -72,6 +88,15 @@ impl Volume {
         failed.get(&Task::Publish(inode)).is_some_and(waits)
     }
 
+    /// Whether the file's directory waits for its place, perhaps for somebody who waits for this file's object.
+    async fn has_no_place(&self, inode: InodeId) -> Result<bool, Trouble> {
+        let waits = self.alone(|core| match core.linked(inode)?.and_then(|linked| linked.home.clone()) {
+            Some((parent, _)) => Ok(!core.has_place(parent)?),
+            None => Ok(false),
+        });
+        Ok(waits.await?)
+    }
+
     /// An open file without a name holds an object no more. False when it is another kind of holder.
     pub(super) async fn release(&self, holder: InodeId) -> Result<bool, Trouble> {
         let Some((link, object, map)) = self.alone(|core| core.plan_release(holder)).await? else { return Ok(false) };
@@ -97,8 +122,18 @@ impl Volume {
             })
             .await?;
         let Some((link, object, map)) = plan else { return Ok(false) };
-        self.localise(inode, link, &object, &map).await?;
-        Ok(true)
+        match self.localise(inode, link, &object, &map).await {
+            Err(Trouble::Errno(Errno::ESTALE)) => {}
+            result => return result.map(|()| true),
+        }
+        match self.bucket(link)?.head(&object.key, None).await? {
+            Head::Object(info) if self.is_generation_of(inode, &info) => {
+                // It was written there, and that was not noted: its bytes are those of the new one.
+                self.alone(|core| core.found_there(inode, link, &object.key, &info)).await?;
+                Err(Trouble::Wait("its object was found to be newer"))
+            }
+            _ => Err(Errno::ESTALE.into()),
+        }
     }
 
     /// Bytes of an object come into the volume.

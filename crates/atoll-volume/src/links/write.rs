@@ -45,6 +45,11 @@ impl Volume {
                     headers.tags = Some(bucket.tags(&base.key).await?);
                 }
                 Head::Object(info) if base.key == *key => return self.conflict(&work, Some(info)).await,
+                Head::Object(info) if self.is_generation_of(inode, &info) => {
+                    // It was written there before it was renamed, and that was not noted.
+                    self.alone(|core| core.found_there(inode, link, &base.key, &info)).await?;
+                    return Ok(true);
+                }
                 _ if base.key == *key => return self.conflict(&work, None).await,
                 _ => {}
             }
@@ -82,7 +87,7 @@ impl Volume {
         }
     }
 
-    /// Before an object is written where there was none of this file: should a crash come before that is noted, it is looked for.
+    /// Before an object is written: should that not be noted, for a crash or a lost answer, it is looked for.
     pub(super) async fn begin_object(&self, inode: InodeId, key: &ObjectKey) -> Result<(), Errno> {
         match self.alone(|core| core.begin_object(inode, key)).await? {
             Some(ordered) => self.until_durable(ordered).await,
@@ -106,7 +111,14 @@ impl Volume {
         generation.is_some_and(|generation| generation.starts_with(&self.own_generation(inode)))
     }
 
-    pub(super) fn own_generation(&self, inode: InodeId) -> String {
+    /// Whether the object at the key was written by this volume, for that file or for one that may have been written there before.
+    pub(super) fn is_ours(&self, inode: InodeId, link: InodeId, key: &ObjectKey, info: &ObjectInfo) -> bool {
+        let gone = self.inner.shared.core.lock().links.gone.get(&(link, key.clone())).cloned();
+        let mut others = gone.iter().flat_map(|gone| &gone.of);
+        self.is_generation_of(inode, info) || others.any(|&other| self.is_generation_of(other, info))
+    }
+
+    fn own_generation(&self, inode: InodeId) -> String {
         format!("{:032x}-{:x}-", self.inner.settings.id, inode.0)
     }
 
@@ -175,21 +187,13 @@ impl Volume {
     ) -> Result<bool, Trouble> {
         let bucket = self.bucket(link)?;
         let Head::Object(info) = bucket.head(key, None).await? else {
-            self.alone(|core| {
-                core.drop_gone(link, key);
-                Ok(())
-            })
-            .await?;
+            self.alone(|core| core.forget_base(inode, link, key)).await?;
             return Ok(true);
         };
         let is_copy = info.size == source.size && info.version.etag == source.version.etag;
-        let is_own = self.is_generation_of(inode, &info);
-        if base.key != *key && (is_copy || is_own) {
+        let is_of_another = !self.is_generation_of(inode, &info) && self.is_ours(inode, link, key, &info);
+        if base.key != *key && is_copy && !is_of_another {
             self.alone(|core| core.published(inode, link, key, &info.version, None)).await?;
-            return Ok(true);
-        }
-        if is_own {
-            self.alone(|core| core.adopt_base(inode, link, key, &info)).await?;
             return Ok(true);
         }
         let content = self.alone(|core| core.content(inode)).await?;

@@ -3,8 +3,11 @@
 // Each of the tests that share it uses a part.
 #![allow(dead_code)]
 
+mod way;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_link::{Bucket, LinkSettings, MemoryBucket, ObjectKey, RequestKind};
@@ -23,6 +26,8 @@ pub struct Site {
     pub medium: MemoryMedium,
     pub objects: Arc<InMemory>,
     pub bucket: Arc<MemoryBucket>,
+    /// Of the newest authority.
+    is_cut: Mutex<Arc<AtomicBool>>,
 }
 
 impl Site {
@@ -31,7 +36,8 @@ impl Site {
     }
 
     pub async fn with(bucket: MemoryBucket) -> Site {
-        let site = Site { medium: MemoryMedium::new(), objects: Arc::new(InMemory::new()), bucket: Arc::new(bucket) };
+        let (medium, objects) = (MemoryMedium::new(), Arc::new(InMemory::new()));
+        let site = Site { medium, objects, bucket: Arc::new(bucket), is_cut: Mutex::default() };
         let settings = VolumeSettings::new(Durability::Object, 1);
         atoll_volume::format(&MemoryStore::open(&site.medium), &settings, &Caller::default()).await.unwrap();
         site
@@ -44,9 +50,16 @@ impl Site {
         };
         let config = VolumeConfig { inode_cache_max: 8, ..VolumeConfig::default() };
         let volume = Volume::open(Arc::new(MemoryStore::open(&self.medium)), opening, config).await.unwrap();
-        let bucket = self.bucket.clone();
-        volume.start_links(Arc::new(move |_| Ok(bucket.clone() as Arc<dyn Bucket>)));
+        let is_cut = Arc::<AtomicBool>::default();
+        *self.is_cut.lock().unwrap() = is_cut.clone();
+        let way = Arc::new(way::Way { bucket: self.bucket.clone(), is_cut });
+        volume.start_links(Arc::new(move |_| Ok(way.clone() as Arc<dyn Bucket>)));
         volume
+    }
+
+    /// The newest authority sends the bucket nothing more.
+    pub fn cut(&self) {
+        self.is_cut.lock().unwrap().store(true, Ordering::Relaxed);
     }
 
     /// A volume whose root is linked to all of the bucket.
@@ -174,7 +187,8 @@ pub async fn rename(
 
 /// Until the bucket is as the volume is.
 pub async fn settle(volume: &Volume) {
-    for _ in 0..600 {
+    // Answers that are lost one after another make long pauses.
+    for _ in 0..2400 {
         let reports = volume.links().await;
         if reports.iter().all(|report| report.unpublished == 0 && report.deleting == 0) {
             return;
