@@ -15,6 +15,7 @@ use atoll_keys::Keyring;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
+use futures_util::future::join;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use slatedb::admin::AdminBuilder;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::bind;
 use crate::checkpoints::Checkpoints;
-use crate::clock::Clock;
+use crate::clock::{Clock, newest_ms};
 use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
 use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Sealing, Store, StoreError};
@@ -198,9 +199,18 @@ impl SlateStore {
 
     /// The same, with an epoch behind `before`: of a store that is to hold what epochs of another one have left.
     pub async fn open_behind(config: SlateConfig, before: Epoch) -> Result<SlateStore> {
+        SlateStore::open_with(config, before, Arc::default()).await
+    }
+
+    async fn open_with(config: SlateConfig, before: Epoch, clock: Arc<Clock>) -> Result<SlateStore> {
         // The log first: it refuses a second server before SlateDB fences the first.
         let log = config.open_log()?;
-        let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
+        let own = config.own();
+        let admin = AdminBuilder::new(config.database(), config.root.store.clone()).build();
+        let (id, manifest) = join(bind::check(&own, DATABASE, log.as_ref()), admin.read_manifest(None)).await;
+        let id = id?;
+        // SlateDB may write tables before it is open.
+        manifest.map_err(db_error)?.iter().for_each(|manifest| clock.must_be_at(newest_ms(manifest)));
         let settings = Settings {
             // What is read is never older than what the garbage collection keeps.
             manifest_poll_interval: Duration::from_secs(1).min(config.garbage_interval / 4),
@@ -213,7 +223,6 @@ impl SlateStore {
             compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
-        let clock = Arc::new(Clock::default());
         let mut db = Db::builder(config.database(), config.root.store.clone())
             .with_settings(settings)
             .with_system_clock(clock.clone());
@@ -221,7 +230,7 @@ impl SlateStore {
             db = db.with_block_transformer(sealing.blocks());
         }
         let db = Arc::new(db.build().await.map_err(db_error)?);
-        // Every commit has it, so it tells when the newest one was made.
+        // Every commit has it, so it tells when the newest one was made, which may be in no table yet.
         let newest = db.get_key_value(APPLIED).await.map_err(db_error)?;
         newest.iter().for_each(|newest| clock.must_be_at(newest.create_ts));
         let applied = number(newest.map(|newest| newest.value))?;
@@ -599,6 +608,7 @@ mod tests {
 
     use atoll_object::ObjectOptions;
     use futures_util::FutureExt;
+    use slatedb_common::clock::SystemClock;
 
     use super::*;
 
@@ -638,6 +648,29 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(20), is_covered).await.expect("the older half is in tables");
         drop(store);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_stops_neither_commits_nor_tables() {
+        const DAY_MS: i64 = 86_400_000;
+        for has_log in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let ahead = Arc::new(Clock::default());
+            ahead.must_be_at(ahead.now().timestamp_millis() + DAY_MS);
+            for clock in [ahead, Arc::default()] {
+                let config = config(folder.path(), has_log);
+                let store = SlateStore::open_with(config, Epoch(0), clock.clone()).await.unwrap();
+                let seq = store.commit(put("key")).await.unwrap();
+                store.durable(seq).await.unwrap();
+                if store.epoch == 1 {
+                    // The newest table is younger than the newest commit.
+                    clock.must_be_at(clock.now().timestamp_millis() + DAY_MS);
+                }
+                let table = store.shared.db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable });
+                tokio::time::timeout(Duration::from_secs(20), table).await.expect("a table is written").unwrap();
+                store.close().await.unwrap();
+            }
+        }
     }
 
     /// After a failed write or sync the kernel may have dropped the pages: the next
