@@ -17,6 +17,7 @@ mod handover;
 mod harness;
 mod journal;
 mod keeper;
+mod kills;
 mod leases;
 mod lifecycle;
 mod links;
