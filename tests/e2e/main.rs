@@ -30,5 +30,6 @@ mod serving;
 mod snapshot_directory;
 mod snapshots;
 mod store_faults;
+mod suspended;
 mod trash;
 mod two_worlds;

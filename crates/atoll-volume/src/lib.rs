@@ -15,6 +15,7 @@
 //! and mends it.
 
 pub mod acl;
+mod awake;
 mod committer;
 mod compaction;
 mod core;
