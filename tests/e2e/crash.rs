@@ -12,13 +12,13 @@ use crate::harness::*;
 const KILLS: u32 = 6;
 
 /// What a worker did in one folder until it was stopped, and the longest call.
-struct Work {
-    files: u32,
-    longest: Duration,
+pub struct Work {
+    pub files: u32,
+    pub longest: Duration,
 }
 
 /// Every file goes through a few changes, and none of them is synced.
-fn work(folder: &Path, stop: &AtomicBool) -> Work {
+pub fn work(folder: &Path, stop: &AtomicBool) -> Work {
     let mut work = Work { files: 0, longest: Duration::ZERO };
     let mut log = fs::File::options().append(true).create(true).open(folder.join("log")).unwrap();
     while !stop.load(Ordering::Acquire) {
@@ -39,7 +39,7 @@ fn work(folder: &Path, stop: &AtomicBool) -> Work {
     work
 }
 
-fn check(folder: &Path, files: u32) {
+pub fn check(folder: &Path, files: u32) {
     let log = fs::read_to_string(folder.join("log")).unwrap();
     assert!(
         log.lines().eq((0..files).map(|number| number.to_string())),

@@ -15,18 +15,37 @@ pub enum Fault {
     Away,
     /// 503 for all.
     Unavailable,
+    /// 403 for all: somebody has taken the rights on the bucket away.
+    Forbidden,
+    /// 507 for all that is written.
+    Full,
     /// Each of them 300 ms later.
     Slow,
     /// Of three requests one is answered with 503, one is done and its answer is cut off, one is good.
     Flaky,
     /// Every other request is done, and its connection closed without an answer.
     Lossy,
-    /// One bit of what is read of segments is wrong.
+    /// Of three requests one is not done, one is done, each with a connection that is reset, and one is good.
+    Reset,
+    /// The last bit of what is read is wrong.
     WrongBytes,
+    /// Half of what is read is missing, and its length says that this is all.
+    Truncated,
 }
 
-const FAULTS: [Fault; 7] =
-    [Fault::None, Fault::Away, Fault::Unavailable, Fault::Slow, Fault::Flaky, Fault::Lossy, Fault::WrongBytes];
+const FAULTS: [Fault; 11] = [
+    Fault::None,
+    Fault::Away,
+    Fault::Unavailable,
+    Fault::Forbidden,
+    Fault::Full,
+    Fault::Slow,
+    Fault::Flaky,
+    Fault::Lossy,
+    Fault::Reset,
+    Fault::WrongBytes,
+    Fault::Truncated,
+];
 
 /// Ends with the process; it holds nothing.
 pub struct Proxy {
@@ -108,10 +127,28 @@ impl Message {
         Ok(Some(message))
     }
 
+    fn is_read(&self) -> bool {
+        ["GET ", "HEAD "].iter().any(|method| self.head.starts_with(method))
+    }
+
+    /// Keep the first half of the body, as if that were all.
+    fn halve(&mut self) {
+        let half = self.body.len() / 2;
+        let is_length = |line: &&str| line.to_ascii_lowercase().starts_with("content-length:");
+        let Some(line) = self.head.lines().find(is_length).map(str::to_owned) else { return };
+        self.body.truncate(half);
+        self.head = self.head.replace(&line, &format!("Content-Length: {half}"));
+    }
+
     fn write(&self, to: &mut TcpStream, body: usize) -> std::io::Result<()> {
         to.write_all(self.head.as_bytes())?;
         to.write_all(&self.body[..body])
     }
+}
+
+/// The peer learns that there is no connection any more, not that it has ended.
+fn reset(client: &TcpStream) -> std::io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_linger(client, Some(Duration::ZERO))?)
 }
 
 fn serve(
@@ -134,14 +171,21 @@ fn serve(
             Fault::Flaky if number.is_multiple_of(3) => Fault::Unavailable,
             fault => fault,
         };
+        let refusal = match fault {
+            Fault::Unavailable => Some(("503 Slow Down", "SlowDown")),
+            Fault::Forbidden => Some(("403 Forbidden", "AccessDenied")),
+            Fault::Full if !request.is_read() => Some(("507 Insufficient Storage", "InsufficientStorage")),
+            _ => None,
+        };
+        if let Some((status, code)) = refusal {
+            let body = format!("<Error><Code>{code}</Code></Error>");
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+            client.write_all((head + &body).as_bytes())?;
+            continue;
+        }
         match fault {
-            Fault::Unavailable => {
-                let body = "<Error><Code>SlowDown</Code></Error>";
-                let head = format!("HTTP/1.1 503 Slow Down\r\nContent-Length: {}\r\n\r\n", body.len());
-                client.write_all((head + body).as_bytes())?;
-                continue;
-            }
             Fault::Slow => std::thread::sleep(Duration::from_millis(300)),
+            Fault::Reset if number.is_multiple_of(3) => return reset(&client),
             _ => {}
         }
         request.write(&mut server, request.body.len())?;
@@ -150,12 +194,17 @@ fn serve(
         if fault == Fault::Lossy && number.is_multiple_of(2) {
             return Ok(());
         }
-        if fault == Fault::WrongBytes
-            && request.head.starts_with("GET ")
-            && request.head.contains("/segments/")
-            && let Some(byte) = answer.body.last_mut()
-        {
-            *byte ^= 1;
+        if fault == Fault::Reset && number % 3 == 1 {
+            return reset(&client);
+        }
+        // Objects, not lists of them.
+        let is_found = answer.head.starts_with("HTTP/1.1 20");
+        if is_found && request.head.starts_with("GET ") && !request.head.contains("list-type=") {
+            match fault {
+                Fault::WrongBytes => answer.body.last_mut().into_iter().for_each(|byte| *byte ^= 1),
+                Fault::Truncated => answer.halve(),
+                _ => {}
+            }
         }
         if fault == Fault::Flaky && number % 3 == 1 {
             let cut = answer.body.len() / 2;

@@ -103,3 +103,50 @@ fn a_full_volume_has_room_again_when_its_trash_is_emptied() {
     site.atoll(["trash", "empty", "vol"]).must_succeed();
     fs::write(mount.join("file"), &bytes).unwrap();
 }
+
+#[test]
+fn what_is_in_the_trash_is_listed_and_put_back_without_a_mount() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    assert_eq!(site.atoll(["trash", "list", "vol"]).must_succeed(), "");
+    site.atoll(["volume", "trash", "vol", "--retention", "7d"]).must_succeed();
+    fs::create_dir(mount.join("old")).unwrap();
+    for name in ["a-b", "again", "gone"] {
+        fs::write(mount.join("old").join(name), name).unwrap();
+    }
+    fs::create_dir(mount.join("left")).unwrap();
+    fs::rename(mount.join("old/gone"), mount.join("left/gone")).unwrap();
+    for path in ["old/a-b", "old/again", "left/gone"] {
+        fs::remove_file(mount.join(path)).unwrap();
+    }
+    fs::write(mount.join("old/again"), "a new one").unwrap();
+    fs::remove_dir(mount.join("left")).unwrap();
+    fs::rename(mount.join("old"), mount.join("renamed")).unwrap();
+    fs::File::open(mount.join("renamed/again")).unwrap().sync_all().unwrap();
+
+    let listed = site.atoll(["--json", "trash", "list", "vol"]).must_succeed();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let entry = |name: &str| {
+        let found = listed.as_array().unwrap().iter().find(|row| row["name"] == name);
+        let row = found.unwrap_or_else(|| panic!("no {name} in {listed}"));
+        assert_eq!(row["bytes"], name.len());
+        row["entry"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(listed.as_array().unwrap().len(), 3);
+    assert!(site.atoll(["trash", "list", "vol"]).must_succeed().contains(&entry("a-b")));
+    // To the directory that it was in, which has another name now.
+    site.atoll(["trash", "restore", "vol", &entry("a-b")]).must_succeed();
+    assert_eq!(fs::read(mount.join("renamed/a-b")).unwrap(), b"a-b");
+    site.atoll(["trash", "restore", "vol", &entry("a-b")]).must_fail_saying(&["no entry", "trash list"]);
+    site.atoll(["trash", "restore", "vol", &entry("again")]).must_fail_saying(&["there again", "--to"]);
+    site.atoll(["trash", "restore", "vol", &entry("gone")]).must_fail_saying(&["gone", "--to"]);
+    site.atoll(["trash", "restore", "vol", &entry("again"), "--to", "/renamed/before"]).must_succeed();
+    site.atoll(["trash", "restore", "vol", &entry("gone"), "--to", "/renamed"]).must_succeed();
+    assert_eq!(fs::read(mount.join("renamed/before")).unwrap(), b"again");
+    assert_eq!(fs::read(mount.join("renamed/gone")).unwrap(), b"gone");
+    assert_eq!(fs::read(mount.join("renamed/again")).unwrap(), b"a new one");
+    assert_eq!(site.atoll(["trash", "list", "vol"]).must_succeed(), "");
+    for wrong in ["", "x", "x/y", "../x", "2026-01-31-23/1-2-x"] {
+        site.atoll(["trash", "restore", "vol", wrong]).must_fail_saying(&["no entry"]);
+    }
+}

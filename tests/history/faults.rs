@@ -35,6 +35,11 @@ pub enum Kind {
 
 impl Kind {
     pub const ALL: [Kind; 5] = [Kind::Freeze, Kind::Kill, Kind::Cut, Kind::Crash, Kind::Replace];
+
+    /// Whether a client's session may be over after it.
+    pub fn ends_clients(self) -> bool {
+        matches!(self, Kind::Freeze | Kind::Kill)
+    }
 }
 
 /// What may go wrong in a round.

@@ -7,9 +7,9 @@
 //!
 //! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
-//! [--workers N] [--no-faults] [--alone]` runs one long scenario. Clients that are killed or fenced may lose what
-//! they have acknowledged and not flushed where a plan says so, with `--may-lose-unflushed` everywhere. Words, `--skip`, `--exact` and `--list`
-//! select and name cases as in any other test.
+//! [--workers N] [--no-faults] [--faults Crash,Kill] [--alone]` runs one long scenario. With `--s3` the volume is durable in a real S3 server.
+//! Clients that are killed or fenced may lose what they have acknowledged and not flushed where a plan says so, with
+//! `--may-lose-unflushed` everywhere. Words, `--skip`, `--exact` and `--list` select and name cases as in any other test.
 //!
 //! Read `history` for what is recorded, `models` for what objects may do,
 //! `check` for the search, and `workers` for the work.
@@ -60,6 +60,7 @@ fn plan(name: &str, seed: u64, mounts: usize, steps: u64, seconds: u64) -> Plan 
         freeze_max: Duration::from_secs(8),
         may_lose_unflushed: false,
         has_broken_mount: false,
+        in_s3: false,
     }
 }
 
@@ -131,12 +132,16 @@ fn plans() -> Vec<Plan> {
 
 fn long(options: &Options, steps: u64) -> Plan {
     let seed = options.seed.unwrap_or_else(fresh_seed);
-    let faults = if options.no_faults { Vec::new() } else { faults::Kind::ALL.into() };
+    let faults = match &options.faults {
+        _ if options.no_faults => Vec::new(),
+        Some(kinds) => kinds.clone(),
+        None => faults::Kind::ALL.into(),
+    };
     let workers_each = options.workers.unwrap_or(2);
     let work = if options.alone { Work::Alone } else { Work::Shared };
     Plan {
         work,
-        may_lose_unflushed: !faults.is_empty(),
+        may_lose_unflushed: faults.iter().any(|kind| kind.ends_clients()),
         faults,
         workers_each,
         ..plan("long", seed, options.mounts.unwrap_or(4), steps, u64::MAX >> 32)
@@ -192,6 +197,7 @@ fn main() -> ExitCode {
     };
     for plan in &mut plans {
         plan.may_lose_unflushed |= options.may_lose_unflushed;
+        plan.in_s3 = options.s3;
         if options.steps.is_none() {
             plan.seed = options.seed.unwrap_or(plan.seed);
             plan.mounts = options.mounts.unwrap_or(plan.mounts);

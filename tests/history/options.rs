@@ -4,6 +4,8 @@
 
 use std::ffi::OsString;
 
+use crate::faults::Kind;
+
 /// Of libtest, without a meaning here.
 const IGNORED_FLAGS: [&str; 7] =
     ["--nocapture", "--no-capture", "--show-output", "--quiet", "-q", "--test", "--include-ignored"];
@@ -17,6 +19,9 @@ pub struct Options {
     pub mounts: Option<usize>,
     pub workers: Option<usize>,
     pub no_faults: bool,
+    /// Of the long scenario: these instead of all.
+    pub faults: Option<Vec<Kind>>,
+    pub s3: bool,
     pub alone: bool,
     pub may_lose_unflushed: bool,
     /// Name the cases instead of running them.
@@ -54,6 +59,8 @@ impl Options {
                     other => return Err(format!("--workers {other}: 1 to 4 on each mount")),
                 },
                 "--no-faults" => options.no_faults = true,
+                "--faults" => options.faults = Some(kinds(&text()?)?),
+                "--s3" => options.s3 = true,
                 "--alone" => options.alone = true,
                 "--may-lose-unflushed" => options.may_lose_unflushed = true,
                 "--list" => options.is_list = true,
@@ -65,8 +72,8 @@ impl Options {
                 word if !word.starts_with('-') => options.words.push(argument.into_owned()),
                 other => {
                     return Err(format!(
-                        "no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults, --alone, \
-                         --may-lose-unflushed, and of libtest --list, --exact, --skip, words, and what says how to print"
+                        "no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults, --faults, \
+                         --s3, --alone, --may-lose-unflushed, and of libtest --list, --exact, --skip, words, and what says how to print"
                     ));
                 }
             }
@@ -79,6 +86,13 @@ impl Options {
         let fits = |word: &String| if self.is_exact { name == word } else { name.contains(word) };
         !self.only_ignored && (self.words.is_empty() || self.words.iter().any(fits)) && !self.skipped.iter().any(fits)
     }
+}
+
+/// Kinds of faults, by their names.
+fn kinds(names: &str) -> Result<Vec<Kind>, String> {
+    let kind = |name: &str| Kind::ALL.into_iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+    let known = || Kind::ALL.map(|kind| format!("{kind:?}")).join(", ");
+    names.split(',').map(|name| kind(name).ok_or_else(|| format!("--faults {name}: one of {}", known()))).collect()
 }
 
 /// What must hold of this file.
@@ -96,7 +110,9 @@ fn libtest() {
     assert!(!selects(&["--ignored"], "two mounts") && selects(&["--include-ignored"], "two mounts"));
     assert!(parse(&["--list", "--format", "terse"]).unwrap().is_list);
     assert_eq!(parse(&["--steps=5", "--seed", "7"]).unwrap().seed, Some(7));
-    for wrong in [&["--steps"][..], &["--steps", "many"], &["--mounts", "9"], &["--unheard-of"]] {
+    assert_eq!(parse(&["--faults", "crash,Kill"]).unwrap().faults, Some(vec![Kind::Crash, Kind::Kill]));
+    for wrong in [&["--faults", "rain"][..], &["--steps"], &["--steps", "many"], &["--mounts", "9"], &["--unheard-of"]]
+    {
         assert!(parse(wrong).is_err(), "{wrong:?}");
     }
 }

@@ -56,6 +56,8 @@ pub struct Plan {
     pub may_lose_unflushed: bool,
     /// The last mount breaks its promises, which the check has to find out.
     pub has_broken_mount: bool,
+    /// Its volume is durable in a real S3 server, not in a folder.
+    pub in_s3: bool,
 }
 
 #[derive(Default)]
@@ -135,10 +137,14 @@ fn living<T>(outcome: Outcome<T>) -> Result<T, Finding> {
 
 impl Scenario<'_> {
     fn start(plan: &Plan) -> Result<Scenario<'_>, Finding> {
-        let mut site = Site::empty();
+        let mut site = if plan.in_s3 { Site::with_s3() } else { Site::empty() };
         site.serve = ["--http", "127.0.0.1:0"].map(String::from).to_vec();
+        if plan.in_s3 {
+            site.serve.extend(["--store", "s3://bucket/history"].map(String::from));
+        }
         site.start();
-        site.atoll(["volume", "create", "vol"]).must_succeed();
+        let durability = if plan.in_s3 { "object" } else { "local" };
+        site.atoll(["volume", "create", "vol", "--durability", durability]).must_succeed();
         let kind = |number: usize| match number {
             last if plan.has_broken_mount && last + 1 == plan.mounts => Kind::Broken,
             odd if odd % 2 == 1 => Kind::Proxied,

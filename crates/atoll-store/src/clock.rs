@@ -1,14 +1,15 @@
 //! The time of day as SlateDB sees it.
 //!
-//! Invariant: it is never before that of a store's newest commit, also when somebody set the machine's clock back before the
-//! server was started again. SlateDB refuses every commit until its old time has come again, and tells by their time
-//! which tables are new.
+//! Invariant: it is never before that of a store's newest commit and newest table, also when somebody set the machine's clock back
+//! before the server was started again. SlateDB refuses every commit until its old time has come again, and tells by their
+//! time which tables are new.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use slatedb::VersionedManifest;
 use slatedb_common::clock::{DefaultSystemClock, SystemClock, SystemClockTicker};
 
 #[derive(Debug, Default)]
@@ -23,10 +24,17 @@ impl Clock {
     pub fn must_be_at(&self, ms: i64) {
         let behind_ms = ms.saturating_sub(self.now().timestamp_millis());
         if behind_ms > 0 {
-            tracing::warn!(behind_ms, "the time of day is before that of the newest commit: was it set back?");
+            tracing::warn!(behind_ms, "the time of day is before that of the newest metadata: was it set back?");
             self.ahead_ms.fetch_add(behind_ms, Ordering::Relaxed);
         }
     }
+}
+
+/// The time of the newest table and commit that a manifest knows, in ms since 1970.
+pub(crate) fn newest_ms(manifest: &VersionedManifest) -> i64 {
+    let tables = manifest.l0().iter().map(|table| table.sst.id.value());
+    let tables = tables.chain(manifest.last_compacted_l0_sst_view_id());
+    tables.map(|id| id.timestamp_ms() as i64).fold(manifest.last_l0_clock_tick(), i64::max)
 }
 
 impl SystemClock for Clock {

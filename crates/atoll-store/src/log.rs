@@ -307,15 +307,17 @@ impl LogFolder {
         }
         let number = self.files.last().map_or(0, |file| file.number) + 1;
         let (file, file_bytes) = new_file(&self.folder, number, &id, self.keys.as_deref(), newest)?;
-        let (mut finished, mut records) = (Vec::new(), Vec::new());
+        let (mut finished, mut records, mut found_bytes) = (Vec::new(), Vec::new(), 0);
         for file in self.files {
             finished.push((file.path.clone(), file.newest()));
+            found_bytes += if file.newest() > applied { file.whole } else { 0 };
             records.extend(file.records.into_iter().filter(|record| record.seq > applied));
         }
         let (folder, keys) = (self.folder, self.keys);
         let room_end = file_bytes;
+        let (synced, _lock) = (newest, self.lock);
         let mut log =
-            Log { folder, id, keys, file, file_bytes, room_end, number, synced: newest, finished, _lock: self.lock };
+            Log { folder, id, keys, file, file_bytes, found_bytes, room_end, number, synced, finished, _lock };
         log.trim(applied)?;
         Ok((log, records))
     }
@@ -329,6 +331,8 @@ pub(crate) struct Log {
     file: File,
     /// Of the header and the records.
     pub file_bytes: u64,
+    /// Of files that the start found and the store did not cover.
+    pub found_bytes: u64,
     /// Zeros follow up to here.
     room_end: u64,
     number: u64,

@@ -4,6 +4,7 @@
 //! replayed over SlateDB when the volume is opened. `object`: SlateDB's log in
 //! the object store, flushed when somebody waits.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use atoll_keys::Keyring;
 use atoll_object::ObjectRoot;
 use atoll_types::{CommitSeq, Epoch};
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::{join, try_join_all};
 use object_store::path::Path;
 use parking_lot::Mutex;
 use slatedb::admin::AdminBuilder;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::bind;
 use crate::checkpoints::Checkpoints;
-use crate::clock::Clock;
+use crate::clock::{Clock, newest_ms};
 use crate::garbage::{Collector, Hold};
 use crate::log::{Log, LogFolder, Record};
 use crate::{Batch, Checkpoint, KEY_MIN, Limits, Page, Precondition, Read, Result, Scan, Sealing, Store, StoreError};
@@ -37,13 +38,24 @@ const EPOCH: &[u8] = b"\0epoch";
 /// Attempts of one request to the object store, beyond those of its client; about two hours. SlateDB is of no use
 /// after a request of its background work has failed.
 pub(crate) const STORE_RETRIES_MAX: u32 = 600;
-/// What one entry of a scan takes, about, and the most that a scan reads at a time. In bytes.
-const ENTRY_BYTES: usize = 128;
-const SCAN_BYTES_MAX: usize = 1 << 20;
 /// Keys that are looked for at a time.
 const GETS_MAX: usize = 16;
+/// SlateDB's memory is written out when its log has grown by so many objects: a start needs several requests for each. SlateDB itself
+/// would wait for eight times as many.
+const LOG_OBJECTS_MAX: u64 = 512;
 /// The growing log file is finished at this size, in bytes.
 const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
+/// A start that finds as much in earlier files has them covered, in bytes: each start makes a file, and one server after the other
+/// may be killed before its own has grown.
+const LOG_FOUND_BYTES_MAX: u64 = 16 << 20;
+/// What a log says is applied in batches of this size, in bytes.
+const REPLAYED_TOGETHER: usize = 8 << 20;
+/// A scan reads this far ahead, in bytes: for each entry that is asked for …
+const READ_AHEAD_ENTRY: usize = 256;
+/// … and at most. A request for each block would take seconds where thousands follow each other.
+const READ_AHEAD_MAX: usize = 1 << 20;
+/// Requests at a time of a scan that reads so far ahead.
+const READS_AT_ONCE: usize = 4;
 
 /// Where a volume's metadata lies.
 pub struct SlateConfig {
@@ -79,6 +91,8 @@ struct Shared {
     flushing: Arc<tokio::sync::Mutex<()>>,
     durable: watch::Sender<u64>,
     logged: bool,
+    /// Of SlateDB's log, since its memory was written out.
+    log_objects: AtomicU64,
     /// Commits that wait for the log, in order.
     waiting: Mutex<Vec<Record>>,
     /// `None`: durability `object`, or the store let go of it.
@@ -187,9 +201,18 @@ impl SlateStore {
 
     /// The same, with an epoch behind `before`: of a store that is to hold what epochs of another one have left.
     pub async fn open_behind(config: SlateConfig, before: Epoch) -> Result<SlateStore> {
+        SlateStore::open_with(config, before, Arc::default()).await
+    }
+
+    async fn open_with(config: SlateConfig, before: Epoch, clock: Arc<Clock>) -> Result<SlateStore> {
         // The log first: it refuses a second server before SlateDB fences the first.
         let log = config.open_log()?;
-        let id = bind::check(&config.own(), DATABASE, log.as_ref()).await?;
+        let own = config.own();
+        let admin = AdminBuilder::new(config.database(), config.root.store.clone()).build();
+        let (id, manifest) = join(bind::check(&own, DATABASE, log.as_ref()), admin.read_manifest(None)).await;
+        let id = id?;
+        // SlateDB may write tables before it is open.
+        manifest.map_err(db_error)?.iter().for_each(|manifest| clock.must_be_at(newest_ms(manifest)));
         let settings = Settings {
             // What is read is never older than what the garbage collection keeps.
             manifest_poll_interval: Duration::from_secs(1).min(config.garbage_interval / 4),
@@ -202,7 +225,6 @@ impl SlateStore {
             compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
-        let clock = Arc::new(Clock::default());
         let mut db = Db::builder(config.database(), config.root.store.clone())
             .with_settings(settings)
             .with_system_clock(clock.clone());
@@ -210,7 +232,7 @@ impl SlateStore {
             db = db.with_block_transformer(sealing.blocks());
         }
         let db = Arc::new(db.build().await.map_err(db_error)?);
-        // Every commit has it, so it tells when the newest one was made.
+        // Every commit has it, so it tells when the newest one was made, which may be in no table yet.
         let newest = db.get_key_value(APPLIED).await.map_err(db_error)?;
         newest.iter().for_each(|newest| clock.must_be_at(newest.create_ts));
         let applied = number(newest.map(|newest| newest.value))?;
@@ -222,17 +244,17 @@ impl SlateStore {
             }
             None => (None, Vec::new()),
         };
-        let mut newest = applied;
-        for record in records {
-            for (key, value) in &record.batch.writes {
-                if key[..] == *EPOCH {
-                    epoch = number(value.clone())?;
-                }
-            }
-            newest = record.seq;
-            apply(&db, config.sealing.as_ref(), record.seq, &record.batch).await?;
+        let newest = records.last().map_or(applied, |record| record.seq);
+        let found = last_writes(records);
+        if let Some(value) = found.get(EPOCH) {
+            epoch = number(value.clone())?;
+        }
+        if newest > applied {
+            replay(&db, config.sealing.as_ref(), newest, found).await?;
         }
         epoch = epoch.max(before.0) + 1;
+        // What SlateDB found in its own log is not known. It is written out if there is something.
+        let is_long = log.as_ref().is_none_or(|log| log.found_bytes > LOG_FOUND_BYTES_MAX);
         let shared = Shared {
             db: db.clone(),
             next: AtomicU64::new(newest + 1),
@@ -241,6 +263,7 @@ impl SlateStore {
             flushing: Arc::default(),
             durable: watch::channel(newest).0,
             logged: log.is_some(),
+            log_objects: AtomicU64::new(0),
             waiting: Mutex::default(),
             log: Mutex::new(log),
             failed: Mutex::new(None),
@@ -253,6 +276,9 @@ impl SlateStore {
         claim.put(EPOCH, epoch.to_be_bytes().to_vec());
         let seq = store.order(claim).await?;
         store.durable(seq).await?;
+        if is_long {
+            store.shared.clone().cover();
+        }
         Ok(store)
     }
 
@@ -317,6 +343,10 @@ impl Shared {
             let newest = self.next.load(Ordering::Acquire) - 1;
             self.db.flush().await.map_err(db_error)?;
             self.durable.send_replace(newest);
+            if self.log_objects.fetch_add(1, Ordering::Relaxed) + 1 >= LOG_OBJECTS_MAX {
+                self.log_objects.store(0, Ordering::Relaxed);
+                self.cover();
+            }
             return Ok(());
         }
         let shared = self.clone();
@@ -369,16 +399,41 @@ impl Shared {
 }
 
 async fn apply(db: &Db, sealing: Option<&Sealing>, seq: u64, batch: &Batch) -> Result<()> {
-    let mut writes = WriteBatch::new();
-    for (key, value) in &batch.writes {
-        let key = sealing.map_or_else(|| key.clone(), |sealing| sealing.hide(key));
-        match value {
-            Some(value) => writes.put(&key, value),
-            None => writes.delete(&key),
-        }
-    }
+    let mut writes = hidden(sealing, &batch.writes);
     writes.put(APPLIED, seq.to_be_bytes());
     db.write(writes).await.map(|_| ()).map_err(db_error)
+}
+
+fn hidden(sealing: Option<&Sealing>, writes: &[(Bytes, Option<Bytes>)]) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    for (key, value) in writes {
+        let key = sealing.map_or_else(|| key.clone(), |sealing| sealing.hide(key));
+        match value {
+            Some(value) => batch.put(&key, value),
+            None => batch.delete(&key),
+        }
+    }
+    batch
+}
+
+/// The last of the writes to each key: most of what a log holds was written over or deleted since.
+fn last_writes(records: Vec<Record>) -> BTreeMap<Bytes, Option<Bytes>> {
+    records.into_iter().flat_map(|record| record.batch.writes).collect()
+}
+
+/// Apply what a log holds up to commit `newest`. A crash in between leaves a part of it with the old [`APPLIED`]: the next start does
+/// all of it again.
+async fn replay(db: &Db, sealing: Option<&Sealing>, newest: u64, found: BTreeMap<Bytes, Option<Bytes>>) -> Result<()> {
+    let (mut part, mut bytes) = (Batch::default(), 0);
+    for (key, value) in found {
+        bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        part.writes.push((key, value));
+        if bytes >= REPLAYED_TOGETHER {
+            db.write(hidden(sealing, &part.writes)).await.map_err(db_error)?;
+            (part, bytes) = Default::default();
+        }
+    }
+    apply(db, sealing, newest, &part).await
 }
 
 async fn collect(mut iterator: slatedb::DbIterator, sealing: Option<&Sealing>, entries_max: usize) -> Result<Page> {
@@ -429,9 +484,9 @@ impl<R: DbReadOps + Send + Sync> Read for View<R> {
         if start >= end {
             return Ok(Page::default());
         }
-        // By itself SlateDB reads one block after the other, each a request to the object store.
-        let read_ahead_bytes = scan.entries_max.saturating_mul(ENTRY_BYTES).clamp(1, SCAN_BYTES_MAX);
-        let options = ScanOptions { read_ahead_bytes, cache_blocks: true, ..ScanOptions::default() };
+        let read_ahead_bytes = scan.entries_max.saturating_mul(READ_AHEAD_ENTRY).clamp(1, READ_AHEAD_MAX);
+        let max_fetch_tasks = if read_ahead_bytes == READ_AHEAD_MAX { READS_AT_ONCE } else { 1 };
+        let options = ScanOptions { read_ahead_bytes, max_fetch_tasks, cache_blocks: true, ..ScanOptions::default() };
         let iterator = self.reader.scan_with_options(start..end, &options).await.map_err(db_error)?;
         collect(iterator, self.sealing.as_ref(), scan.entries_max).await
     }
@@ -555,6 +610,7 @@ mod tests {
 
     use atoll_object::ObjectOptions;
     use futures_util::FutureExt;
+    use slatedb_common::clock::SystemClock;
 
     use super::*;
 
@@ -564,20 +620,67 @@ mod tests {
         batch
     }
 
+    fn config(folder: &std::path::Path, has_log: bool) -> SlateConfig {
+        let url = format!("file://{}/objects", folder.display());
+        SlateConfig {
+            root: atoll_object::open(&url, &ObjectOptions::default()).unwrap(),
+            place: "store".into(),
+            log: has_log.then(|| folder.join("log")),
+            memtable_bytes: 1 << 20,
+            garbage_interval: Duration::from_secs(300),
+            sealing: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_start_reads_a_bounded_number_of_log_objects() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SlateStore::open(config(folder.path(), false)).await.unwrap();
+        for _ in 0..2 * LOG_OBJECTS_MAX {
+            let seq = store.commit(put("key")).await.unwrap();
+            store.durable(seq).await.unwrap();
+        }
+        // As it is left by a crash.
+        let config = config(folder.path(), false);
+        let admin = AdminBuilder::new(config.database(), config.root.store.clone()).build();
+        let is_covered = async {
+            while admin.read_manifest(None).await.unwrap().unwrap().replay_after_wal_id() < LOG_OBJECTS_MAX {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), is_covered).await.expect("the older half is in tables");
+        drop(store);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_stops_neither_commits_nor_tables() {
+        const DAY_MS: i64 = 86_400_000;
+        for has_log in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let ahead = Arc::new(Clock::default());
+            ahead.must_be_at(ahead.now().timestamp_millis() + DAY_MS);
+            for clock in [ahead, Arc::default()] {
+                let config = config(folder.path(), has_log);
+                let store = SlateStore::open_with(config, Epoch(0), clock.clone()).await.unwrap();
+                let seq = store.commit(put("key")).await.unwrap();
+                store.durable(seq).await.unwrap();
+                if store.epoch == 1 {
+                    // The newest table is younger than the newest commit.
+                    clock.must_be_at(clock.now().timestamp_millis() + DAY_MS);
+                }
+                let table = store.shared.db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable });
+                tokio::time::timeout(Duration::from_secs(20), table).await.expect("a table is written").unwrap();
+                store.close().await.unwrap();
+            }
+        }
+    }
+
     /// After a failed write or sync the kernel may have dropped the pages: the next
     /// sync that succeeds says nothing about them.
     #[tokio::test]
     async fn a_failed_log_write_is_never_followed_by_a_promise() {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("file://{}/objects", folder.path().display());
-        let config = || SlateConfig {
-            root: atoll_object::open(&url, &ObjectOptions::default()).unwrap(),
-            place: "store".into(),
-            log: Some(folder.path().join("log")),
-            memtable_bytes: 1 << 20,
-            garbage_interval: Duration::from_secs(300),
-            sealing: None,
-        };
+        let config = || config(folder.path(), true);
         let store = SlateStore::open(config()).await.unwrap();
         let kept = store.commit(put("kept")).await.unwrap();
         store.durable(kept).await.unwrap();

@@ -160,6 +160,8 @@ impl Volume {
             let (location, skip, length) = moving.wanted();
             match blob.read(location, skip, length).await {
                 Ok(content) => readable.push((moving, content)),
+                // Written over since the pass began.
+                Err(_) if !self.inner.shared.core.lock().is_used(location.segment) => {}
                 Err(error) => {
                     tracing::warn!(%error, segment = %location.segment, "cannot compact: it stays as it is");
                     self.inner.incompactible.lock().insert(location.segment);

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use atoll_lease::{Claim, Rights};
 use atoll_store::Scan;
@@ -11,12 +13,16 @@ use atoll_types::{Errno, FileKind, InodeId, Name};
 
 use crate::format::{self, DirectoryQuota, InodeRecord, Quota, QuotaState};
 use crate::fsck::Progress;
-use crate::volume::Volume;
+use crate::volume::{Inner, Volume};
 
 /// Names of a directory, or inodes, that are read in one go.
 const PAGE: usize = 512;
 /// Rights that are asked back at a time.
 const ASKED_TOGETHER: usize = 1024;
+/// Pause before what failed is tried again; it doubles …
+const PAUSE: Duration = Duration::from_secs(1);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Deeper than any path that the system takes.
 const DEPTH_MAX: usize = 4096;
 
@@ -51,6 +57,25 @@ impl From<Errno> for QuotaError {
 /// Of what is gone, nothing is to be done.
 fn unless_gone<T: Default>(result: Result<T, Errno>) -> Result<T, Errno> {
     if matches!(result, Err(Errno::ESTALE)) { Ok(T::default()) } else { result }
+}
+
+async fn stamp_until_done(inner: Weak<Inner>, mut pause: Duration) {
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(volume) = inner.upgrade().map(|inner| Volume { inner }) else { return };
+        let _alone = volume.inner.stamping.lock().await;
+        let stamped = volume.stamp_pending(&|_| ()).await;
+        if volume.inner.shared.is_closing() {
+            return;
+        }
+        let Err(errno) = stamped else {
+            // Under the lock: whoever fails from now on begins anew.
+            volume.inner.stamps_again.store(false, Ordering::Release);
+            return;
+        };
+        pause = (pause * 2).clamp(PAUSE, PAUSE_MAX);
+        tracing::warn!(%errno, ?pause, "what a quota bounds is not counted: trying again after a pause");
+    }
 }
 
 type Watch = Box<dyn Fn(Progress) + Send + Sync>;
@@ -113,7 +138,10 @@ impl Volume {
                 (None, false) => return Err(QuotaError::NoQuota),
             }
             volume.inner.shared.work.notify_one();
-            volume.stamp_pending(&watch).await?;
+            if let Err(errno) = volume.stamp_pending(&watch).await {
+                volume.stamp_again(PAUSE);
+                return Err(errno.into());
+            }
             if limits.is_some() {
                 volume.take_back_root(directory).await;
             }
@@ -132,15 +160,14 @@ impl Volume {
         if !self.inner.shared.core.lock().roots.all().any(|(_, quota)| is_begun(quota)) {
             return;
         }
-        let volume = self.clone();
-        tokio::spawn(async move {
-            let _alone = volume.inner.stamping.lock().await;
-            if let Err(errno) = volume.stamp_pending(&|_| ()).await
-                && !volume.inner.shared.is_closing()
-            {
-                tracing::warn!(%errno, "what a quota bounds is not counted: that goes on after the next start");
-            }
-        });
+        self.stamp_again(Duration::ZERO);
+    }
+
+    /// Go on with what was begun, after a pause and with further ones after failures, until it is done.
+    fn stamp_again(&self, pause: Duration) {
+        if !self.inner.stamps_again.swap(true, Ordering::AcqRel) {
+            tokio::spawn(stamp_until_done(Arc::downgrade(&self.inner), pause));
+        }
     }
 
     /// Bring to an end what was begun.

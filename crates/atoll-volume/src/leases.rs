@@ -10,6 +10,7 @@ use atoll_types::{Errno, InodeId, Operation, OperationSeq, Outcome, SessionId, T
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use crate::awake::Awake;
 use crate::core::{Asked, Core, Step, Stop, Unheard};
 use crate::grace::Grace;
 use crate::sessions::Mark;
@@ -24,7 +25,7 @@ pub(crate) const NOBODY: SessionId = SessionId(0);
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
 pub(crate) struct Leases {
-    started: Instant,
+    awake: Awake,
     pub grace: Grace,
     waiting: Mutex<HashMap<WaiterId, oneshot::Sender<()>>>,
     tell: OnceLock<Tell>,
@@ -37,7 +38,7 @@ pub(crate) struct Leases {
 impl Default for Leases {
     fn default() -> Self {
         Leases {
-            started: Instant::now(),
+            awake: Awake::new(),
             grace: Grace::default(),
             waiting: Mutex::default(),
             tell: OnceLock::new(),
@@ -49,7 +50,7 @@ impl Default for Leases {
 
 impl Leases {
     fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        self.awake.now().as_millis() as u64
     }
 
     pub fn wake(&self, waiters: Vec<WaiterId>) {

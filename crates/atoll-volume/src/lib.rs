@@ -15,6 +15,7 @@
 //! and mends it.
 
 pub mod acl;
+mod awake;
 mod children;
 mod committer;
 mod compaction;

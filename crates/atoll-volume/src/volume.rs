@@ -147,6 +147,8 @@ pub(crate) struct Inner {
     pub stamping: tokio::sync::Mutex<()>,
     /// An earlier authority may have left something of that to be done.
     pub left_stamping: AtomicBool,
+    /// It failed, and is tried again after a pause.
+    pub stamps_again: AtomicBool,
     /// There is room again, perhaps.
     pub room: Notify,
     pub bytes_compacted: AtomicU64,
@@ -339,6 +341,7 @@ impl Volume {
                 taking_back_roots: Mutex::default(),
                 stamping: tokio::sync::Mutex::default(),
                 left_stamping: AtomicBool::new(!config.read_only),
+                stamps_again: AtomicBool::new(false),
                 room: Notify::new(),
                 bytes_compacted: AtomicU64::new(0),
                 incompactible: Mutex::default(),

@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use atoll_blob::{Blob, BlobConfig, Staging};
-use atoll_store::{MemoryMedium, MemoryStore};
+use atoll_store::{Batch, Checkpoint, Limits, MemoryMedium, MemoryStore, Page, Read, Scan, Store, StoreError};
 use atoll_types::limits::QUOTA_DEPTH_MAX;
 use atoll_types::operation::{RenameMode, WriteAt};
-use atoll_types::{Caller, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp};
+use atoll_types::{
+    Caller, CommitSeq, Epoch, Errno, FileKind, InodeId, Made, Mode, Name, Operation, Outcome, SessionId, Timestamp,
+};
 use atoll_volume::{Durability, Quota, QuotaError, QuotaState, Usage, Volume, VolumeConfig, VolumeSettings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -33,13 +37,17 @@ impl World {
     }
 
     async fn open(&self) -> Volume {
+        self.open_with(Arc::new(MemoryStore::open(&self.medium))).await
+    }
+
+    async fn open_with(&self, store: Arc<dyn Store>) -> Volume {
         let blob = BlobConfig::new(self.objects.clone(), Path::default(), Staging::Memory);
         let opening = |epoch, recovered| -> Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(blob, epoch, recovered))
         };
         let config =
             VolumeConfig { inode_cache_max: 50, commit_lag: Duration::from_millis(1), ..VolumeConfig::default() };
-        Volume::open(Arc::new(MemoryStore::open(&self.medium)), opening, config).await.unwrap()
+        Volume::open(store, opening, config).await.unwrap()
     }
 }
 
@@ -349,4 +357,104 @@ async fn what_was_answered_already_is_executed_and_counted() {
     let used: Vec<Usage> = volume.directory_quotas().into_iter().map(|(_, quota)| quota.used).collect();
     assert_eq!(used, [Usage { bytes: 0, inodes: 1 }, Usage { bytes: 22, inodes: 2 }]);
     must_be_sound(&volume).await;
+}
+
+/// A store of which nothing can be listed while it is `broken`.
+struct Breakable {
+    store: MemoryStore,
+    broken: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Read for Breakable {
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn multi_get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.store.multi_get(keys).await
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(StoreError::Io("broken".into()));
+        }
+        self.store.scan(scan).await
+    }
+}
+
+#[async_trait]
+impl Store for Breakable {
+    fn epoch(&self) -> Epoch {
+        self.store.epoch()
+    }
+
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    fn snapshot(&self) -> Result<Arc<dyn Read>, StoreError> {
+        self.store.snapshot()
+    }
+
+    async fn commit(&self, batch: Batch) -> Result<CommitSeq, StoreError> {
+        self.store.commit(batch).await
+    }
+
+    async fn durable(&self, seq: CommitSeq) -> Result<(), StoreError> {
+        self.store.durable(seq).await
+    }
+
+    fn durable_seq(&self) -> CommitSeq {
+        self.store.durable_seq()
+    }
+
+    async fn checkpoint(&self, name: &str) -> Result<(), StoreError> {
+        self.store.checkpoint(name).await
+    }
+
+    async fn copy_checkpoint(&self, source: &str, name: &str) -> Result<(), StoreError> {
+        self.store.copy_checkpoint(source, name).await
+    }
+
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>, StoreError> {
+        self.store.checkpoints().await
+    }
+
+    async fn at(&self, name: &str) -> Result<Arc<dyn Read>, StoreError> {
+        self.store.at(name).await
+    }
+
+    async fn delete_checkpoint(&self, name: &str) -> Result<(), StoreError> {
+        self.store.delete_checkpoint(name).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.store.close().await
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_counted_now_is_counted_when_it_can_be_read() {
+    let world = World::new().await;
+    let broken = Arc::new(AtomicBool::new(false));
+    let store = Breakable { store: MemoryStore::open(&world.medium), broken: broken.clone() };
+    let volume = world.open_with(Arc::new(store)).await;
+    // More than the cache of inodes holds.
+    let [(top, _), _] = trees(&volume, 30).await;
+    run(&volume, Operation::Sync).await.unwrap();
+    broken.store(true, Ordering::Release);
+    assert!(volume.set_directory_quota(top, BOUND, |_| ()).await.is_err());
+    assert_eq!(volume.directory_quotas()[0].1.state, QuotaState::Counting);
+    broken.store(false, Ordering::Release);
+    let is_counted = || volume.directory_quotas()[0].1.state == QuotaState::Kept;
+    let counted = async {
+        while !is_counted() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), counted).await.expect("it is counted by itself");
+    assert_eq!(volume.directory_quotas()[0].1.used, below(&volume, top).await);
+    must_be_sound(&volume).await;
+    volume.close().await.unwrap();
 }

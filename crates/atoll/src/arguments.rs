@@ -426,6 +426,18 @@ pub enum SnapshotCommand {
 
 #[derive(Subcommand)]
 pub enum TrashCommand {
+    /// What is in the trash, oldest first: when it was removed (UTC), its size in bytes, and its entry.
+    List { volume: String },
+    /// Put files back into the directories that they were removed from.
+    Restore {
+        volume: String,
+        /// As `atoll trash list` shows them: HOUR/DIRECTORY-INODE-NAME.
+        #[arg(required = true)]
+        entries: Vec<String>,
+        /// Put it there: a path in the volume, of a directory or with its new name.
+        #[arg(long, value_name = "/PATH")]
+        to: Option<String>,
+    },
     /// Destroy everything that is in the trash, however long it has been there.
     Empty { volume: String },
 }

@@ -626,6 +626,11 @@ impl Core {
         self.segments.contains_key(&segment)
     }
 
+    /// Whether anything refers to it.
+    pub fn is_used(&self, segment: SegmentId) -> bool {
+        self.segments.get(&segment).is_some_and(|segment| segment.live > 0)
+    }
+
     pub fn bytes_live(&self) -> u64 {
         self.live.max(0) as u64
     }
