@@ -68,7 +68,7 @@ impl Default for VolumeConfig {
         VolumeConfig {
             inode_cache_max: 200_000,
             commit_lag: Duration::from_millis(20),
-            inline_bytes_max: 64 * 1024,
+            inline_bytes_max: 256 * 1024,
             backlog_max: 200_000,
             capacity_bytes: 1 << 50,
             empty_segments_kept: Duration::from_secs(10),
