@@ -233,6 +233,20 @@ fn opened(operation: &Operation, result: &Result<Outcome, Errno>) -> Option<Inod
     }
 }
 
+/// The file that an operation has made, or whose bytes it has changed.
+fn written_by(operation: &Operation, outcome: &Outcome) -> Option<InodeId> {
+    use Operation as O;
+    match (operation, outcome) {
+        (O::Create { flags, .. }, Outcome::Created { attributes, new }) if *new || flags.truncate => {
+            Some(attributes.inode)
+        }
+        (O::Open { inode, flags }, _) if flags.truncate => Some(*inode),
+        (O::SetAttributes { inode, changes }, _) if changes.size.is_some() => Some(*inode),
+        (O::Write { inode, .. } | O::Allocate { inode, .. } | O::CloneRange { target: inode, .. }, _) => Some(*inode),
+        _ => None,
+    }
+}
+
 type Opening = Pin<Box<dyn Future<Output = Result<Blob, BlobError>> + Send>>;
 
 impl Volume {
@@ -579,21 +593,11 @@ impl Volume {
             O::Parent { inode } => self.step(leasing, |c| c.parent(*inode).map(entry)).await,
             O::GetAttributes { inode } => self.step(leasing, |c| c.attributes(*inode).map(entry)).await,
             O::SetAttributes { inode, changes } => {
-                let set = |c: &mut Core| {
-                    let attributes = c.set_attributes(*inode, changes)?;
-                    if changes.size.is_some() {
-                        c.note_writer(session, *inode);
-                    }
-                    Ok(entry(attributes))
-                };
-                self.change(leasing, set).await
+                self.change(leasing, |c| c.set_attributes(*inode, changes).map(entry)).await
             }
             O::Create { parent, name, permissions, umask, flags } => {
                 let make = |c: &mut Core| {
                     let (attributes, new) = c.create(context, *parent, name, *permissions, *umask, *flags)?;
-                    if new || flags.truncate {
-                        c.note_writer(session, attributes.inode);
-                    }
                     Ok(Outcome::Created { attributes, new })
                 };
                 self.change(leasing, make).await
@@ -642,16 +646,7 @@ impl Volume {
                 self.change(leasing, |c| c.rename(context, *parent, name, *new_parent, new_name, *mode).map(done)).await
             }
             O::ReadSymlink { inode } => self.step(leasing, |c| c.read_symlink(*inode).map(Outcome::Data)).await,
-            O::Open { inode, flags } => {
-                let open = |c: &mut Core| {
-                    let attributes = c.open(session, *inode, *flags)?;
-                    if flags.truncate {
-                        c.note_writer(session, *inode);
-                    }
-                    Ok(entry(attributes))
-                };
-                self.change(leasing, open).await
-            }
+            O::Open { inode, flags } => self.change(leasing, |c| c.open(session, *inode, *flags).map(entry)).await,
             O::Release { inode } => {
                 let reap = self.inner.shared.core.lock().release(session, *inode);
                 if reap {
@@ -665,11 +660,7 @@ impl Volume {
                     return Err(Errno::EINVAL);
                 }
                 let locations = self.inner.shared.blob.append(data.clone()).await.map_err(blob_errno)?;
-                let write = |c: &mut Core| {
-                    let outcome = c.write_data(*inode, *at, &locations, *drop_privileges).map(written)?;
-                    c.note_writer(session, *inode);
-                    Ok(outcome)
-                };
+                let write = |c: &mut Core| c.write_data(*inode, *at, &locations, *drop_privileges).map(written);
                 self.change(leasing, write).await
             }
             O::Sync if is_broken(Mutation::EarlySync) => Ok(Outcome::Done),
@@ -679,9 +670,7 @@ impl Volume {
             }
             O::Allocate { inode, mode, range, drop_privileges } => {
                 let allocate = |c: &mut Core| {
-                    c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges))?;
-                    c.note_writer(session, *inode);
-                    Ok(Outcome::Done)
+                    c.extents_then(*inode, |c| c.allocate(*inode, *mode, *range, *drop_privileges)).map(done)
                 };
                 self.change(leasing, allocate).await
             }
@@ -690,9 +679,7 @@ impl Volume {
             }
             O::CloneRange { source, source_offset, target, target_offset, length } => {
                 let clone = |c: &mut Core| {
-                    let cloned = c.clone_range(*source, *source_offset, *target, *target_offset, *length)?;
-                    c.note_writer(session, *target);
-                    Ok(written(cloned))
+                    c.clone_range(*source, *source_offset, *target, *target_offset, *length).map(written)
                 };
                 self.change(leasing, clone).await
             }
@@ -873,8 +860,16 @@ impl Volume {
     async fn change(
         &self,
         leasing: &mut Leasing<'_>,
-        run: impl FnMut(&mut Core) -> Step<Outcome>,
+        mut run: impl FnMut(&mut Core) -> Step<Outcome>,
     ) -> Result<Outcome, Errno> {
+        let (session, operation) = (leasing.session(), leasing.operation());
+        let run = |core: &mut Core| {
+            let outcome = run(core)?;
+            if let Some(inode) = written_by(operation, &outcome) {
+                core.note_writer(session, inode);
+            }
+            Ok(outcome)
+        };
         let value = self.step(leasing, run).await?;
         self.inner.shared.work.notify_one();
         Ok(value)

@@ -112,7 +112,9 @@ impl Names {
 
     /// The kernel is told what [`Names::get`] found, and may keep it.
     pub fn tell_found(&mut self, name: &Name, named: Named) {
-        if !self.known.contains_key(name.as_bytes()) && self.passing(name).is_some() {
+        if let Some(known) = self.known.get_mut(name.as_bytes()) {
+            *known = Word::new(named, true);
+        } else if self.passing(name).is_some() {
             self.told_more = true;
         } else {
             self.tell(name, named);

@@ -1,4 +1,4 @@
-//! What a start costs does not grow with what was written, nor with the starts before it.
+//! What reads and starts cost does not grow with what was written, nor with the starts before.
 
 use std::fmt;
 use std::path::Path;
@@ -113,6 +113,37 @@ async fn many_entries_are_read_in_few_requests() {
     let reads = objects.reads.load(Ordering::SeqCst) - before;
     assert!((1..ENTRIES as u64 / 10).contains(&reads), "{reads} requests");
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_scan_reads_many_blocks_with_each_request() {
+    const ENTRIES: u64 = 20_000;
+    let objects = Arc::new(Counting::default());
+    let root = || ObjectRoot { store: objects.clone(), folder: None, url: "memory:".into() };
+    let key = |number: u64| format!("key {number:08}");
+    // Nothing in it repeats, so that it takes its room where it is stored.
+    let value = |number: u64| {
+        let mut value = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes().repeat(12);
+        value.iter_mut().zip(0..).for_each(|(byte, index): (&mut u8, u8)| *byte = byte.wrapping_mul(index | 1));
+        value
+    };
+    let store = SlateStore::open(config(root(), None, 1 << 20)).await.unwrap();
+    for first in (0..ENTRIES).step_by(1000) {
+        commit(&store, (first..first + 1000).map(|number| (key(number), value(number)))).await;
+    }
+    store.close().await.unwrap();
+    let store = SlateStore::open(config(root(), None, 1 << 20)).await.unwrap();
+    let before = objects.reads.load(Ordering::SeqCst);
+    let (mut next, mut found) = (Some(key(0).into()), 0);
+    while let Some(start) = next {
+        let page = store.scan(Scan { start, end: key(ENTRIES).into(), entries_max: 1000 }).await.unwrap();
+        found += page.entries.len() as u64;
+        next = page.next;
+    }
+    assert_eq!(found, ENTRIES);
+    let reads = objects.reads.load(Ordering::SeqCst) - before;
+    // Some 600 blocks. A page of 1000 entries may begin in two objects, and read their indexes.
+    assert!((5..100).contains(&reads), "{reads}");
 }
 
 #[tokio::test]
