@@ -255,7 +255,7 @@ impl Volume {
                 let is_charged = |record: InodeRecord| record.quota_root == directory;
                 if let (Ok(inode), true) = (format::key_number(&key), InodeRecord::decode(&value).is_ok_and(is_charged))
                 {
-                    unless_gone(self.alone(|core| core.stamp(InodeId(inode))).await)?;
+                    unless_gone(self.alone(|core| core.stamp_unfound(InodeId(inode))).await)?;
                 }
             }
             self.inner.shared.work.notify_one();

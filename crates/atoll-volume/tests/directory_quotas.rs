@@ -316,6 +316,24 @@ async fn limits_hold_for_all_that_is_below_and_all_around() {
 }
 
 #[tokio::test]
+async fn whose_last_name_lies_outside_goes_with_its_quota_root_and_the_volume_is_sound() {
+    let volume = World::new().await.open().await;
+    let first = directory(&volume, ROOT, "first").await;
+    let second = directory(&volume, ROOT, "second").await;
+    let inode = file(&volume, first, "f").await;
+    run(&volume, Operation::Link { inode, parent: second, name: name("f") }).await.unwrap();
+    for directory in [first, second] {
+        volume.set_directory_quota(directory, BOUND, |_| ()).await.unwrap();
+    }
+    run(&volume, Operation::Unlink { parent: first, name: name("f") }).await.unwrap();
+    must_be_sound(&volume).await;
+    volume.remove_directory_quota(first, |_| ()).await.unwrap();
+    must_be_sound(&volume).await;
+    let mut used = volume.directory_quotas().into_iter().map(|(directory, quota)| (directory, quota.used));
+    assert_eq!(used.next(), Some((second, Usage { bytes: 0, inodes: 1 })));
+}
+
+#[tokio::test]
 async fn what_is_open_without_a_name_is_charged_until_it_is_closed() {
     let volume = World::new().await.open().await;
     let top = directory(&volume, ROOT, "top").await;

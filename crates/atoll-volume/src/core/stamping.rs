@@ -122,16 +122,22 @@ impl Core {
 
     /// Charge what a name stands for anew, if it still does.
     pub fn stamp_name(&mut self, parent: InodeId, name: &Name, inode: InodeId) -> Step<()> {
-        if self.dentry(parent, name)?.is_some_and(|dentry| dentry.inode == inode) { self.stamp(inode) } else { Ok(()) }
+        let is_named = self.dentry(parent, name)?.is_some_and(|dentry| dentry.inode == inode);
+        if is_named { self.stamp(inode, false) } else { Ok(()) }
     }
 
-    /// Charge a file anew.
-    pub fn stamp(&mut self, inode: InodeId) -> Step<()> {
+    /// Charge anew what was not found by a name: where its last one lies, nobody looked.
+    pub fn stamp_unfound(&mut self, inode: InodeId) -> Step<()> {
+        let strays = self.record(inode)?.strays;
+        self.stamp(inode, strays)
+    }
+
+    fn stamp(&mut self, inode: InodeId, strays: bool) -> Step<()> {
         let Some(&Stamping { from, to, .. }) = self.roots.stamping.as_ref() else { return Ok(()) };
         let record = self.record(inode)?;
-        let strays = record.links > 1 && record.kind() != FileKind::Directory;
+        let has_others = record.links > 1 && record.kind() != FileKind::Directory;
         if record.quota_root == from {
-            self.recharge(inode, to, strays);
+            self.recharge(inode, to, strays || has_others);
             self.order();
         }
         Ok(())
