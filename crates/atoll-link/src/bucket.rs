@@ -121,6 +121,23 @@ impl Part {
     }
 }
 
+/// The version that a copy is of.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    Version(&'a Version),
+    /// What [`Bucket::head`] has just told: it is not asked again.
+    Told(&'a ObjectInfo),
+}
+
+impl<'a> Source<'a> {
+    pub fn version(self) -> &'a Version {
+        match self {
+            Source::Version(version) => version,
+            Source::Told(info) => &info.version,
+        }
+    }
+}
+
 /// Why a bucket did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum BucketError {
@@ -199,7 +216,7 @@ pub trait Bucket: Send + Sync + fmt::Debug {
     async fn copy(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,

@@ -13,7 +13,8 @@ mod s3;
 mod settings;
 
 pub use bucket::{
-    Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Version,
+    Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Source,
+    Version,
 };
 pub use key::ObjectKey;
 pub use memory::{Fault, MemoryBucket, Request, RequestKind};

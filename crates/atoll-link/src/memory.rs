@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, ObjectKey, PART_BYTES, Page, Part, PartSource,
-    Version,
+    Source, Version,
 };
 
 /// As S3 has it.
@@ -447,13 +447,13 @@ impl Bucket for MemoryBucket {
     async fn copy(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,
     ) -> Result<Version, BucketError> {
         let answer = self.request(RequestKind::Copy, to, |state| {
-            let Object { bytes, headers: had, .. } = state.version(from, version)?.clone();
+            let Object { bytes, headers: had, .. } = state.version(from, source.version())?.clone();
             state.check(to, condition)?;
             let headers = match headers {
                 // Tags that nobody read are not to be replaced by none.

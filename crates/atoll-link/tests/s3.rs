@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use atoll_link::{
-    Bucket, BucketError, Capabilities, Condition, Head, Headers, Listed, PART_BYTES, Part, PartSource, S3Bucket,
+    Bucket, BucketError, Capabilities, Condition, Head, Headers, Listed, PART_BYTES, Part, PartSource, S3Bucket, Source,
 };
 use atoll_object::ObjectOptions;
 use atoll_types::ByteRange;
@@ -197,7 +197,7 @@ async fn an_archived_object_is_seen_and_an_error_to_read() {
     assert!(matches!(&page.entries[..], [Listed::Object(_, info)] if info.archived), "{page:?}");
     let outcome = bucket.get(&at, &version, ByteRange::new(0, 4)).await;
     assert!(matches!(outcome, Err(BucketError::Archived(_))), "{outcome:?}");
-    let outcome = bucket.copy(&at, &version, &key("copy"), None, &Condition::Absent).await;
+    let outcome = bucket.copy(&at, Source::Version(&version), &key("copy"), None, &Condition::Absent).await;
     assert!(matches!(outcome, Err(BucketError::Archived(_))), "{outcome:?}");
 }
 
@@ -220,7 +220,7 @@ async fn storage_class_and_encryption_outlive_rewrites_and_copies() {
     let mut parts = Given::of(vec![Part::Bytes("x".into())]);
     bucket.put_parts(&key("parts"), &mut parts, &given, &Condition::Absent).await.unwrap();
     kept("parts").await;
-    bucket.copy(&key("put"), &version, &key("copy"), None, &Condition::Absent).await.unwrap();
+    bucket.copy(&key("put"), Source::Version(&version), &key("copy"), None, &Condition::Absent).await.unwrap();
     kept("copy").await;
 }
 
@@ -247,7 +247,7 @@ async fn a_call_is_one_request() {
     assert_eq!(sent(), 1);
     bucket.list(&key(""), None, true, 10).await.unwrap();
     assert_eq!(sent(), 1);
-    bucket.copy(&at, &version, &key("copy"), None, &Condition::Absent).await.unwrap();
+    bucket.copy(&at, Source::Version(&version), &key("copy"), None, &Condition::Absent).await.unwrap();
     assert!(sent() <= 5);
     bucket.delete(&at, &version).await.unwrap();
     assert!(sent() <= 2);
@@ -271,7 +271,8 @@ async fn a_write_whose_answer_is_lost_is_known_for_its_own() {
         let parts = || Given::of(vec![Part::Bytes("parts".into())]);
         bucket.put_parts(&at("parts"), &mut parts(), &headers("4"), &Condition::Absent).await.unwrap();
         changed(bucket.put_parts(&at("parts"), &mut parts(), &headers("5"), &Condition::Absent).await);
-        let copied = bucket.copy(&at("put"), &second, &at("copy"), None, &Condition::Absent).await.unwrap();
+        let copied =
+            bucket.copy(&at("put"), Source::Version(&second), &at("copy"), None, &Condition::Absent).await.unwrap();
         bucket.delete(&at("copy"), &copied).await.unwrap();
         proxy.set(Fault::None);
         assert_eq!(whole(&bucket, &at("put")).await, "two");
@@ -377,11 +378,11 @@ async fn a_large_object_is_copied_in_parts_where_a_copy_knows_no_condition() {
     bucket.assume(Capabilities { conditional_copy: false, ..can });
     let (from, to) = (key("from"), key("to"));
     let version = create(&bucket, &from, bytes(PART_BYTES as usize, 1)).await;
-    bucket.copy(&from, &version, &to, None, &Condition::Absent).await.unwrap();
+    bucket.copy(&from, Source::Version(&version), &to, None, &Condition::Absent).await.unwrap();
     assert!(whole(&bucket, &to).await == bytes(PART_BYTES as usize, 1));
-    changed(bucket.copy(&from, &version, &to, Some(&headers("2")), &Condition::Absent).await);
+    changed(bucket.copy(&from, Source::Version(&version), &to, Some(&headers("2")), &Condition::Absent).await);
     bucket.assume(Capabilities { conditional_copy: false, part_copy: false, ..can });
-    bucket.copy(&from, &version, &key("again"), None, &Condition::Absent).await.unwrap();
+    bucket.copy(&from, Source::Version(&version), &key("again"), None, &Condition::Absent).await.unwrap();
     assert!(whole(&bucket, &key("again")).await == bytes(PART_BYTES as usize, 1));
     assert_eq!(server.unfinished_uploads().await, 0);
 }

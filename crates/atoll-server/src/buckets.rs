@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use atoll_link::{
     Bucket, BucketError, Capabilities, Condition, Head, Headers, LinkSettings, ObjectKey, Page, PartSource, S3Bucket,
-    Sent, Version,
+    Sent, Source, Version,
 };
 use atoll_object::ObjectOptions;
 use atoll_types::ByteRange;
@@ -274,12 +274,12 @@ impl Bucket for LinkedBucket {
     async fn copy(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,
     ) -> Result<Version, BucketError> {
-        self.writable().await?.copy(from, version, to, headers, condition).await
+        self.writable().await?.copy(from, source, to, headers, condition).await
     }
 
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {

@@ -4,7 +4,7 @@ mod linked;
 
 use atoll_link::{Headers, LinkSettings, MemoryBucket, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
-use atoll_types::{Errno, FileKind, Operation};
+use atoll_types::{Errno, FileKind, Operation, Outcome};
 use atoll_volume::LinkError;
 
 use linked::*;
@@ -310,6 +310,31 @@ async fn a_listing_goes_by_pages_in_the_order_of_keys_and_holds_what_is_here_alo
         assert!(listed == expected, "{} names of {} with {entries_max}", listed.len(), expected.len());
     }
     ask(&volume, Operation::Release { inode: open }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_names_are_one_request_and_the_next_listing_asks_again() {
+    let site = Site::new().await;
+    for number in 0..990 {
+        site.put(&format!("f{number:05}"), "x");
+    }
+    let volume = site.linked().await;
+    for more in ["g", "h"] {
+        let before = site.requests(RequestKind::List);
+        let listed = list_in(&volume, ROOT, 100).await;
+        // A kernel goes on behind what it had room for, and once more at the end.
+        for number in [5, 50, listed.len() - 1] {
+            let after = listed[number].cookie;
+            let go_on =
+                Operation::ReadDirectory { inode: ROOT, after, entries_max: 1, with_attributes: false, ahead: false };
+            let Ok(Outcome::Listing { entries, end }) = ask(&volume, go_on).await else { panic!("no listing") };
+            assert_eq!(entries.first().map(|entry| entry.cookie), listed.get(number + 1).map(|entry| entry.cookie));
+            assert_eq!(end, entries.is_empty());
+        }
+        assert_eq!(site.requests(RequestKind::List) - before, 1);
+        site.put(more, "x");
+    }
+    assert_eq!(list_in(&volume, ROOT, 100).await.len(), 992);
 }
 
 #[tokio::test(start_paused = true)]

@@ -96,7 +96,9 @@ fn a_copy_has_all_that_the_object_has_unless_other_headers_are_given() {
     let had = Headers { content_type: Some("a/b".to_owned()), tags: tags.clone(), ..Headers::default() };
     let other = Headers::default();
     let version = bucket.put_object_with(&key("a"), "1", had.clone());
-    let copy = |to: &str, headers| now(bucket.copy(&key("a"), &version, &key(to), headers, &Condition::Absent));
+    let copy = |to: &str, headers| {
+        now(bucket.copy(&key("a"), Source::Version(&version), &key(to), headers, &Condition::Absent))
+    };
     copy("b", None).unwrap();
     assert_eq!(bucket.headers(&key("b")), Some(had));
     copy("c", Some(&other)).unwrap();

@@ -8,10 +8,12 @@ use super::failure::{Failure, Kind, Load, attempts};
 use super::headers::{version, with_headers};
 use super::write::Mark;
 use super::{S3Bucket, text};
-use crate::{BucketError, Condition, Head, Headers, ObjectInfo, ObjectKey, Part, PartSource, Version};
+use crate::{BucketError, Condition, Head, Headers, ObjectInfo, ObjectKey, Part, PartSource, Source, Version};
 
 /// Larger objects are copied in parts.
 const COPY_BYTES_MAX: u64 = 5 << 30;
+/// Where a copy knows no condition, and a write does: smaller objects are read and written, which is fewer requests than a copy in parts.
+const READ_BYTES_MAX: u64 = 1 << 20;
 /// Of the largest object these are as many as there may be, and more.
 const COPIED_PART_BYTES: u64 = 1 << 30;
 
@@ -19,13 +21,17 @@ impl S3Bucket {
     pub(super) async fn copy_to(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,
     ) -> Result<Version, BucketError> {
+        let version = source.version();
         // Needed for what a copy does not take along by itself: the storage class and the encryption.
-        let (source, id) = self.source(from, version).await?;
+        let (source, id) = match source {
+            Source::Told(info) => (info.clone(), None),
+            Source::Version(version) => self.source(from, version).await?,
+        };
         if source.archived {
             let class = source.headers.as_ref().and_then(|headers| headers.storage_class.clone());
             return Err(BucketError::Archived(class.unwrap_or_default()));
@@ -34,7 +40,9 @@ impl S3Bucket {
         let can = self.capabilities();
         let one_request = source.size <= COPY_BYTES_MAX;
         let conditional = can.conditional_copy || source.size == 0 || !(can.part_copy && can.conditional_complete);
-        if one_request && conditional {
+        // Also where neither a copy nor its parts can be bound to a condition.
+        let by_writing = !can.conditional_copy && source.size <= READ_BYTES_MAX && can.checks(condition);
+        if one_request && conditional && !by_writing {
             return Ok(self.copy_once(from, &source, id, to, headers, condition, mark).await?);
         }
         let mut kept = headers.or(source.headers.as_ref()).cloned().unwrap_or_default();
@@ -42,6 +50,10 @@ impl S3Bucket {
             kept.tags = Some(self.read_tags(from, id).await?);
         }
         let version = Version { etag: version.etag.clone(), id: id.map(str::to_owned) };
+        if by_writing {
+            let bytes = self.read(from, &version, ByteRange::at(0, source.size)).await?;
+            return Ok(self.write_marked(to, bytes, &kept, condition, mark).await?);
+        }
         let mut parts = Ranges { key: from, version, left: ByteRange::at(0, source.size) };
         self.write_marked_parts(to, &mut parts, &kept, condition, mark).await
     }

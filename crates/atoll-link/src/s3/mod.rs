@@ -35,7 +35,7 @@ use parking_lot::RwLock;
 pub use probe::Capabilities;
 pub use sent::Sent;
 
-use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Version};
+use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Source, Version};
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Shorter than servers keep a silent connection: few requests meet one that is about to be closed.
@@ -189,12 +189,12 @@ impl Bucket for S3Bucket {
     async fn copy(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,
     ) -> Result<Version, BucketError> {
-        self.copy_to(from, version, to, headers, condition).await
+        self.copy_to(from, source, to, headers, condition).await
     }
 
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Kind, Load, attempts, one_attempt};
 use super::headers::version;
 use super::{S3Bucket, text};
-use crate::{BucketError, Head, ObjectKey};
+use crate::{BucketError, Condition, Head, ObjectKey};
 
 /// What a bucket can do. `docs/links-buckets.md` says what each lack means.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -44,6 +44,16 @@ pub struct Capabilities {
     pub control_characters: bool,
     /// Listings are in the order of the keys, as bytes.
     pub ordered_listing: bool,
+}
+
+impl Capabilities {
+    /// Whether a PUT is refused when the condition does not hold.
+    pub(super) fn checks(&self, condition: &Condition) -> bool {
+        match condition {
+            Condition::Absent => self.conditional_create,
+            Condition::Is(_) => self.conditional_replace,
+        }
+    }
 }
 
 /// A version that no object has.

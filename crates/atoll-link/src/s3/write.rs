@@ -62,17 +62,25 @@ impl S3Bucket {
         headers: &Headers,
         condition: &Condition,
     ) -> Result<Version, Failure> {
+        self.write_marked(key, bytes, headers, condition, Mark::of(headers)).await
+    }
+
+    pub(super) async fn write_marked(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+        headers: &Headers,
+        condition: &Condition,
+        mark: Mark<'_>,
+    ) -> Result<Version, Failure> {
         let checksum = BASE64.encode(crc32c::crc32c(&bytes).to_be_bytes());
         let (none_match, matches) = condition.headers();
-        let capable = match condition {
-            Condition::Absent => self.capabilities().conditional_create,
-            Condition::Is(_) => self.capabilities().conditional_replace,
-        };
+        let capable = self.capabilities().checks(condition);
         let written = attempts(Load::Bytes(bytes.len() as u64), || async {
             let mut request = with_headers!(self.client().put_object(), headers);
             if capable {
                 request = request.set_if_none_match(none_match.clone()).set_if_match(matches.clone());
-            } else if let Some(version) = self.look_first(key, condition, Mark::of(headers)).await? {
+            } else if let Some(version) = self.look_first(key, condition, mark).await? {
                 return Ok(version);
             }
             let request = request.bucket(self.name()).key(key.as_str()).body(bytes.clone().into());
@@ -83,9 +91,7 @@ impl S3Bucket {
             version(output.e_tag, output.version_id)
         });
         match written.await {
-            Err(failure) if matches!(failure.kind, Kind::Condition | Kind::Absent) => {
-                self.own_effect(key, Mark::of(headers)).await
-            }
+            Err(failure) if matches!(failure.kind, Kind::Condition | Kind::Absent) => self.own_effect(key, mark).await,
             written => written,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use atoll_link::{
     Bucket, BucketError, Capabilities, Condition, Head, Headers, Listed, ObjectInfo, ObjectKey, PART_BYTES, Part,
-    PartSource, Version,
+    PartSource, Source, Version,
 };
 use atoll_types::ByteRange;
 use bytes::Bytes;
@@ -97,7 +97,7 @@ async fn what_is_not_there_is_absent(bucket: &dyn Bucket) {
     assert_eq!(bucket.head(&at, None).await.unwrap(), Head::Absent);
     assert_eq!(bucket.head(&at, Some(&never())).await.unwrap(), Head::Absent);
     gone(bucket.get(&at, &never(), ByteRange::new(0, 10)).await);
-    let copy = bucket.copy(&at, &never(), &key("absent/copy"), None, &Condition::Absent).await;
+    let copy = bucket.copy(&at, Source::Version(&never()), &key("absent/copy"), None, &Condition::Absent).await;
     assert!(matches!(copy, Err(BucketError::Absent)), "{copy:?}");
     changed(bucket.put(&at, Bytes::new(), &headers("a"), &Condition::Is(never())).await);
     bucket.delete(&at, &never()).await.unwrap();
@@ -136,7 +136,7 @@ async fn what_an_object_has_comes_back(bucket: &dyn Bucket, can: Capabilities) {
     let (one, parts) = (key("headers/one"), key("headers/parts"));
     let version = bucket.put(&one, "x".into(), &given, &Condition::Absent).await.unwrap();
     bucket.put_parts(&parts, &mut Given::of(vec![Part::Bytes("x".into())]), &given, &Condition::Absent).await.unwrap();
-    bucket.copy(&one, &version, &key("headers/copy"), None, &Condition::Absent).await.unwrap();
+    bucket.copy(&one, Source::Version(&version), &key("headers/copy"), None, &Condition::Absent).await.unwrap();
     for at in [one.clone(), parts, key("headers/copy")] {
         let found = there(bucket, &at).await.headers.unwrap();
         let kept = Headers {
@@ -152,7 +152,7 @@ async fn what_an_object_has_comes_back(bucket: &dyn Bucket, can: Capabilities) {
     }
     let replaced = Headers { content_type: Some("text/other".into()), ..headers("2") };
     let at = key("headers/replaced");
-    bucket.copy(&one, &version, &at, Some(&replaced), &Condition::Absent).await.unwrap();
+    bucket.copy(&one, Source::Version(&version), &at, Some(&replaced), &Condition::Absent).await.unwrap();
     let found = there(bucket, &at).await.headers.unwrap();
     assert_eq!(found.content_type, replaced.content_type);
     assert_eq!(found.metadata, replaced.metadata);
@@ -283,7 +283,7 @@ async fn every_key_is_its_own(bucket: &dyn Bucket, can: Capabilities) {
         let first = create(bucket, &at, name.clone()).await;
         assert_eq!(whole(bucket, &at).await, name);
         let copy = key(format!("keys/copy/{name}"));
-        bucket.copy(&at, &first, &copy, None, &Condition::Absent).await.unwrap();
+        bucket.copy(&at, Source::Version(&first), &copy, None, &Condition::Absent).await.unwrap();
         assert_eq!(whole(bucket, &copy).await, name);
         bucket.put(&at, "again".into(), &headers("2"), &Condition::Is(first)).await.unwrap();
         assert_eq!(whole(bucket, &copy).await, name);
@@ -377,11 +377,11 @@ async fn an_object_of_parts_appears_on_its_condition_alone(bucket: &dyn Bucket) 
 async fn a_copy_is_of_the_version_that_was_named(bucket: &dyn Bucket, can: Capabilities) {
     let (from, to) = (key("copies/from"), key("copies/to"));
     let first = create(bucket, &from, "one").await;
-    let copied = bucket.copy(&from, &first, &to, None, &Condition::Absent).await.unwrap();
+    let copied = bucket.copy(&from, Source::Version(&first), &to, None, &Condition::Absent).await.unwrap();
     assert_eq!(there(bucket, &to).await.version, copied);
     // The generation says whose write a copy is.
     let copy = async |version: &Version, generation: &str, condition: &Condition| {
-        bucket.copy(&from, version, &to, Some(&headers(generation)), condition).await
+        bucket.copy(&from, Source::Version(version), &to, Some(&headers(generation)), condition).await
     };
     changed(copy(&first, "2", &Condition::Absent).await);
     changed(copy(&first, "3", &Condition::Is(never())).await);
@@ -402,7 +402,7 @@ async fn a_copy_is_of_the_version_that_was_named(bucket: &dyn Bucket, can: Capab
 
     let (empty, to) = (key("copies/empty"), key("copies/empty-too"));
     let version = create(bucket, &empty, "").await;
-    bucket.copy(&empty, &version, &to, None, &Condition::Absent).await.unwrap();
+    bucket.copy(&empty, Source::Version(&version), &to, None, &Condition::Absent).await.unwrap();
     assert_eq!(there(bucket, &to).await.size, 0);
 }
 

@@ -13,8 +13,9 @@ use atoll_types::{Errno, FileKind, InodeId, Name, Outcome, SessionId};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use parking_lot::Mutex;
+use tokio::time::Instant;
 
+use super::pages::Run;
 use crate::core::{self, Core, Found, Need, Step, Stop};
 use crate::format::{self, Dentry};
 use crate::volume::Volume;
@@ -25,14 +26,8 @@ const PAGE_KEYS: usize = 1000;
 const LOADS: usize = 32;
 /// Names that are brought in line while the volume's lock is held.
 const TOGETHER: usize = 100;
-/// Most ends of pages that are remembered, for who goes on behind a name that has gone meanwhile.
-const PLACES_MAX: usize = 4096;
 /// Directories that were emptied in the bucket, one in another, that are looked into.
 const DEPTH_MAX: usize = 128;
-
-/// Where the next part of a listing begins, within the directory: that may move to another prefix meanwhile.
-#[derive(Default)]
-pub(crate) struct Places(Mutex<HashMap<(InodeId, u64), Bytes>>);
 
 /// Names of a run of keys.
 pub(super) struct Reconciled {
@@ -88,35 +83,64 @@ impl Volume {
         most: usize,
         with_attributes: bool,
     ) -> Result<Outcome, Errno> {
-        let place = self.alone(|core| core.place(directory)).await?.ok_or(Errno::ENOTDIR)?;
-        let mut from = if after == 0 { None } else { Some(self.place_of(&place.order, directory, after).await?) };
+        let pages = &self.inner.links.pages;
+        let mut run = match pages.take(directory, after) {
+            Some(run) => run,
+            None => {
+                let from = if after == 0 { None } else { Some(self.place_of(directory, after).await?) };
+                self.list_run(directory, from).await?
+            }
+        };
+        let mut behind = after;
         loop {
-            let page = self.reconcile(directory, from, most.min(PAGE_KEYS)).await?.ok_or(Errno::ENOTDIR)?;
+            let left: Vec<(Bytes, Name)> = run.behind(behind).map(|(at, name)| (at.clone(), name.clone())).collect();
+            let mut left = left.into_iter();
             let mut entries = Vec::new();
-            let mut is_cut = false;
-            let mut last = None;
-            for (at, name) in page.names {
-                if entries.len() >= most {
-                    is_cut = true;
-                    break;
-                }
+            while entries.len() < most
+                && let Some((at, name)) = left.next()
+            {
                 if let Some(entry) = self.listed(session, directory, &name, with_attributes).await? {
-                    last = Some((entry.cookie, at));
+                    run.given.insert(entry.cookie, at);
                     entries.push(entry);
                 }
             }
-            if let Some((cookie, at)) = last {
-                let mut places = self.inner.links.places.0.lock();
-                if places.len() >= PLACES_MAX {
-                    places.clear();
-                }
-                places.insert((directory, cookie), within(&page.order, &at));
+            let is_cut = left.next().is_some();
+            if entries.is_empty()
+                && !is_cut
+                && let Some(next) = run.next
+            {
+                (run, behind) = (self.list_run(directory, Some(next)).await?, 0);
+                continue;
             }
-            match page.next {
-                Some(next) if entries.is_empty() && !is_cut => from = Some(next),
-                next => return Ok(Outcome::Listing { entries, end: next.is_none() && !is_cut }),
+            let end = run.next.is_none() && !is_cut;
+            if let Some(entry) = entries.last()
+                && let Some(at) = run.given.get(&entry.cookie)
+            {
+                pages.ended(directory, entry.cookie, at.clone());
             }
+            pages.keep(directory, run);
+            return Ok(Outcome::Listing { entries, end });
         }
+    }
+
+    /// What the bucket's next page says of a directory, from a place within it on.
+    async fn list_run(&self, directory: InodeId, from: Option<Bytes>) -> Result<Run, Errno> {
+        let listed = Instant::now();
+        let from = match from {
+            Some(at) => {
+                let place = self.alone(|core| core.place(directory)).await?.ok_or(Errno::ENOTDIR)?;
+                Some([place.order.key.as_str().as_bytes(), &at[..]].concat().into())
+            }
+            None => None,
+        };
+        let page = self.reconcile(directory, from, PAGE_KEYS).await?.ok_or(Errno::ENOTDIR)?;
+        let within = |at: &Bytes| within(&page.order, at);
+        Ok(Run {
+            names: page.names.into_iter().map(|(at, name)| (within(&at), name)).collect(),
+            next: page.next.as_ref().map(within),
+            listed,
+            given: HashMap::new(),
+        })
     }
 
     async fn listed(
@@ -137,14 +161,15 @@ impl Volume {
         .await
     }
 
-    /// Where the entry with this cookie stands, or stood.
-    async fn place_of(&self, order: &Prefix, directory: InodeId, cookie: u64) -> Result<Bytes, Errno> {
-        if let Some(at) = self.inner.links.places.0.lock().get(&(directory, cookie)) {
-            return Ok([order.key.as_str().as_bytes(), &at[..]].concat().into());
+    /// Where the entry with this cookie stands, or stood, within the directory.
+    async fn place_of(&self, directory: InodeId, cookie: u64) -> Result<Bytes, Errno> {
+        if let Some(at) = self.inner.links.pages.place(directory, cookie) {
+            return Ok(at);
         }
+        let place = self.alone(|core| core.place(directory)).await?.ok_or(Errno::ENOTDIR)?;
         let found = self.newest_value(format::cookie_key(directory, cookie)).await?.ok_or(Errno::ESTALE)?;
         let (_, kind, name) = format::decode_cookie(&found).map_err(|error| error.errno())?;
-        Ok(position(order, name.as_bytes(), kind == FileKind::Directory))
+        Ok(within(&place.order, &position(&place.order, name.as_bytes(), kind == FileKind::Directory)))
     }
 
     /// Bring the names of a run of keys in line with the bucket. `None`: it is not linked.

@@ -8,6 +8,7 @@ mod conflicts;
 mod list;
 mod moving;
 mod objects;
+mod pages;
 mod publish;
 pub(crate) mod record;
 mod settle;
@@ -102,7 +103,7 @@ pub(crate) struct LinkService {
     /// There is a link, or was one.
     is_used: AtomicBool,
     pub checks: ask::Checks,
-    pub places: list::Places,
+    pub pages: pages::Pages,
     pub objects: objects::Objects,
     requested: Mutex<publish::Requested>,
     failed: Mutex<publish::Failures>,

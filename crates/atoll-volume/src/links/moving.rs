@@ -1,7 +1,7 @@
 //! Directories that were moved: what lies below their old prefix is copied to the new one, and deleted there.
 
 use atoll_link::names::Prefix;
-use atoll_link::{BucketError, Condition, Listed, ObjectInfo, ObjectKey};
+use atoll_link::{BucketError, Condition, Listed, ObjectInfo, ObjectKey, Source};
 use atoll_types::{Errno, FileKind, InodeId, Name};
 use futures_util::{StreamExt, stream};
 
@@ -106,7 +106,7 @@ impl Volume {
         to: &Prefix,
     ) -> Result<(), Trouble> {
         let bucket = self.bucket(link)?;
-        match bucket.copy(key, &info.version, &to.key, None, &Condition::Absent).await {
+        match bucket.copy(key, Source::Version(&info.version), &to.key, None, &Condition::Absent).await {
             Ok(_) | Err(BucketError::Changed | BucketError::Absent) => {}
             Err(error) => return Err(error.into()),
         }

@@ -4,7 +4,9 @@
 //! when an answer was lost, that tells what is ours.
 
 use async_trait::async_trait;
-use atoll_link::{BucketError, Condition, Head, Headers, ObjectInfo, ObjectKey, PART_BYTES, Part, PartSource, posix};
+use atoll_link::{
+    BucketError, Condition, Head, Headers, ObjectInfo, ObjectKey, PART_BYTES, Part, PartSource, Source, posix,
+};
 use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Timestamp};
 use bytes::Bytes;
 
@@ -164,7 +166,7 @@ impl Volume {
         }
         headers.metadata.insert(GENERATION.into(), self.generation(inode));
         self.begin_object(inode, key).await?;
-        match bucket.copy(&base.key, &base.version, key, Some(&headers), condition).await {
+        match bucket.copy(&base.key, Source::Told(&source), key, Some(&headers), condition).await {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, content)).await?;
                 Ok(false)

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use atoll_link::{Bucket, BucketError, Condition, Head, Headers, MemoryBucket, ObjectKey, Page, PartSource, Version};
+use atoll_link::{
+    Bucket, BucketError, Condition, Head, Headers, MemoryBucket, ObjectKey, Page, PartSource, Source, Version,
+};
 use atoll_types::ByteRange;
 use bytes::Bytes;
 
@@ -75,12 +77,12 @@ impl Bucket for Way {
     async fn copy(
         &self,
         from: &ObjectKey,
-        version: &Version,
+        source: Source<'_>,
         to: &ObjectKey,
         headers: Option<&Headers>,
         condition: &Condition,
     ) -> Result<Version, BucketError> {
-        self.send(self.bucket.copy(from, version, to, headers, condition)).await
+        self.send(self.bucket.copy(from, source, to, headers, condition)).await
     }
 
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {
