@@ -165,6 +165,47 @@ fn a_full_disk_refuses_writes_and_keeps_what_was_synced() {
     fs::File::open(mount.join("more")).unwrap().sync_all().unwrap();
 }
 
+/// The log lies elsewhere: only what is to go into objects has no room.
+#[test]
+fn a_full_store_in_a_folder_refuses_fsyncs_and_goes_on_when_there_is_room() {
+    for durability in ["local", "object"] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("store");
+        fs::create_dir(&store).unwrap();
+        let sized =
+            |flags: &str| run(folder.path(), "mount", &["-t", "tmpfs", "-o", flags, "none", store.to_str().unwrap()]);
+        sized("size=24m,mode=700");
+        let _unmount = Unmount(store.clone());
+        let mut site = Site::empty();
+        let url = format!("file://{}", store.display());
+        site.serve = ["--store", &url, "--store-patience", "3"].map(Into::into).to_vec();
+        site.start();
+        site.atoll(["volume", "create", "vol", "--durability", durability, "--compression", "none"]).must_succeed();
+        let mount = site.mount("m");
+        let write = |name: &str, count: u32| {
+            let mut file = fs::File::create(mount.join(name))?;
+            file.write_all(&words(count)).and_then(|()| file.sync_all())
+        };
+        let mut synced = 0;
+        let refused = loop {
+            match write(&format!("f{synced}"), 250_000) {
+                Ok(()) if synced < 60 => synced += 1,
+                refused => break refused,
+            }
+        };
+        let errno = refused.expect_err("60 MB do not fit 24 MiB").raw_os_error();
+        assert!(matches!(errno, Some(28 | 5)), "{durability}: {errno:?}");
+        let is_there = |number| fs::read(mount.join(format!("f{number}"))).unwrap() == words(250_000);
+        assert!(synced > 0 && (0..synced).all(is_there), "{durability}");
+        sized("remount,size=400m");
+        eventually("fsyncs go on", || write("after", 4_000).is_ok());
+        site.kill();
+        site.start();
+        assert!((0..synced).all(is_there), "{durability}");
+        assert!(fs::read(mount.join("after")).unwrap() == words(4_000), "{durability}");
+    }
+}
+
 struct Unmount(std::path::PathBuf);
 
 impl Drop for Unmount {

@@ -3,13 +3,18 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::faulty_s3::{Fault, Proxy};
 use crate::harness::*;
 
 fn behind_a_proxy() -> (Site, Proxy) {
+    behind_a_proxy_with(&[])
+}
+
+fn behind_a_proxy_with(flags: &[&str]) -> (Site, Proxy) {
     let mut site = Site::with_s3();
     let proxy = Proxy::start(site.s3_port());
     for (name, value) in &mut site.environment {
@@ -18,6 +23,7 @@ fn behind_a_proxy() -> (Site, Proxy) {
         }
     }
     site.serve = vec!["--store".into(), "s3://bucket/volumes".into(), "--cache-mib".into(), "1".into()];
+    site.serve.extend(flags.iter().map(|flag| (*flag).into()));
     site.start();
     (site, proxy)
 }
@@ -131,6 +137,103 @@ fn while_the_store_is_away_an_object_volume_waits_with_its_fsyncs_alone() {
             site.start();
             check(&mount, steps);
         });
+    }
+}
+
+/// A process that sleeps each time that it is looked at waits.
+const SEEN_WAITING: u32 = 20;
+
+/// A mount of a server that has just started: bytes of the file are nowhere but in the store.
+fn with_bytes_in_the_store(site: &mut Site, bytes: &[u8]) -> (PathBuf, fs::File) {
+    site.atoll(["volume", "create", "vol", "--durability", "object"]).must_succeed();
+    let mount = site.mount("m");
+    write_synced(&mount.join("far"), bytes);
+    site.unmount(&mount);
+    site.stop();
+    site.start();
+    let mount = site.mount("m");
+    let far = fs::File::open(mount.join("far")).unwrap();
+    (mount, far)
+}
+
+#[test]
+fn a_store_that_is_away_for_a_while_costs_readers_and_fsyncs_time_only() {
+    for fault in [Fault::Away, Fault::Forbidden] {
+        let (mut site, proxy) = behind_a_proxy();
+        let bytes = words(1_000_000);
+        let (mount, far) = with_bytes_in_the_store(&mut site, &bytes);
+        proxy.set(fault);
+        std::thread::scope(|scope| {
+            let _mended = Mended(&proxy);
+            let reader = scope.spawn(|| {
+                let mut read = vec![0; bytes.len()];
+                far.read_exact_at(&mut read, 0).map(|()| read)
+            });
+            let near = mount.join("near");
+            let sync = scope.spawn(move || write_synced(&near, &words(200_000)));
+            std::thread::sleep(away().max(Duration::from_secs(20)));
+            assert!(!reader.is_finished(), "nobody can have given it its bytes");
+            assert!(!sync.is_finished(), "nothing can be durable");
+            // Who waits can be killed.
+            for waits in ["if=far of=/dev/null bs=64k skip=20 count=1", "if=/dev/zero of=killed count=1 conv=fsync"] {
+                let mut dd = Command::new("dd");
+                let mut dd = dd.args(waits.split(' ')).current_dir(&mount).stderr(Stdio::null()).spawn().unwrap();
+                let stat = format!("/proc/{}/stat", dd.id());
+                let mut seen = 0;
+                eventually("dd waits", || {
+                    let waits = fs::read_to_string(&stat)
+                        .is_ok_and(|stat| ["(dd) S", "(dd) D"].iter().any(|w| stat.contains(w)));
+                    seen = if waits { seen + 1 } else { 0 };
+                    seen == SEEN_WAITING
+                });
+                dd.kill().unwrap();
+                assert!(wait_bounded(&mut dd).is_some(), "{waits}: it cannot be killed");
+            }
+            proxy.set(Fault::None);
+            assert!(reader.join().unwrap().unwrap() == bytes, "{fault:?}");
+            sync.join().unwrap();
+        });
+        site.kill();
+        site.start();
+        assert!(fs::read(mount.join("near")).unwrap() == words(200_000));
+    }
+}
+
+#[test]
+fn a_store_that_stays_away_is_an_error_after_a_while_and_good_again_when_it_is_back() {
+    for fault in [Fault::Away, Fault::Forbidden] {
+        let (mut site, proxy) = behind_a_proxy_with(&["--store-patience", "3"]);
+        let bytes = words(1_000_000);
+        let (mount, far) = with_bytes_in_the_store(&mut site, &bytes);
+        write_synced(&mount.join("acknowledged"), &words(30_000));
+        proxy.set(fault);
+        let mended = Mended(&proxy);
+        let is_refused = |result: std::io::Result<()>| {
+            assert_eq!(result.expect_err("the store is away").raw_os_error(), Some(5), "{fault:?}");
+        };
+        let mut read = vec![0; bytes.len()];
+        is_refused(far.read_exact_at(&mut read, 0));
+        let mut files = Vec::new();
+        for (number, count) in [20_000, 200_000].into_iter().enumerate() {
+            let mut file = fs::File::create(mount.join(format!("refused{number}"))).unwrap();
+            file.write_all(&words(count)).unwrap();
+            is_refused(file.sync_all());
+            is_refused(file.sync_all());
+            files.push(file);
+        }
+        // The server and what it has go on.
+        fs::write(mount.join("meanwhile"), b"meanwhile").unwrap();
+        assert_eq!(fs::read(mount.join("meanwhile")).unwrap(), b"meanwhile");
+        drop(mended);
+        eventually("what was refused is durable", || files.iter().all(|file| file.sync_all().is_ok()));
+        eventually("its bytes are there", || far.read_exact_at(&mut read, 0).is_ok());
+        assert!(read == bytes, "{fault:?}");
+        site.kill();
+        site.start();
+        assert!(fs::read(mount.join("acknowledged")).unwrap() == words(30_000));
+        assert!(fs::read(mount.join("refused0")).unwrap() == words(20_000));
+        assert!(fs::read(mount.join("refused1")).unwrap() == words(200_000));
+        assert_eq!(fs::read(mount.join("meanwhile")).unwrap(), b"meanwhile");
     }
 }
 

@@ -10,6 +10,9 @@ use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
+/// An object store that is away for less than this costs its callers time and no errors.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Where bytes wait until their segment's object is in the store.
 #[derive(Clone, Debug)]
 pub enum Staging {
@@ -80,6 +83,8 @@ pub struct BlobConfig {
     pub compression: Compression,
     /// What pieces are sealed with; `None`: they lie as they are.
     pub keys: Option<Arc<Keyring>>,
+    /// For how long reads ask a store that does not answer.
+    pub store_patience: Duration,
     /// Segments being uploaded at once; each holds up to `segment_bytes_max` in memory.
     pub upload_concurrency: usize,
 }
@@ -99,6 +104,7 @@ impl BlobConfig {
             cache_bytes_max: 512 << 20,
             compression: Compression::default(),
             keys: None,
+            store_patience: STORE_PATIENCE,
             upload_concurrency: 4,
         }
     }

@@ -23,7 +23,7 @@ mod upload;
 
 pub use blob::Blob;
 pub use cache::cache;
-pub use config::{Ancestor, BlobConfig, BlobStatistics, Compression, Recovered, Staging};
+pub use config::{Ancestor, BlobConfig, BlobStatistics, Compression, Recovered, STORE_PATIENCE, Staging};
 pub use objects::list;
 pub use readahead::Readahead;
 

@@ -5,14 +5,16 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use atoll_types::SegmentId;
 use atoll_types::limits::EXTENT_BYTES_MAX;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
-use object_store::{GetOptions, GetResultPayload};
+use object_store::{GetOptions, GetResultPayload, ObjectStoreExt};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::blob::{Inner, PieceKey, blocking, count};
 use crate::readahead::{STEP_BYTES, WINDOW_BYTES_MAX};
@@ -24,6 +26,9 @@ use crate::{Blob, BlobError, Location, Result, STORED_BYTES_MAX, pack};
 const GROUP_BYTES_MAX: u32 = (STEP_BYTES as usize / EXTENT_BYTES_MAX * STORED_BYTES_MAX) as u32;
 /// … when no more than this lies unwanted between two of them.
 const GAP_BYTES_MAX: u32 = 64 * 1024;
+/// Pauses between attempts at a store that does not answer.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Groups of one call fetched at once.
 const FETCH_CONCURRENCY: usize = 16;
 /// Groups fetched ahead at once; hints beyond are dropped.
@@ -404,6 +409,7 @@ impl Inner {
     /// Fetches a group from the store and answers everybody who waits for it.
     async fn land(&self, landing: &Landing) {
         let (first, last) = (landing.flights[0].0, landing.flights[landing.flights.len() - 1].0);
+        let deadline = Instant::now() + self.config.store_patience;
         let mut arriving = self.get(first.segment, u64::from(first.offset)..end(&last)).await;
         for (location, flight) in &landing.flights {
             let mut stored = match &mut arriving {
@@ -411,14 +417,14 @@ impl Inner {
                 Err(error) => Err(error.clone()),
             };
             if let Err(error @ BlobError::Io(_)) = &stored
-                && landing.flights.len() > 1
+                && Instant::now() < deadline
             {
                 // The group may reach beyond a truncated object: its other pieces are still good.
                 arriving = Err(error.clone());
-                stored = match self.get(location.segment, u64::from(location.offset)..end(location)).await {
-                    Ok(mut alone) => alone.take(self, location).await,
-                    Err(error) => Err(error),
-                };
+                stored = self.get_alone(location, deadline).await;
+                if stored.is_ok() && end(location) < end(&last) {
+                    arriving = self.get(first.segment, end(location)..end(&last)).await;
+                }
             }
             let piece = stored.and_then(|stored| self.unpack(location, stored));
             if let Ok(bytes) = &piece {
@@ -428,6 +434,31 @@ impl Inner {
             let _ = flight.result.set(piece);
             flight.done.notify_waiters();
         }
+    }
+
+    /// One piece, asked for again until the store answers.
+    async fn get_alone(&self, location: &Location, deadline: Instant) -> Result<Bytes> {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let stored = match self.get(location.segment, u64::from(location.offset)..end(location)).await {
+                Ok(mut alone) => alone.take(self, location).await,
+                Err(error) => Err(error),
+            };
+            let Err(BlobError::Io(reason)) = &stored else { return stored };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_truncated(location).await {
+                return stored;
+            }
+            tracing::info!(segment = %location.segment, reason, "cannot read; trying again");
+            tokio::time::sleep(pause.min(left)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// The store is there, and its object ends before the piece does: that does not pass.
+    async fn is_truncated(&self, location: &Location) -> bool {
+        let (objects, path) = self.place(location.segment);
+        objects.head(&path).await.is_ok_and(|object| object.size < end(location))
     }
 
     async fn get(&self, segment: SegmentId, range: Range<u64>) -> Result<Arriving> {

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::aside::{self, Crew};
 use crate::cache::{Cache, Duty, Kept, Miss, Told, widened};
 use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, With};
-use crate::clock::{Moment, Offset, Term};
+use crate::clock::{Clock, Moment, Offset, Term};
 use crate::journal::{Batch, Executed, Journal};
 use crate::locks::{Moves, Owner, Request, Sent};
 use crate::lost_locks::LostLocks;
@@ -125,7 +125,8 @@ struct Shared {
     executed: watch::Sender<JournalPosition>,
     /// Why changes of an inode that were made here are lost.
     failed: Mutex<FxHashMap<InodeId, Errno>>,
-    clock: Offset,
+    clock: Clock,
+    offset: Offset,
     chronicle: Option<Arc<Chronicle>>,
     /// Itself, for what outlives a call.
     this: Weak<Shared>,
@@ -166,7 +167,7 @@ impl Client {
         if let Some(chronicle) = &chronicle {
             cache.journal.note_in(chronicle.clone());
         }
-        let shared = Shared::new(cache, lost_locks, failed);
+        let shared = Shared::new(Clock(config.clocks.clone()), cache, lost_locks, failed);
         let keeper = Some(shared.clone() as Arc<dyn Keeper>);
         let session = Session::open_with(config, volume, keeper, before, chronicle.clone()).await?;
         Ok(Self::with(session, shared))
@@ -183,7 +184,7 @@ impl Client {
         failed.extend(known.failed.iter().map(|(inode, errno)| (*inode, *errno)));
         let (cache, surplus) = Cache::revive(&known, chronicle.clone());
         chronicle.with(|noted| *noted = known);
-        let shared = Shared::new(cache, lost_locks, failed);
+        let shared = Shared::new(Clock(config.clocks.clone()), cache, lost_locks, failed);
         let session = Session::revive(config, volume, shared.clone(), chronicle.clone());
         let client = Self::with(session, shared);
         surplus.into_iter().for_each(|inode| client.shared.tell(Operation::Release { inode }));
@@ -258,7 +259,8 @@ impl Client {
                 drop(cache);
                 return done(Answer::kept(result, kept, left));
             }
-            if let Some((result, kept)) = cache.make(id, caller, &operation, self.shared.clock.now()) {
+            if let Some((result, kept)) = cache.make(id, caller, &operation, self.shared.offset.now(&self.shared.clock))
+            {
                 let (asks, is_full) = (cache.wants_numbers(), cache.journal.is_full());
                 let presses = cache.journal.presses();
                 drop(cache);
@@ -520,7 +522,7 @@ async fn tend(shared: Weak<Shared>) {
 }
 
 impl Shared {
-    fn new(cache: Cache, lost_locks: LostLocks, failed: FxHashMap<InodeId, Errno>) -> Arc<Shared> {
+    fn new(clock: Clock, cache: Cache, lost_locks: LostLocks, failed: FxHashMap<InodeId, Errno>) -> Arc<Shared> {
         Arc::new_cyclic(|this: &Weak<Shared>| Shared {
             chronicle: cache.journal.chronicle().cloned(),
             this: this.clone(),
@@ -528,7 +530,8 @@ impl Shared {
             full: Notify::new(),
             executed: watch::Sender::default(),
             failed: Mutex::new(failed),
-            clock: Offset::default(),
+            clock,
+            offset: Offset::default(),
             cache: Mutex::new(cache),
             leaving: Mutex::default(),
             lost_locks: Mutex::new(lost_locks),
@@ -814,7 +817,7 @@ impl Shared {
         match self.kernel.get() {
             None => Left { names: Duration::ZERO, attributes: Duration::ZERO },
             Some(kernel) => {
-                let attributes = self.term.left();
+                let attributes = self.term.left_at(self.clock.now());
                 Left { names: if kernel.keeps_names() { attributes } else { Duration::ZERO }, attributes }
             }
         }
@@ -893,8 +896,10 @@ impl Keeper for Shared {
     }
 
     fn renewed(&self, sent: Moment, now: Timestamp) {
-        self.term.renew(sent, TERM_MS);
-        self.clock.observe(sent, now);
+        // What is made in this term gets its time from the server's clock.
+        if self.offset.observe(sent, self.clock.now(), now) {
+            self.term.renew(sent, TERM_MS);
+        }
     }
 
     fn reserved(&self, first: InodeId, count: u32) {

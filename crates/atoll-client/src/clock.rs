@@ -1,14 +1,46 @@
 //! Time as leases need it: it goes on while the machine sleeps, and a jump of the
 //! wall clock (a virtual machine that was frozen and thawed) is noticed.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_types::Timestamp;
+use atoll_types::mutation::{Mutation, is_broken};
 use rustix::time::{ClockId, clock_gettime};
 
 /// A wall clock that is ahead of the boot-time clock by so much more than before has jumped, in ms.
-const JUMP_MS: u64 = 500;
+const JUMP_MS: i64 = 500;
+
+/// What the boot-time clock and the wall clock show.
+pub type Clocks = Arc<dyn Fn() -> (Duration, Duration) + Send + Sync>;
+
+/// The machine's clocks, or those that a simulation gives.
+#[derive(Clone, Default)]
+pub(crate) struct Clock(pub Option<Clocks>);
+
+impl Clock {
+    pub fn now(&self) -> Moment {
+        match &self.0 {
+            None => Moment { boot_ms: read_ms(ClockId::Boottime), wall_ms: read_ms(ClockId::Realtime) },
+            Some(clocks) => {
+                let (boot, wall) = clocks();
+                Moment { boot_ms: boot.as_millis() as u64, wall_ms: wall.as_millis() as u64 }
+            }
+        }
+    }
+
+    fn wall(&self) -> Timestamp {
+        match &self.0 {
+            None => Timestamp::now(),
+            Some(clocks) => {
+                let (_, wall) = clocks();
+                Timestamp { seconds: wall.as_secs() as i64, nanos: wall.subsec_nanos() }
+            }
+        }
+    }
+}
 
 /// An instant of both clocks, in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,18 +55,36 @@ fn read_ms(clock: ClockId) -> u64 {
 }
 
 impl Moment {
-    pub fn now() -> Self {
-        Moment { boot_ms: read_ms(ClockId::Boottime), wall_ms: read_ms(ClockId::Realtime) }
-    }
-
-    /// The boot-time part as the id of a request; the wall clock is compared when it comes back.
+    /// The boot-time part as the id of a request.
     pub fn to_id(self) -> u64 {
         self.boot_ms
     }
 
-    pub fn from_id(id: u64) -> Self {
-        let now = Moment::now();
-        Moment { boot_ms: id, wall_ms: now.wall_ms.saturating_sub(now.boot_ms.saturating_sub(id)) }
+    /// How far the wall clock is ahead.
+    fn gap_ms(self) -> i64 {
+        self.wall_ms as i64 - self.boot_ms as i64
+    }
+}
+
+/// Pings that were not answered, oldest first.
+#[derive(Default)]
+pub(crate) struct Pings(VecDeque<Moment>);
+
+/// Most that are remembered; the answers of older ones are worth nothing.
+const PINGS_MAX: usize = 64;
+
+impl Pings {
+    pub fn sent(&mut self, now: Moment) {
+        if self.0.len() == PINGS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(now);
+    }
+
+    /// When the ping with this id was sent, by both clocks of then: one may have jumped since.
+    pub fn answered(&mut self, id: u64) -> Option<Moment> {
+        let at = self.0.iter().position(|sent| sent.to_id() == id)?;
+        self.0.drain(..=at).next_back()
     }
 }
 
@@ -42,29 +92,26 @@ impl Moment {
 #[derive(Default)]
 pub(crate) struct Term {
     boot_ms: AtomicU64,
-    wall_ms: AtomicU64,
+    /// How far the wall clock was ahead when this was asked for.
+    gap_ms: AtomicI64,
 }
 
 impl Term {
     /// Use it for `term_ms` from `sent` on.
     pub fn renew(&self, sent: Moment, term_ms: u64) {
-        self.wall_ms.fetch_max(sent.wall_ms + term_ms, Ordering::Relaxed);
+        self.gap_ms.store(sent.gap_ms(), Ordering::Relaxed);
         self.boot_ms.fetch_max(sent.boot_ms + term_ms, Ordering::Release);
     }
 
     pub fn end(&self) {
         self.boot_ms.store(0, Ordering::Release);
-        self.wall_ms.store(0, Ordering::Release);
     }
 
     /// What is left of it.
-    pub fn left(&self) -> Duration {
-        self.left_at(Moment::now())
-    }
-
-    fn left_at(&self, now: Moment) -> Duration {
+    pub fn left_at(&self, now: Moment) -> Duration {
         let left = self.boot_ms.load(Ordering::Acquire).saturating_sub(now.boot_ms);
-        if now.wall_ms > self.wall_ms.load(Ordering::Relaxed).saturating_add(JUMP_MS) {
+        let jumped_ms = now.gap_ms() - self.gap_ms.load(Ordering::Relaxed);
+        if jumped_ms > JUMP_MS && !is_broken(Mutation::WallIgnored) {
             return Duration::ZERO;
         }
         Duration::from_millis(left)
@@ -81,18 +128,25 @@ pub(crate) struct Offset {
 const SAME_CLOCK_MS: i64 = 5;
 
 impl Offset {
-    /// The server's clock was `now` between `sent` and this moment.
-    pub fn observe(&self, sent: Moment, now: Timestamp) {
-        let ours = Moment::now();
-        let middle = ours.wall_ms as i64 - (ours.boot_ms.saturating_sub(sent.boot_ms) / 2) as i64;
+    /// The server's clock was `now` between `sent` and our moment. An answer that took long says little; what is not known
+    /// is taken for less, because times that are ahead are not kept. False when our clock jumped meanwhile: then it says
+    /// nothing.
+    pub fn observe(&self, sent: Moment, ours: Moment, now: Timestamp) -> bool {
+        if (ours.gap_ms() - sent.gap_ms()).abs() > JUMP_MS {
+            return false;
+        }
         let theirs = now.seconds.saturating_mul(1000).saturating_add(i64::from(now.nanos / 1_000_000));
-        let ms = theirs.saturating_sub(middle);
+        let least = theirs.saturating_sub(ours.wall_ms as i64);
+        let most = theirs.saturating_sub(sent.wall_ms as i64).max(least);
+        let known = self.ms.load(Ordering::Relaxed);
+        let ms = if (least..=most).contains(&known) { known } else { least };
         self.ms.store(if ms.abs() <= SAME_CLOCK_MS { 0 } else { ms }, Ordering::Relaxed);
+        true
     }
 
     /// What the server's clock shows, about.
-    pub fn now(&self) -> Timestamp {
-        let now = Timestamp::now();
+    pub fn now(&self, clock: &Clock) -> Timestamp {
+        let now = clock.wall();
         let ms = self.ms.load(Ordering::Relaxed);
         let nanos = i64::from(now.nanos) + ms % 1000 * 1_000_000;
         const SECOND: i64 = Timestamp::NANOS_PER_SECOND as i64;
@@ -107,12 +161,20 @@ mod tests {
 
     #[test]
     fn the_server_is_told_the_time_by_its_own_clock() {
-        let offset = Offset::default();
+        let (offset, clock) = (Offset::default(), Clock::default());
         let ours = Timestamp::now();
-        offset.observe(Moment::now(), Timestamp { seconds: ours.seconds - 100, nanos: ours.nanos });
-        assert!((offset.now().seconds - ours.seconds + 100).abs() <= 1);
-        offset.observe(Moment::now(), Timestamp::now());
+        assert!(offset.observe(clock.now(), clock.now(), Timestamp { seconds: ours.seconds - 100, nanos: ours.nanos }));
+        assert!((offset.now(&clock).seconds - ours.seconds + 100).abs() <= 1);
+        assert!(offset.observe(clock.now(), clock.now(), Timestamp::now()));
         assert_eq!(offset.ms.load(Ordering::Relaxed), 0);
+        let at = |ms: u64| Moment { boot_ms: ms, wall_ms: 1_000_000 + ms };
+        let theirs = |ms: u64| Timestamp { seconds: (2_000 + ms / 1000) as i64, nanos: (ms % 1000) as u32 * 1_000_000 };
+        assert!(offset.observe(at(0), at(10), theirs(10)));
+        assert_eq!(offset.ms.load(Ordering::Relaxed), 1_000_000);
+        assert!(offset.observe(at(100), at(4_100), theirs(100)));
+        assert_eq!(offset.ms.load(Ordering::Relaxed), 1_000_000, "an answer that was 4 s on its way");
+        assert!(!offset.observe(at(5_000), Moment { boot_ms: 5_010, wall_ms: 9_000_000 }, theirs(5_010)));
+        assert_eq!(offset.ms.load(Ordering::Relaxed), 1_000_000, "our clock was set meanwhile");
     }
 
     #[test]
@@ -128,5 +190,28 @@ mod tests {
         assert!(!term.left_at(Moment { boot_ms: 1_000, wall_ms: 10_000 }).is_zero(), "set back by an operator");
         term.end();
         assert!(term.left_at(start).is_zero());
+    }
+
+    #[test]
+    fn what_was_asked_for_before_a_freeze_is_of_no_use_after_it() {
+        let (term, mut pings) = (Term::default(), Pings::default());
+        pings.sent(Moment { boot_ms: 1_000, wall_ms: 50_000 });
+        // The answer came while the machine was frozen, and is read after it.
+        let thawed = Moment { boot_ms: 1_010, wall_ms: 60_000 };
+        pings.sent(thawed);
+        term.renew(pings.answered(1_000).unwrap(), 3_000);
+        assert!(term.left_at(thawed).is_zero());
+        assert_eq!(pings.answered(1_000), None);
+        term.renew(pings.answered(1_010).unwrap(), 3_000);
+        assert!(!term.left_at(thawed).is_zero());
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_ahead_for_a_while_hides_no_freeze() {
+        let term = Term::default();
+        term.renew(Moment { boot_ms: 1_000, wall_ms: 9_000_000 }, 3_000);
+        term.renew(Moment { boot_ms: 2_000, wall_ms: 51_000 }, 3_000);
+        assert!(!term.left_at(Moment { boot_ms: 2_100, wall_ms: 51_100 }).is_zero());
+        assert!(term.left_at(Moment { boot_ms: 2_100, wall_ms: 61_100 }).is_zero());
     }
 }

@@ -21,6 +21,7 @@ mod session;
 pub use address::ServerAddress;
 pub use chronicle::{Chronicle, Handles, SENT_AGAIN};
 pub use client::{Answer, Client, ClientState, Kernel};
+pub use clock::Clocks;
 pub use connection::{Dialer, Halves};
 pub use session::{Admin, Session};
 
@@ -41,6 +42,8 @@ pub struct ClientConfig {
     pub outlives: bool,
     /// Connects instead of the address, in a simulation.
     pub dialer: Option<Dialer>,
+    /// Instead of the machine's, in a simulation.
+    pub clocks: Option<Clocks>,
 }
 
 impl ClientConfig {
@@ -53,6 +56,7 @@ impl ClientConfig {
             reply_timeout: Duration::from_secs(30),
             outlives: false,
             dialer: None,
+            clocks: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, SEQUENCES, Told, With};
-use crate::clock::Moment;
+use crate::clock::{Clock, Moment, Pings};
 use crate::connection::{self, Connection};
 use crate::journal::Batch;
 use crate::retained::{Change, Retained};
@@ -117,6 +117,7 @@ struct Pending {
 
 struct State {
     pending: BTreeMap<u64, Pending>,
+    pings: Pings,
     /// Numbers of requests that are executed once and have no answer.
     unanswered: BTreeSet<u64>,
     next_sequence: u64,
@@ -166,6 +167,7 @@ pub(crate) struct SessionState {
 /// A session with one volume. All methods may be called from any thread.
 pub struct Session {
     config: ClientConfig,
+    clock: Clock,
     volume: String,
     state: Mutex<State>,
     next_id: AtomicU64,
@@ -230,6 +232,7 @@ impl Session {
 
     fn new(config: ClientConfig, volume: &str, keeper: Option<Arc<dyn Keeper>>, state: State) -> Arc<Session> {
         Arc::new(Session {
+            clock: Clock(config.clocks.clone()),
             config,
             volume: volume.to_owned(),
             state: Mutex::new(state),
@@ -620,7 +623,7 @@ impl Session {
             let before = state.instance.replace(welcome.instance);
             let is_other = before.is_some_and(|before| before != welcome.instance);
             if self.keeper.is_some() {
-                state.ping();
+                state.ping(self.clock.now());
             }
             if is_other {
                 state.forget_requests();
@@ -687,7 +690,7 @@ impl Session {
             }
             while heard.lock().elapsed() < SILENCE_MAX {
                 tokio::time::sleep(PING_INTERVAL).await;
-                self.state.lock().ping();
+                self.state.lock().ping(self.clock.now());
             }
             tracing::warn!("the server says nothing: connecting anew");
         };
@@ -877,8 +880,9 @@ impl Session {
                 None => self.give_up(recalls),
             },
             Response::Pong { renewed, now, durable } => {
-                if let (true, Some(keeper)) = (renewed, &self.keeper) {
-                    keeper.renewed(Moment::from_id(id), now);
+                let sent = self.state.lock().pings.answered(id);
+                if let (true, Some(keeper), Some(sent)) = (renewed, &self.keeper, sent) {
+                    keeper.renewed(sent, now);
                 }
                 // No request has this id.
                 self.answer(0, Reply { durable, ..Reply::default() });
@@ -923,6 +927,7 @@ impl State {
     fn new() -> State {
         State {
             pending: BTreeMap::new(),
+            pings: Pings::default(),
             unanswered: BTreeSet::new(),
             next_sequence: 1,
             control: None,
@@ -1125,8 +1130,9 @@ impl State {
     }
 
     /// Ask for a term. A ping's id is when it was sent: the answer brings it back.
-    fn ping(&self) {
-        if let Some(bytes) = encode(Moment::now().to_id(), &Request::Ping) {
+    fn ping(&mut self, now: Moment) {
+        self.pings.sent(now);
+        if let Some(bytes) = encode(now.to_id(), &Request::Ping) {
             self.deliver(Lane::Control, bytes);
         }
     }

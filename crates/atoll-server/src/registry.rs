@@ -50,6 +50,7 @@ pub(crate) struct Registry {
     folder: PathBuf,
     pub(crate) root: ObjectRoot,
     cache_bytes_max: u64,
+    store_patience: Duration,
     /// What keys of volumes are wrapped with.
     pub(crate) keys: Arc<ServerKeys>,
     /// Of links.
@@ -120,6 +121,7 @@ impl Registry {
         folder: PathBuf,
         root: ObjectRoot,
         cache_bytes_max: u64,
+        store_patience: Duration,
         keys: ServerKeys,
         buckets: Buckets,
         sessions: Arc<Sessions>,
@@ -140,6 +142,7 @@ impl Registry {
             folder,
             root,
             cache_bytes_max,
+            store_patience,
             keys: Arc::new(keys),
             buckets: Arc::new(buckets),
             owner,
@@ -424,10 +427,12 @@ impl Registry {
         config.keys = store.keys();
         config.ancestors = ancestors_below(others, settings);
         config.cache_bytes_max = self.cache_bytes_max;
+        config.store_patience = self.store_patience;
         let opening = |epoch, recovered| -> std::pin::Pin<Box<dyn Future<Output = _> + Send>> {
             Box::pin(Blob::open(config, epoch, recovered))
         };
-        let volume = Volume::open(store, opening, VolumeConfig::default()).await;
+        let bounds = VolumeConfig { store_patience: self.store_patience, ..VolumeConfig::default() };
+        let volume = Volume::open(store, opening, bounds).await;
         volume.map_err(|error| format!("volume `{name}`: {error}"))
     }
 

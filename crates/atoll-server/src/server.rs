@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_blob::STORE_PATIENCE;
 use atoll_keys::ServerKeys;
 use atoll_object::{ObjectOptions, ObjectRoot};
 use axum::extract::State;
@@ -56,6 +57,8 @@ pub struct ServerConfig {
     pub insecure: bool,
     /// Read cache of each volume, in bytes.
     pub cache_bytes_max: u64,
+    /// For how long calls wait for an object store that does not answer; default: `STORE_PATIENCE`.
+    pub store_patience: Option<Duration>,
     /// Files whose lines are keys: the first one wraps keys of volumes, all unwrap them.
     pub key_files: Vec<PathBuf>,
     /// A file whose lines are passphrases, which do the same; the first one wraps when there are no key files.
@@ -210,7 +213,8 @@ impl Server {
         let buckets = Buckets::new(ObjectOptions::from_env(), credentials, data.join("buckets.json"));
         let (stop, stopped) = watch::channel(false);
         let sessions: Arc<Sessions> = Arc::default();
-        let registry = Registry::open(data.clone(), root, config.cache_bytes_max, keys, buckets, sessions.clone());
+        let (cache, patience) = (config.cache_bytes_max, config.store_patience.unwrap_or(STORE_PATIENCE));
+        let registry = Registry::open(data.clone(), root, cache, patience, keys, buckets, sessions.clone());
         let context = Arc::new(Context {
             registry: registry.map_err(ServerError::Volume)?,
             sessions,

@@ -70,6 +70,10 @@ pub fn run(options: &Options, data: std::path::PathBuf) -> Report {
     Report { hash, events, rounds: driver.rounds, operations, elapsed, failure }
 }
 
+fn may_fence(kind: Kind) -> bool {
+    matches!(kind, Kind::LongSilence | Kind::LongFreeze)
+}
+
 fn host(client: usize) -> String {
     format!("client-{client}")
 }
@@ -116,7 +120,7 @@ impl Driver<'_> {
                 let mut stage = self.world.stage.lock();
                 (std::mem::take(&mut stage.lost_answers), stage.final_log.clone())
             };
-            let may_fail = matches!(kind, Kind::ClientDies | Kind::LongSilence | Kind::BothDie);
+            let may_fail = matches!(kind, Kind::ClientDies | Kind::LongSilence | Kind::LongFreeze | Kind::BothDie);
             if let (false, Some(lost)) = (may_fail, lost_answers.first()) {
                 return Err(format!("round {} ({kind:?}): an answer that says nothing: {lost}", self.rounds));
             }
@@ -269,28 +273,50 @@ impl Driver<'_> {
             }
             Fault::Cut { client, all } => self.world.network.cut(client, all),
             Fault::LinkDown { client, is_deaf } => {
-                if kind == Kind::LongSilence {
-                    self.world.stage.lock().may_be_fenced = Some(client);
-                    self.loss = Some((client, stamp(), None));
-                }
+                self.may_lose(client, kind);
                 self.world.network.set_link(client, [true, !is_deaf]);
             }
             Fault::LinkUp { client } => {
                 self.world.network.set_link(client, [false; 2]);
-                if kind == Kind::LongSilence {
-                    self.wait(NOTICED_MAX)?;
-                    if let Some((_, _, end)) = &mut self.loss {
-                        *end = Some(stamp());
-                    }
-                    let mut stage = self.world.stage.lock();
-                    stage
-                        .chains
-                        .iter_mut()
-                        .filter(|chain| chain.client == client)
-                        .for_each(|chain| chain.is_void = true);
-                }
+                self.notices(client, kind)?;
             }
+            Fault::ServerFreezes => self.world.server_life().freeze(),
+            Fault::ServerThaws => self.world.server_life().thaw(),
+            Fault::ClientFreezes { client } => {
+                self.may_lose(client, kind);
+                self.world.freeze_client(client);
+                self.world.network.set_link(client, [true; 2]);
+            }
+            Fault::ClientThaws { client, is_machine, link_ms } => {
+                self.world.thaw_client(client, is_machine);
+                self.wait(ms(link_ms))?;
+                self.world.network.set_link(client, [false; 2]);
+                self.notices(client, kind)?;
+            }
+            Fault::ClockSet { client, by_ms } => self.world.set_clock(client, by_ms),
         }
+        Ok(())
+    }
+
+    /// From now on the client may be fenced.
+    fn may_lose(&mut self, client: usize, kind: Kind) {
+        if may_fence(kind) {
+            self.world.stage.lock().may_be_fenced = Some(client);
+            self.loss = Some((client, stamp(), None));
+        }
+    }
+
+    /// A client that may have been fenced has had the time to notice it.
+    fn notices(&mut self, client: usize, kind: Kind) -> Outcome {
+        if !may_fence(kind) {
+            return Ok(());
+        }
+        self.wait(NOTICED_MAX)?;
+        if let Some((_, _, end)) = &mut self.loss {
+            *end = Some(stamp());
+        }
+        let mut stage = self.world.stage.lock();
+        stage.chains.iter_mut().filter(|chain| chain.client == client).for_each(|chain| chain.is_void = true);
         Ok(())
     }
 

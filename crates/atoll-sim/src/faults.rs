@@ -14,6 +14,12 @@ const EFFECTS_MAX: u64 = 60;
 /// A link that is down for less than this long fences nobody: the server waits 5 s for the answer to a recall, which it
 /// may have sent just before.
 pub const FENCED_AFTER_MS: u64 = 3_000;
+/// How long the network of a thawed machine may need.
+const LINK_MAX_MS: u64 = 400;
+/// By how much a clock is set: up to 18 hours.
+const CLOCK_SET_MAX_MS: u64 = 1 << 26;
+/// How long before the freeze a wrong clock is set right.
+const CLOCK_MENDED_MAX_MS: u64 = 2_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -29,19 +35,28 @@ pub enum Kind {
     ShortSilence,
     /// A link is down for so long that its client may be fenced.
     LongSilence,
+    /// The server or a client is frozen, and nobody is fenced for it.
+    ShortFreeze,
+    /// A client is frozen for so long that it may be fenced. Its clocks go on meanwhile, or its machine stands still.
+    LongFreeze,
+    /// The wall clock of a client is set, forward and back.
+    ClockSet,
     /// The server and a client die at about the same time. What others had seen of the client may be gone, so
     /// all work by themselves.
     BothDie,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Quiet,
         Kind::Cuts,
         Kind::ServerDies,
         Kind::ClientDies,
         Kind::ShortSilence,
         Kind::LongSilence,
+        Kind::ShortFreeze,
+        Kind::LongFreeze,
+        Kind::ClockSet,
         Kind::BothDie,
     ];
 }
@@ -68,6 +83,21 @@ pub enum Fault {
     },
     LinkUp {
         client: usize,
+    },
+    ServerFreezes,
+    ServerThaws,
+    ClientFreezes {
+        client: usize,
+    },
+    /// `is_machine`: its boot-time clock has stood still. Its network comes up later.
+    ClientThaws {
+        client: usize,
+        is_machine: bool,
+        link_ms: u64,
+    },
+    ClockSet {
+        client: usize,
+        by_ms: i64,
     },
 }
 
@@ -134,6 +164,37 @@ impl Plan {
                 plan.add(begin, Fault::LinkDown { client, is_deaf: random.below(3) == 0 });
                 plan.add(begin + length, Fault::LinkUp { client });
             }
+            Kind::ShortFreeze => {
+                let length = random.below(FENCED_AFTER_MS);
+                if random.below(3) == 0 {
+                    plan.add(begin, Fault::ServerFreezes);
+                    plan.add(begin + length, Fault::ServerThaws);
+                } else {
+                    plan.freeze(random, client, begin, length);
+                }
+            }
+            Kind::LongFreeze => {
+                let length = 4_500 + random.below(6_000);
+                plan.is_hot = random.below(2) == 0;
+                if random.below(3) == 0 {
+                    // An operator's mistake, mended before.
+                    let by_ms = 1 + random.below(CLOCK_SET_MAX_MS) as i64;
+                    plan.add(0, Fault::ClockSet { client, by_ms });
+                    plan.add(
+                        begin.saturating_sub(random.below(CLOCK_MENDED_MAX_MS)),
+                        Fault::ClockSet { client, by_ms: -by_ms },
+                    );
+                }
+                plan.freeze(random, client, begin, length);
+            }
+            Kind::ClockSet => {
+                for _ in 0..1 + random.below(5) {
+                    let size = 1 << random.below(CLOCK_SET_MAX_MS.ilog2().into());
+                    let by_ms = (size + random.below(size)) as i64 * if random.below(2) == 0 { 1 } else { -1 };
+                    let client = random.below(clients as u64) as usize;
+                    plan.add(random.below(2 * BEGIN_MAX_MS), Fault::ClockSet { client, by_ms });
+                }
+            }
             Kind::BothDie => {
                 let effects = 1 + random.below(EFFECTS_MAX);
                 let (first, second) = (begin + random.below(50), begin + random.below(50));
@@ -147,6 +208,12 @@ impl Plan {
 
     fn add(&mut self, at_ms: u64, fault: Fault) {
         self.faults.insert((Duration::from_millis(at_ms), self.faults.len()), fault);
+    }
+
+    fn freeze(&mut self, random: &mut Random, client: usize, at_ms: u64, length_ms: u64) {
+        self.add(at_ms, Fault::ClientFreezes { client });
+        let (is_machine, link_ms) = (random.below(3) > 0, random.below(LINK_MAX_MS));
+        self.add(at_ms + length_ms, Fault::ClientThaws { client, is_machine, link_ms });
     }
 
     fn cuts(&mut self, random: &mut Random, clients: usize, least: u64) {

@@ -1,7 +1,7 @@
 //! What a client's processes do: operations on what all share, and chains of their own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_client::{Admin, Answer, Client, ClientConfig};
@@ -10,7 +10,7 @@ use atoll_types::operation::{AttributeChanges, OpenFlags, RenameMode, WriteAt};
 use atoll_types::{ByteRange, Caller, Errno, InodeId, LockOwner, Name, Operation, Outcome};
 use atoll_wire::{AdminReply, AdminRequest};
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all, join3};
 use tokio::sync::oneshot;
 
 use crate::chain::Chain;
@@ -25,6 +25,8 @@ const SIZE_MAX: u64 = 1 << 20;
 const LOG_BYTES_MAX: u64 = 1 << 18;
 /// The worker that looks at everything at the end of a round.
 const OBSERVER: usize = 99;
+/// The one that looks when its client was frozen.
+const THAWED: usize = 98;
 /// How often a client looks for what it is to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How often what only sets a round up is tried.
@@ -124,8 +126,10 @@ impl Hands {
             }
             let _ = sender.send(answer.result);
         };
+        self.life.thawed().await;
         self.client.submit(id, Caller { uid: 0, gid: 0, pid: 1 }, operation, Box::new(done));
         let result = receiver.await.unwrap_or(Err(Errno::EIO));
+        self.life.thawed().await;
         if self.life.is_over() {
             // Nobody is there to see it.
             return std::future::pending().await;
@@ -213,7 +217,8 @@ impl Hands {
         // What an earlier round has lost is not of this one.
         let _ = self.lost();
         let workers = if is_shared { self.world.stage.lock().left[self.number].len() } else { 1 };
-        join_all((0..workers).map(|worker| {
+        let is_over = AtomicBool::new(false);
+        let work = join_all((0..workers).map(|worker| {
             let hands = self.clone();
             async move {
                 match worker {
@@ -221,8 +226,28 @@ impl Hands {
                     _ => hands.share(worker).await,
                 }
             }
-        }))
-        .await;
+        }));
+        let work = async {
+            work.await;
+            is_over.store(true, Ordering::Relaxed);
+        };
+        join(work, self.look_when_thawed(&is_over)).await;
+    }
+
+    /// What a client knows that is thawed may be old: it looks at all of it at once.
+    async fn look_when_thawed(&self, is_over: &AtomicBool) {
+        let thaws = self.life.thaws();
+        while self.life.thaws() == thaws {
+            if is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let registers = join_all((0..REGISTERS).map(|number| self.read_register(number, THAWED)));
+        let attributes =
+            join_all([Object::Mode, Object::Size, Object::Log].map(|object| self.read_attributes(object, THAWED)));
+        let names = join_all((0..SLOTS).map(|slot| self.look_up(Object::Names, slot, THAWED)));
+        join3(registers, attributes, names).await;
     }
 
     async fn think(&self) {

@@ -1,11 +1,13 @@
-//! Whether a process lives.
+//! Whether a process lives, and whether it is frozen.
 //!
 //! Invariant: a process that is dead has no effect on anything but itself and its disk, which is put right when it is
 //! buried. It dies between two effects, so at any await that matters; its tasks vanish at the end of the tick.
+//! While it is frozen it has no effect either, and nothing reaches it: what it does by itself nobody can tell.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
@@ -17,6 +19,14 @@ struct State {
     /// Effects that are left; 0 is death.
     left: AtomicU64,
     at_end: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    frozen: Mutex<Frozen>,
+}
+
+#[derive(Default)]
+struct Frozen {
+    is: bool,
+    thaws: u64,
+    waiting: Vec<Waker>,
 }
 
 const FOR_EVER: u64 = u64::MAX;
@@ -29,13 +39,43 @@ impl fmt::Debug for Life {
 
 impl Life {
     pub fn new() -> Life {
-        Life(Arc::new(State { left: AtomicU64::new(FOR_EVER), at_end: Mutex::default() }))
+        Life(Arc::new(State { left: AtomicU64::new(FOR_EVER), at_end: Mutex::default(), frozen: Mutex::default() }))
     }
 
     /// Let it die after so many more effects, at least one.
     pub fn end_after(&self, effects: u64, at_end: impl FnOnce() + Send + 'static) {
         *self.0.at_end.lock() = Some(Box::new(at_end));
         self.0.left.store(effects, Ordering::Relaxed);
+    }
+
+    pub fn freeze(&self) {
+        self.0.frozen.lock().is = true;
+    }
+
+    pub fn thaw(&self) {
+        let mut frozen = self.0.frozen.lock();
+        frozen.is = false;
+        frozen.thaws += 1;
+        std::mem::take(&mut frozen.waiting).into_iter().for_each(Waker::wake);
+    }
+
+    /// How often it was thawed.
+    pub fn thaws(&self) -> u64 {
+        self.0.frozen.lock().thaws
+    }
+
+    /// Ready when it is not frozen.
+    pub fn poll_thawed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut frozen = self.0.frozen.lock();
+        if frozen.is {
+            frozen.waiting.push(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    pub async fn thawed(&self) {
+        std::future::poll_fn(|cx| self.poll_thawed(cx)).await;
     }
 
     pub fn is_over(&self) -> bool {

@@ -54,7 +54,7 @@ struct Arguments {
     /// Run seeds for so long, each in a process of its own, and stop at the first that fails.
     #[arg(long, conflicts_with = "seed")]
     seconds: Option<u64>,
-    /// Break a rule on purpose: `Unheard`, `EarlySync` or `Repeated`.
+    /// Break a rule on purpose: `Unheard`, `EarlySync`, `Repeated` or `WallIgnored`.
     #[arg(long)]
     mutation: Option<String>,
     /// Show every event.

@@ -121,6 +121,7 @@ impl Network {
         while self.links[client].lock().is_down != [false; 2] {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        life.thawed().await;
         if !life.acts() {
             return std::future::pending().await;
         }
@@ -212,6 +213,7 @@ impl AsyncRead for End {
             if this.life.is_over() {
                 return Poll::Pending;
             }
+            ready!(this.life.poll_thawed(cx));
             let until = {
                 let mut wire = this.wire.lock();
                 let (now, client, noticed) = (now(), wire.client, wire.noticed[this.side]);
@@ -254,6 +256,7 @@ impl AsyncRead for End {
 
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.life.poll_thawed(cx));
         let mut wire = self.wire.lock();
         if wire.is_broken {
             let is_known = wire.noticed[self.side] <= now();

@@ -154,6 +154,7 @@ impl Objects {
     }
 
     async fn act<T>(&self, what: &'static str, path: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.life.thawed().await;
         if !self.life.acts() {
             return std::future::pending().await;
         }
@@ -180,6 +181,7 @@ impl Objects {
         let shown = if path.contains("probe") { "probe" } else { path };
         trace.note(format_args!("store {what} {shown} {}", if result.is_ok() { "done" } else { "refused" }));
         tokio::time::sleep(fate.after).await;
+        self.life.thawed().await;
         if self.life.is_over() {
             return std::future::pending().await;
         }

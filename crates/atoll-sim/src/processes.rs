@@ -71,8 +71,10 @@ impl Kernel for ForgetfulKernel {
 pub fn client_config(world: &Arc<World>, client: usize) -> ClientConfig {
     let (network, life) = (world.network.clone(), world.client_life(client));
     let dial: atoll_client::Dialer = Arc::new(move || Box::pin(network.clone().dial(client, life.clone())));
+    let of_client = world.clone();
     ClientConfig {
         dialer: Some(dial),
+        clocks: Some(Arc::new(move || of_client.clocks(client))),
         reply_timeout: REPLY_TIMEOUT,
         ..ClientConfig::new(ServerAddress::Unix("simulated".into()))
     }

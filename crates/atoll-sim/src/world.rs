@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_types::InodeId;
 use parking_lot::Mutex;
@@ -12,9 +13,11 @@ use crate::history::{Action, Event, NEVER_RETURNED, Object, REGISTERS, Random};
 use crate::life::Life;
 use crate::network::Network;
 use crate::objects::Bucket;
-use crate::trace::{Trace, stamp};
+use crate::trace::{Trace, now, stamp};
 
 pub const VOLUME: &str = "vol";
+/// What clients' wall clocks show at first: they can be set back.
+const WALL_BEGIN: Duration = Duration::from_secs(1 << 30);
 
 /// What clients are to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +92,17 @@ pub struct Stage {
     pub operations: u64,
 }
 
+/// How far a client's clocks are from the time of the simulation.
+#[derive(Clone, Copy, Default)]
+pub struct Skew {
+    /// The boot-time clock has stood still for so long.
+    stood: Duration,
+    /// The wall clock was set, by so many ms in sum.
+    set_ms: i64,
+    /// Frozen since then: nothing that runs meanwhile may know the time.
+    frozen_at: Option<Duration>,
+}
+
 pub struct World {
     pub seed: u64,
     pub trace: Arc<Trace>,
@@ -103,6 +117,7 @@ pub struct World {
     at_death: Arc<Mutex<Files>>,
     server: Mutex<Life>,
     clients: Vec<Mutex<Life>>,
+    skews: Vec<Mutex<Skew>>,
 }
 
 impl World {
@@ -120,6 +135,7 @@ impl World {
             at_death: Arc::default(),
             server: Mutex::new(Life::new()),
             clients: (0..clients).map(|_| Mutex::new(Life::new())).collect(),
+            skews: (0..clients).map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -138,6 +154,35 @@ impl World {
 
     pub fn client_life(&self, client: usize) -> Life {
         self.clients[client].lock().clone()
+    }
+
+    pub fn set_clock(&self, client: usize, by_ms: i64) {
+        self.skews[client].lock().set_ms += by_ms;
+    }
+
+    pub fn freeze_client(&self, client: usize) {
+        self.skews[client].lock().frozen_at = Some(now());
+        self.client_life(client).freeze();
+    }
+
+    /// Of a machine that was frozen, the boot-time clock has stood still.
+    pub fn thaw_client(&self, client: usize, is_machine: bool) {
+        let mut skew = self.skews[client].lock();
+        if let Some(frozen_at) = skew.frozen_at.take()
+            && is_machine
+        {
+            skew.stood += now() - frozen_at;
+        }
+        drop(skew);
+        self.client_life(client).thaw();
+    }
+
+    /// What a client's boot-time clock and its wall clock show.
+    pub fn clocks(&self, client: usize) -> (Duration, Duration) {
+        let skew = *self.skews[client].lock();
+        let now = skew.frozen_at.unwrap_or_else(now);
+        let wall_ms = (WALL_BEGIN + now).as_millis() as i64 + skew.set_ms;
+        (now - skew.stood, Duration::from_millis(wall_ms as u64))
     }
 
     pub fn new_server(&self) {

@@ -54,6 +54,17 @@ fn what_clients_see_has_an_order_whatever_fails() {
 }
 
 #[test]
+fn what_is_thawed_sees_nothing_old_and_wrong_clocks_are_no_matter() {
+    // The last two found what is in `clock.rs` of `atoll-client` now.
+    for seed in [1, 2, 3, 1965584466, 1198238568] {
+        for durability in ["object", "local"] {
+            let kinds = "--kinds ShortFreeze,LongFreeze,ClockSet";
+            must_hold(&format!("--seed {seed} --steps 1500 --durability {durability} {kinds}"));
+        }
+    }
+}
+
+#[test]
 fn a_seed_that_nobody_has_tried_holds() {
     let more = match std::env::var("ATOLL_SIM_SECONDS") {
         Ok(seconds) => format!("--seconds {}", seconds.parse::<u64>().expect("a number of seconds").div_ceil(2)),
@@ -76,6 +87,11 @@ fn a_change_that_is_shown_before_its_client_has_heard_of_it_is_found_out() {
 #[test]
 fn an_fsync_that_answers_too_early_is_found_out() {
     must_find("EarlySync", "--steps 1800 --kinds BothDie", &["steps are there"]);
+}
+
+#[test]
+fn a_wall_clock_that_nobody_looks_at_is_found_out() {
+    must_find("WallIgnored", "--steps 1500 --kinds LongFreeze", &["no order explains"]);
 }
 
 #[test]

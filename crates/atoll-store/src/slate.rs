@@ -35,9 +35,9 @@ const DATABASE: &str = "meta";
 /// Keys of our own, before [`KEY_MIN`].
 const APPLIED: &[u8] = b"\0applied";
 const EPOCH: &[u8] = b"\0epoch";
-/// Attempts of one request to the object store, beyond those of its client; about two hours. SlateDB is of no use
-/// after a request of its background work has failed.
-pub(crate) const STORE_RETRIES_MAX: u32 = 600;
+/// Attempts of one request to the object store, beyond those of its client, a second apart at most; a day where the store
+/// refuses at once. SlateDB is of no use after a request of its background work has failed.
+pub(crate) const STORE_RETRIES_MAX: u32 = 100_000;
 /// Keys that are looked for at a time.
 const GETS_MAX: usize = 16;
 /// SlateDB's memory is written out when its log has grown by so many objects: a start needs several requests for each. SlateDB itself

@@ -9,10 +9,12 @@ pub enum Mutation {
     EarlySync = 2,
     /// A mutation that is sent again is executed again.
     Repeated = 3,
+    /// A wall clock that jumped ends no term.
+    WallIgnored = 4,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 3] = [Mutation::Unheard, Mutation::EarlySync, Mutation::Repeated];
+    pub const ALL: [Mutation; 4] = [Mutation::Unheard, Mutation::EarlySync, Mutation::Repeated, Mutation::WallIgnored];
 }
 
 #[cfg(feature = "mutations")]

@@ -1,5 +1,7 @@
 //! Why a volume cannot be made, opened or committed to.
 
+use std::time::Duration;
+
 use atoll_blob::BlobError;
 use atoll_store::StoreError;
 use atoll_types::Errno;
@@ -27,6 +29,8 @@ pub enum VolumeError {
     TrashNamed,
     #[error("the trash cannot be read or emptied: {0}")]
     Trash(Errno),
+    #[error("the object store has not answered for {} s: what waits for it goes on when it is back", .0.as_secs())]
+    Away(Duration),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_blob::readahead::Readahead;
-use atoll_blob::{Blob, BlobError, Recovered};
+use atoll_blob::{Blob, BlobError, Recovered, STORE_PATIENCE};
 use atoll_lease::Issue;
 use atoll_lease::locks::{SetOutcome, WaiterId};
 use atoll_store::{Batch, Precondition, Read, Scan, Store, StoreError};
@@ -59,6 +59,8 @@ pub struct VolumeConfig {
     /// For how long a segment without bytes in use is kept for reads that were planned before.
     pub empty_segments_kept: Duration,
     pub compaction: Compaction,
+    /// For how long calls wait for an object store that does not answer.
+    pub store_patience: Duration,
     /// Nothing is changed, and nothing committed.
     pub read_only: bool,
 }
@@ -73,6 +75,7 @@ impl Default for VolumeConfig {
             capacity_bytes: 1 << 50,
             empty_segments_kept: Duration::from_secs(10),
             compaction: Compaction::default(),
+            store_patience: STORE_PATIENCE,
             read_only: false,
         }
     }
@@ -933,7 +936,24 @@ impl Volume {
 
     async fn sync(&self) -> Result<(), Errno> {
         let target = self.inner.shared.core.lock().ordered();
-        self.until_durable(target).await
+        // The commit goes on without us: nothing of it is given up, and who asks later waits for the same.
+        let durable = self.patiently(async { Ok::<_, VolumeError>(self.until_durable(target).await) }).await;
+        durable.map_err(|error| {
+            tracing::error!(%error, "a sync ends without its commit");
+            error.errno()
+        })?
+    }
+
+    /// What needs the object store, if that answers before our patience ends.
+    pub(crate) async fn patiently<T, E: Into<VolumeError>>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, VolumeError> {
+        let patience = self.inner.shared.config.store_patience;
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer.map_err(Into::into),
+            Err(_) => Err(VolumeError::Away(patience)),
+        }
     }
 
     /// Until the changes up to `target` are durable.
@@ -1051,7 +1071,7 @@ impl Volume {
         };
         match pending {
             Some(value) => Ok((stamp, value)),
-            None => Ok((stamp, self.inner.shared.store.get(&key).await.map_err(VolumeError::from)?)),
+            None => Ok((stamp, self.patiently(self.inner.shared.store.get(&key)).await?)),
         }
     }
 
@@ -1061,7 +1081,7 @@ impl Volume {
             let core = self.inner.shared.core.lock();
             (core.load_stamp(), core.overlay_range(&range))
         };
-        let entries = scan_all(&*self.inner.shared.store, range.clone()).await?;
+        let entries = self.patiently(scan_all(&*self.inner.shared.store, range.clone())).await?;
         let page = atoll_store::Page { entries, next: None };
         Ok((stamp, core::merge(page, overlay, &range.1)))
     }
@@ -1242,7 +1262,7 @@ impl Volume {
             let range = format::cookies_after(inode, after);
             let overlay = self.inner.shared.core.lock().overlay_range(&range);
             let scan = Scan { start: range.0.clone(), end: range.1.clone(), entries_max: most };
-            let page = self.inner.shared.store.scan(scan).await.map_err(|error| failed(error.into()))?;
+            let page = self.patiently(self.inner.shared.store.scan(scan)).await.map_err(failed)?;
             let next = page.next.clone();
             let merged = core::merge(page, overlay, &range.1);
             let end = next.is_none() && merged.len() <= most;

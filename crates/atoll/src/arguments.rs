@@ -266,6 +266,10 @@ pub struct Serve {
     /// Memory for cached file data of each volume, in MiB [default: 256].
     #[arg(long, env = "ATOLL_CACHE_MIB")]
     pub cache_mib: Option<u32>,
+    /// For how long reads and fsyncs wait for an object store that does not answer, in seconds, before they fail with EIO
+    /// [default: 300].
+    #[arg(long, env = "ATOLL_STORE_PATIENCE", value_name = "SECONDS")]
+    pub store_patience: Option<u32>,
     /// File whose lines are keys, 32 bytes each in hexadecimal or base64; can be given again. The first key wraps the keys
     /// of encrypted volumes, all unwrap them. `atoll key generate` makes one.
     #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE")]
@@ -296,6 +300,7 @@ impl Serve {
             tls_key: self.tls_key.clone().or(file.tls_key),
             insecure: self.insecure || file.insecure,
             cache_mib: self.cache_mib.or(file.cache_mib),
+            store_patience: self.store_patience.or(file.store_patience),
             key_file: if self.key_file.is_empty() { file.key_file } else { self.key_file.clone() },
             passphrase_file: self.passphrase_file.clone().or(file.passphrase_file),
         })

@@ -1,6 +1,7 @@
 //! `serve` and `up`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atoll_client::{Admin, ClientConfig, ServerAddress};
 use atoll_server::{Server, ServerConfig};
@@ -26,6 +27,7 @@ pub async fn serve(arguments: &Serve) -> Result<()> {
         tls_key: arguments.tls_key,
         insecure: arguments.insecure,
         cache_bytes_max: cache_bytes(arguments.cache_mib),
+        store_patience: arguments.store_patience.map(|seconds| Duration::from_secs(seconds.into())),
         key_files: arguments.key_file,
         passphrase_file: arguments.passphrase_file,
     };

@@ -346,7 +346,7 @@ impl Volume {
         let mut next = Some(range.0.clone());
         while let Some(start) = next {
             let scan = Scan { start, end: range.1.clone(), entries_max: 4096 };
-            let page = self.inner.shared.store.scan(scan).await.map_err(|error| failed(error.into()))?;
+            let page = self.patiently(self.inner.shared.store.scan(scan)).await.map_err(failed)?;
             entries.extend(page.entries);
             next = page.next;
         }
