@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
-use atoll_link::{Freshness, ObjectKey, Version};
+use atoll_link::{ObjectKey, Version};
 use atoll_types::{InodeId, Name};
 use tokio::time::{Duration, Instant};
 
@@ -122,17 +122,9 @@ impl Doubts {
 }
 
 impl Core {
-    /// How long answers are believed in a link that hears hints; `None` in others.
-    fn recheck(&self, link: InodeId) -> Option<Duration> {
-        match self.links.roots.get(&link)?.freshness {
-            Freshness::Events { recheck_seconds } => Some(Duration::from_secs(recheck_seconds.into())),
-            Freshness::Strong | Freshness::Frozen => None,
-        }
-    }
-
     /// Whether a file, known to be this object, is believed. `None`: the link does not hear hints.
     pub fn belief(&self, link: InodeId, inode: InodeId, key: &ObjectKey) -> Option<Belief> {
-        let recheck = self.recheck(link)?;
+        let recheck = self.links.recheck(link)?;
         let confirmed = self.inodes.get(&inode).and_then(|cached| cached.confirmed);
         Some(self.links.doubts.belief(link, key, confirmed, recheck))
     }
@@ -152,7 +144,7 @@ impl Core {
         let is_it = linked.is_described
             && linked.object.as_ref().is_some_and(|object| is_same_version(&object.version, version));
         if is_it
-            && self.recheck(link).is_some()
+            && self.links.recheck(link).is_some()
             && let Some(cached) = self.inodes.get_mut(&inode)
             && cached.confirmed.is_none_or(|known| known.asked < asked)
         {
@@ -166,7 +158,7 @@ impl Core {
         let now = self.links.moment();
         let mut found = 0;
         let links: Vec<InodeId> =
-            self.links.roots.keys().copied().filter(|link| self.recheck(*link).is_some()).collect();
+            self.links.roots.keys().copied().filter(|link| self.links.recheck(*link).is_some()).collect();
         for link in links {
             let Some(settings) = self.links.roots.get(&link) else { continue };
             let is_inside = key.is_none_or(|key| key.as_str().starts_with(settings.prefix.as_str()));
@@ -180,7 +172,7 @@ impl Core {
 
     /// The object was found to be another one than is known.
     pub fn doubt(&mut self, link: InodeId, key: &ObjectKey) {
-        if self.recheck(link).is_some() {
+        if self.links.recheck(link).is_some() {
             let now = self.links.moment();
             self.links.doubts.doubt(link, key, now);
         }

@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use atoll_link::names::{Prefix, directory_prefix, object_key};
-use atoll_link::{Freshness, LinkSettings, ObjectKey, Publish};
+use atoll_link::{LinkSettings, ObjectKey, Publish};
 use atoll_types::{Errno, FileKind, InodeId, Name, SessionId};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::doubt::Doubts;
 use super::{Core, Step};
@@ -87,7 +87,7 @@ impl Links {
 
     /// The bucket has another object at the key now, by our doing.
     pub fn touch(&mut self, link: InodeId, key: &ObjectKey) {
-        if self.hears_hints(link) {
+        if self.recheck(link).is_some() {
             self.doubts.doubt(link, key, self.now);
         }
         if !self.asked.is_empty() {
@@ -95,9 +95,10 @@ impl Links {
         }
     }
 
-    fn hears_hints(&self, link: InodeId) -> bool {
-        let settings = self.roots.get(&link);
-        settings.is_some_and(|settings| matches!(settings.freshness, Freshness::Events { .. }))
+    /// How long answers are believed in a link that hears hints; `None` in others.
+    pub fn recheck(&self, link: InodeId) -> Option<Duration> {
+        let seconds = self.roots.get(&link)?.freshness.recheck_seconds()?;
+        Some(Duration::from_secs(seconds.into()))
     }
 
     /// Whether an answer to a question of then may be older than a change of ours.

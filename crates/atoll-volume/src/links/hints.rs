@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_link::{Freshness, LinkSettings, ObjectKey};
+use atoll_link::{LinkSettings, ObjectKey};
 use atoll_types::InodeId;
 
 use crate::volume::Volume;
@@ -28,9 +28,7 @@ impl Volume {
 
     /// `None`: the link does not listen.
     pub(super) fn hints_of(&self, link: InodeId, settings: &LinkSettings) -> Option<HintReport> {
-        if !matches!(settings.freshness, Freshness::Events { .. }) {
-            return None;
-        }
+        settings.freshness.recheck_seconds()?;
         let heard = self.inner.shared.core.lock().links.doubts.heard(link);
         Some(HintReport {
             hints: heard.hints,
