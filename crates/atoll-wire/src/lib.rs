@@ -864,9 +864,10 @@ mod tests {
         let (_, body) = next_frame(&mut wire, HELLO_BYTES_MAX).unwrap().unwrap();
         assert_eq!(decode_hello(&body), Ok(hello));
         let mut future = body.to_vec();
-        future[4] = 10;
+        let next = VERSION + 1;
+        future[4..6].copy_from_slice(&next.to_le_bytes());
         future.truncate(7);
-        assert_eq!(decode_hello(&future), Err(WireError::Version(10)));
+        assert_eq!(decode_hello(&future), Err(WireError::Version(next)));
         future[0] = b'X';
         assert_eq!(decode_hello(&future), Err(WireError::Malformed));
     }
