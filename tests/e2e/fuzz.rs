@@ -96,7 +96,13 @@ fn frames() -> Vec<Vec<u8>> {
         admin(AdminRequest::VolumeDelete { name: vol() }),
         admin(AdminRequest::SnapshotCreate { volume: vol(), name: "snapshot".into() }),
         admin(AdminRequest::VolumeClone { source: vol(), snapshot: None, name: "new".into() }),
-        admin(AdminRequest::TokenCreate { volume: None, read_only: false, expires_seconds: None, label: vol() }),
+        admin(AdminRequest::TokenCreate {
+            volume: None,
+            read_only: false,
+            events: false,
+            expires_seconds: None,
+            label: vol(),
+        }),
         admin(AdminRequest::LeaseRevoke { session: SessionId(1) }),
         admin(AdminRequest::Fsck { volume: vol(), repair: true, read: true }),
     ];

@@ -42,10 +42,22 @@ impl Site {
     /// A scratch folder and a real S3 server with an empty bucket `bucket`, which the site's server will use.
     pub fn with_s3() -> Site {
         let mut site = Site::empty();
-        let s3 = S3::start(&site.path("s3"));
+        let s3 = S3::start(&site.path("s3"), &[]);
         site.environment = s3.environment();
         site.s3 = Some(s3);
         site
+    }
+
+    /// A scratch folder and a server with the keys of an S3 server that is started later, by [`Site::start_s3`].
+    pub fn before_s3() -> Site {
+        let mut site = Site::empty();
+        site.environment = S3::keys();
+        site
+    }
+
+    /// Start a real S3 server with an empty bucket `bucket`, which posts its notifications to this URL.
+    pub fn start_s3(&mut self, webhook: &str) {
+        self.s3 = Some(S3::start(&self.path("s3"), &[("VGW_EVENT_WEBHOOK_URL", webhook)]));
     }
 
     /// A scratch folder without a server.
@@ -257,13 +269,14 @@ struct S3 {
 }
 
 impl S3 {
-    fn start(folder: &Path) -> S3 {
+    fn start(folder: &Path, environment: &[(&str, &str)]) -> S3 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its number").port();
         drop(free);
         let process = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/s3/serve"))
             .arg(folder)
             .arg(port.to_string())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -286,8 +299,11 @@ impl S3 {
 
     /// What a server needs to use it.
     fn environment(&self) -> Vec<(&'static str, String)> {
+        [vec![("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port))], S3::keys()].concat()
+    }
+
+    fn keys() -> Vec<(&'static str, String)> {
         vec![
-            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
             ("AWS_ACCESS_KEY_ID", "atolltest".into()),
             ("AWS_SECRET_ACCESS_KEY", "atolltestsecret".into()),
             ("AWS_REGION", "us-east-1".into()),
@@ -306,9 +322,14 @@ impl Drop for S3 {
 
 /// The answer to a GET on this machine; `None` when nobody answers.
 pub fn http(port: u16, path: &str) -> Option<String> {
+    request(port, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+}
+
+/// The answer to these bytes.
+pub fn request(port: u16, bytes: &[u8]) -> Option<String> {
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    stream.write_all(bytes).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)

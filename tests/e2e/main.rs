@@ -10,6 +10,7 @@ mod cold;
 mod crash;
 mod directory_quotas;
 mod encryption;
+mod events;
 mod exerciser;
 mod faulty_s3;
 mod fuzz;

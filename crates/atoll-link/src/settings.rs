@@ -16,6 +16,53 @@ pub enum Freshness {
     Strong,
     /// Nobody else changes it: what was seen stays as it was.
     Frozen,
+    /// What was seen stays as it was, until a notification names it or it was confirmed so long ago.
+    Events { recheck_seconds: u32 },
+}
+
+/// Bounds of [`Freshness::Events`]' time.
+pub const RECHECK_SECONDS_MIN: u32 = 1;
+pub const RECHECK_SECONDS_MAX: u32 = 24 * 60 * 60;
+pub const RECHECK_SECONDS_DEFAULT: u32 = 60;
+
+impl Freshness {
+    pub const NAMES: &[&str] = &["strong", "events", "frozen"];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Freshness::Strong => "strong",
+            Freshness::Events { .. } => "events",
+            Freshness::Frozen => "frozen",
+        }
+    }
+
+    /// By name, and with how many seconds of belief, which only `events` has.
+    pub fn parse(name: &str, recheck_seconds: Option<u32>) -> Result<Freshness, String> {
+        let freshness = match name {
+            "strong" => Freshness::Strong,
+            "events" => Freshness::Events { recheck_seconds: recheck_seconds.unwrap_or(RECHECK_SECONDS_DEFAULT) },
+            "frozen" => Freshness::Frozen,
+            _ => return Err(format!("--freshness: `{name}` is none of {}", Freshness::NAMES.join(", "))),
+        };
+        match (freshness, recheck_seconds) {
+            (Freshness::Events { recheck_seconds }, _)
+                if !(RECHECK_SECONDS_MIN..=RECHECK_SECONDS_MAX).contains(&recheck_seconds) =>
+            {
+                Err(format!("--recheck: give {RECHECK_SECONDS_MIN} to {RECHECK_SECONDS_MAX} seconds"))
+            }
+            (Freshness::Strong | Freshness::Frozen, Some(_)) => {
+                Err(format!("--recheck is for --freshness events, and this link is {name}"))
+            }
+            _ => Ok(freshness),
+        }
+    }
+
+    pub fn recheck_seconds(self) -> Option<u32> {
+        match self {
+            Freshness::Events { recheck_seconds } => Some(recheck_seconds),
+            Freshness::Strong | Freshness::Frozen => None,
+        }
+    }
 }
 
 /// When what was written becomes an object.
@@ -77,7 +124,6 @@ macro_rules! named {
     };
 }
 
-named!(Freshness: Strong = "strong", Frozen = "frozen");
 named!(Publish: OnClose = "on-close", Fsync = "fsync", Idle = "idle", Manual = "manual");
 named!(OnConflict: KeepBoth = "keep-both", VolumeWins = "volume-wins", BucketWins = "bucket-wins", Fail = "fail");
 
@@ -138,6 +184,13 @@ mod tests {
         assert_eq!(url("s3://data/a/b/").unwrap(), "s3://data/a/b/");
         assert!(url("data/a").is_err());
         assert!(url("s3:///a").is_err());
+        assert_eq!(Freshness::parse("events", None), Ok(Freshness::Events { recheck_seconds: 60 }));
+        assert_eq!(Freshness::parse("events", Some(5)).unwrap().recheck_seconds(), Some(5));
+        for (name, recheck_seconds) in
+            [("soon", None), ("strong", Some(5)), ("events", Some(0)), ("events", Some(86_401))]
+        {
+            assert!(Freshness::parse(name, recheck_seconds).is_err(), "{name} {recheck_seconds:?}");
+        }
         assert_eq!("keep-both".parse(), Ok(OnConflict::KeepBoth));
         assert!("keep".parse::<OnConflict>().is_err());
     }

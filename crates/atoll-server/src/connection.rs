@@ -520,8 +520,8 @@ impl Connection {
                 context.registry.delete(&name).await?;
                 AdminReply::Done
             }
-            AdminRequest::TokenCreate { volume, read_only, expires_seconds, label } => {
-                let made = context.tokens.create(volume, read_only, expires_seconds, label).map_err(text)?;
+            AdminRequest::TokenCreate { volume, read_only, events, expires_seconds, label } => {
+                let made = context.tokens.create(volume, read_only, events, expires_seconds, label).map_err(text)?;
                 AdminReply::Tokens(vec![made])
             }
             AdminRequest::TokenList => AdminReply::Tokens(context.tokens.list()),

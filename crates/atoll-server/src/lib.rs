@@ -9,6 +9,7 @@ mod clones;
 mod connection;
 mod credentials;
 mod durable;
+mod events;
 mod keys;
 mod links;
 mod metrics;

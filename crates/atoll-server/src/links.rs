@@ -1,9 +1,9 @@
 //! Links of directories with buckets, for people.
 
-use atoll_link::{BucketError, Capabilities, LinkSettings};
+use atoll_link::{BucketError, Capabilities, Freshness, LinkSettings};
 use atoll_types::InodeId;
-use atoll_volume::{LinkError, LinkReport, Published, Volume};
-use atoll_wire::{Link, LinkInfo, PublishedInfo, UnpublishedInfo};
+use atoll_volume::{HintReport, LinkError, LinkReport, Published, Volume};
+use atoll_wire::{HintsInfo, Link, LinkInfo, PublishedInfo, UnpublishedInfo};
 
 use crate::names;
 use crate::registry::Registry;
@@ -26,7 +26,7 @@ fn settings(link: Link) -> Result<LinkSettings> {
         let parsed = name.map(|name| name.parse()).transpose();
         Ok(parsed.map_err(|error| format!("--{what}: {error}"))?.unwrap_or_default())
     }
-    let Link { url, endpoint, region, credentials, freshness, publish, on_conflict } = link;
+    let Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict } = link;
     let parsed = LinkSettings::parse(&url)?;
     if let Some(endpoint) = &endpoint
         && !endpoint.starts_with("https://")
@@ -45,7 +45,7 @@ fn settings(link: Link) -> Result<LinkSettings> {
         endpoint,
         region,
         credentials,
-        freshness: named("freshness", freshness)?,
+        freshness: Freshness::parse(freshness.as_deref().unwrap_or(Freshness::default().name()), recheck_seconds)?,
         publish: named("publish", publish)?,
         on_conflict: named("on-conflict", on_conflict)?,
         ..parsed
@@ -92,9 +92,19 @@ fn shown(settings: &LinkSettings) -> Link {
         endpoint: settings.endpoint.clone(),
         region: settings.region.clone(),
         credentials: settings.credentials.clone(),
-        freshness: Some(settings.freshness.to_string()),
+        freshness: Some(settings.freshness.name().to_owned()),
+        recheck_seconds: settings.freshness.recheck_seconds(),
         publish: Some(settings.publish.to_string()),
         on_conflict: Some(settings.on_conflict.to_string()),
+    }
+}
+
+fn heard(report: HintReport) -> HintsInfo {
+    HintsInfo {
+        hints: report.hints,
+        last_seconds: report.last.map(|since| since.as_secs()),
+        asked_in_doubt: report.asked_in_doubt,
+        asked_in_time: report.asked_in_time,
     }
 }
 
@@ -188,6 +198,7 @@ impl Registry {
             deleting: link.deleting as u64,
             conflicts: link.conflicts,
             trouble: link.trouble.map(cut),
+            hints: link.hints.map(heard),
             capabilities: self.buckets.capabilities(&link.settings).map(abilities).unwrap_or_default(),
             waiting: link.waiting.into_iter().map(waiting).collect(),
         });
@@ -234,7 +245,7 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use atoll_link::{Freshness, OnConflict, Publish};
+    use atoll_link::{OnConflict, Publish};
 
     use super::*;
 
@@ -251,14 +262,15 @@ mod tests {
             endpoint: Some("https://host:9000".into()),
             region: Some("eu-central-1".into()),
             credentials: Some("name".into()),
-            freshness: Some("frozen".into()),
+            freshness: Some("events".into()),
+            recheck_seconds: Some(5),
             publish: Some("manual".into()),
             on_conflict: Some("fail".into()),
         };
         let parsed = settings(all.clone()).unwrap();
         assert_eq!(
             (parsed.freshness, parsed.publish, parsed.on_conflict),
-            (Freshness::Frozen, Publish::Manual, OnConflict::Fail)
+            (Freshness::Events { recheck_seconds: 5 }, Publish::Manual, OnConflict::Fail)
         );
         assert_eq!(shown(&parsed), all);
     }
@@ -271,7 +283,12 @@ mod tests {
             (link(&format!("s3://{}", "b".repeat(2000))), "longer"),
             (Link { endpoint: Some("host:9000".into()), ..link("s3://bucket") }, "https://"),
             (Link { credentials: Some("a/b".into()), ..link("s3://bucket") }, "name"),
-            (Link { freshness: Some("soon".into()), ..link("s3://bucket") }, "strong, frozen"),
+            (Link { freshness: Some("soon".into()), ..link("s3://bucket") }, "strong, events, frozen"),
+            (Link { recheck_seconds: Some(5), ..link("s3://bucket") }, "--freshness events"),
+            (
+                Link { freshness: Some("events".into()), recheck_seconds: Some(0), ..link("s3://bucket") },
+                "1 to 86400 seconds",
+            ),
             (Link { publish: Some("never".into()), ..link("s3://bucket") }, "on-close"),
             (Link { on_conflict: Some("lose".into()), ..link("s3://bucket") }, "keep-both"),
         ];

@@ -32,6 +32,8 @@ pub(crate) struct Metrics {
     volumes: IntGaugeVec,
     links: IntGaugeVec,
     bucket_requests: IntGaugeVec,
+    /// Hints of buckets, by where they come from and what became of them.
+    pub hints: IntCounterVec,
 }
 
 impl Metrics {
@@ -67,7 +69,11 @@ impl Metrics {
             ),
             &["request"],
         )?;
-        let all: [Box<dyn Collector>; 10] = [
+        let hints = IntCounterVec::new(
+            Opts::new("atoll_hints_total", "Notifications of buckets by source and result."),
+            &["source", "result"],
+        )?;
+        let all: [Box<dyn Collector>; 11] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
             Box::new(refused.clone()),
@@ -78,6 +84,7 @@ impl Metrics {
             Box::new(volumes.clone()),
             Box::new(links.clone()),
             Box::new(bucket_requests.clone()),
+            Box::new(hints.clone()),
         ];
         for one in all {
             registry.register(one)?;
@@ -98,6 +105,7 @@ impl Metrics {
             volumes,
             links,
             bucket_requests,
+            hints,
         })
     }
 
@@ -142,6 +150,11 @@ impl Metrics {
                 set("deleting", link.deleting as u64);
                 set("conflicts", link.conflicts);
                 set("in_trouble", u64::from(link.trouble.is_some()));
+                if let Some(heard) = link.hints {
+                    set("hints", heard.hints);
+                    set("asked_in_doubt", heard.asked_in_doubt);
+                    set("asked_in_time", heard.asked_in_time);
+                }
             }
         }
         for (request, count) in context.registry.buckets.sent.counts() {

@@ -171,6 +171,27 @@ impl Registry {
         slot.try_lock().ok()?.clone()
     }
 
+    /// Do something with each open volume whose name `is_wanted`, also when somebody is just about to open or close it. `None` of one
+    /// for which that took longer than `patience`.
+    pub(crate) async fn with_each<T>(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        patience: Duration,
+        run: impl Fn(&Volume) -> T,
+    ) -> Vec<Option<T>> {
+        let slots: Vec<_> = {
+            let open = self.open.lock();
+            let live = |name: &str| names::parts(name).1.is_none() && is_wanted(name);
+            open.iter().filter(|(name, _)| live(name)).map(|(_, slot)| slot.clone()).collect()
+        };
+        let each = slots.iter().map(|slot| async {
+            let open = tokio::time::timeout(patience, slot.lock()).await;
+            open.map(|open| open.as_ref().map(&run))
+        });
+        let done = futures_util::future::join_all(each).await;
+        done.into_iter().filter_map(|done| done.map_or(Some(None), |of_open| of_open.map(Some))).collect()
+    }
+
     pub fn store_url(&self) -> &str {
         &self.root.url
     }

@@ -49,7 +49,7 @@ pub struct ServerConfig {
     pub listen: Option<SocketAddr>,
     /// Default: `atoll.sock` in the data folder.
     pub socket: Option<PathBuf>,
-    /// For `/healthz` and `/metrics`.
+    /// For `/healthz`, `/metrics` and `/events`.
     pub http: Option<SocketAddr>,
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
@@ -249,6 +249,7 @@ impl Server {
             let routes = axum::Router::new()
                 .route("/healthz", get(|| async { "ok\n" }))
                 .route("/metrics", get(metrics))
+                .merge(crate::events::routes())
                 .with_state(context.clone());
             let stopping = context.clone();
             tasks.spawn(async move {

@@ -27,6 +27,13 @@ pub(crate) struct Rights {
     revision: u64,
 }
 
+/// Who may say that something has happened in a bucket, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    /// `None`: links of all volumes hear it.
+    pub volume: Option<String>,
+}
+
 impl Rights {
     pub fn everything() -> Self {
         Rights { volume: None, read_only: false, token: None, expires: None, revision: 0 }
@@ -43,6 +50,9 @@ struct Token {
     label: String,
     volume: Option<String>,
     read_only: bool,
+    /// It is for senders of events alone.
+    #[serde(default)]
+    events: bool,
     /// Seconds since 1970.
     expires: Option<u64>,
     /// SHA-256 of the secret, hexadecimal.
@@ -95,34 +105,46 @@ impl Tokens {
         rights.expires.is_none_or(|expires| expires > now())
     }
 
-    /// The rights of a secret; `None` when it is unknown or has expired.
-    pub fn check(&self, secret: &str) -> Option<Rights> {
+    /// `None` when it is unknown or has expired.
+    fn find(&self, secret: &str) -> Option<Token> {
         let hash = hash(secret);
         let list = self.list.lock();
         let found = list.iter().find(|t| bool::from(t.hash.as_bytes().ct_eq(hash.as_bytes())))?;
-        if found.expires.is_some_and(|expires| expires <= now()) {
-            return None;
-        }
+        (found.expires.is_none_or(|expires| expires > now())).then(|| found.clone())
+    }
+
+    /// The rights of a secret; `None` when it is unknown or has expired, or is a sender's.
+    pub fn check(&self, secret: &str) -> Option<Rights> {
+        // Before it is looked up: what is revoked meanwhile is noticed by `holds`.
+        let revision = self.revision.load(Ordering::Acquire);
+        let found = self.find(secret).filter(|found| !found.events)?;
         Some(Rights {
-            volume: found.volume.clone(),
+            volume: found.volume,
             read_only: found.read_only,
-            token: Some(found.id.clone()),
+            token: Some(found.id),
             expires: found.expires,
-            revision: self.revision.load(Ordering::Acquire),
+            revision,
         })
+    }
+
+    /// Whose secret for sending events it is.
+    pub fn check_sender(&self, secret: &str) -> Option<Sender> {
+        let found = self.find(secret).filter(|found| found.events)?;
+        Some(Sender { volume: found.volume })
     }
 
     pub fn create(
         &self,
         volume: Option<String>,
         read_only: bool,
+        events: bool,
         expires_seconds: Option<u64>,
         label: String,
     ) -> std::io::Result<TokenInfo> {
         let random: [u8; 40] = crate::random()?;
         let (id, secret) = (hex(&random[..8]), format!("atoll_{}", hex(&random[8..])));
         let expires = expires_seconds.map(|seconds| now().saturating_add(seconds));
-        let token = Token { id, label, volume, read_only, expires, hash: hash(&secret) };
+        let token = Token { id, label, volume, read_only, events, expires, hash: hash(&secret) };
         let mut list = self.list.lock();
         let mut new = list.clone();
         new.push(token.clone());
@@ -156,6 +178,7 @@ fn info(token: &Token) -> TokenInfo {
         label: token.label.clone(),
         volume: token.volume.clone(),
         read_only: token.read_only,
+        events: token.events,
         expires: token.expires,
         secret: None,
     }
@@ -170,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens.json");
         let tokens = Tokens::load(path.clone()).unwrap();
-        let made = tokens.create(Some("v".into()), true, None, "l".into()).unwrap();
+        let made = tokens.create(Some("v".into()), true, false, None, "l".into()).unwrap();
         let secret = made.secret.unwrap();
         let again = Tokens::load(path.clone()).unwrap();
         let mut rights = again.check(&secret).unwrap();
@@ -181,7 +204,26 @@ mod tests {
         assert!(again.revoke(&made.id).unwrap());
         assert!(!again.holds(&mut rights) && !again.revoke(&made.id).unwrap());
         assert_eq!(again.check(&secret), None);
-        let expired = again.create(None, false, Some(0), String::new()).unwrap();
+        let expired = again.create(None, false, false, Some(0), String::new()).unwrap();
         assert_eq!(again.check(&expired.secret.unwrap()), None);
+    }
+
+    #[test]
+    fn a_token_of_a_sender_is_no_other_and_no_other_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens.json");
+        let tokens = Tokens::load(path.clone()).unwrap();
+        let secret =
+            |events| tokens.create(Some("v".into()), false, events, None, String::new()).unwrap().secret.unwrap();
+        let (sender, other) = (secret(true), secret(false));
+        let again = Tokens::load(path).unwrap();
+        assert_eq!(again.check(&sender), None);
+        assert_eq!(again.check_sender(&sender), Some(Sender { volume: Some("v".into()) }));
+        assert!(again.check(&other).is_some());
+        assert_eq!(again.check_sender(&other), None);
+        // As it was written before there were senders.
+        let old = r#"[{"id":"1","label":"","volume":null,"read_only":false,"expires":null,"hash":"00"}]"#;
+        let old: Vec<Token> = serde_json::from_str(old).unwrap();
+        assert!(!old[0].events);
     }
 }

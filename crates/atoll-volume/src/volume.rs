@@ -1140,7 +1140,7 @@ impl Volume {
                 Piece::Data { extent, .. } => match rebase::base_range(extent) {
                     Some(range) => {
                         let read = self.inner.links.objects.read(&bucket, *link, object, range).await;
-                        let bytes = read.map_err(|error| self.told(*link, error))?;
+                        let bytes = read.map_err(|error| self.told_of(*link, object, error))?;
                         if bytes.len() as u64 != range.len() {
                             return Err(Errno::EIO);
                         }

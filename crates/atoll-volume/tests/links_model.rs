@@ -6,7 +6,7 @@ mod linked;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use atoll_link::{Fault, MemoryBucket, RequestKind};
+use atoll_link::{Fault, Freshness, MemoryBucket, RECHECK_SECONDS_MAX, RequestKind};
 use atoll_types::operation::{OpenFlags, RenameMode};
 use atoll_types::{Errno, FileKind, Operation};
 use atoll_volume::Volume;
@@ -61,6 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct World {
     site: Site,
     volume: Volume,
+    /// The bucket tells of each change that another one makes, and nothing is asked because of the time.
+    tells: bool,
     files: BTreeMap<String, String>,
     written: u64,
 }
@@ -69,6 +71,12 @@ impl World {
     fn content(&mut self) -> String {
         self.written += 1;
         format!("#{}", self.written)
+    }
+
+    fn tell(&self, path: &str) {
+        if self.tells {
+            assert_eq!(self.volume.hint("data", Some(&key(path))), 1);
+        }
     }
 
     /// The directory of a path, made if it is not there, and the name in it.
@@ -155,12 +163,14 @@ impl World {
                 self.settled().await;
                 let content = self.content();
                 self.site.put(PATHS[at], &content);
+                self.tell(PATHS[at]);
                 self.files.insert(PATHS[at].into(), content);
                 self.look(PATHS[at]).await;
             }
             Step::Delete(at) => {
                 self.settled().await;
                 self.site.bucket.delete_object(&key(PATHS[at]));
+                self.tell(PATHS[at]);
                 self.files.remove(PATHS[at]);
                 self.look(PATHS[at]).await;
             }
@@ -245,11 +255,16 @@ impl World {
 
 /// `delay`: of each request to the bucket, in milliseconds.
 fn run(delay: u64, steps: &[Step]) {
+    run_with(Freshness::Strong, delay, steps);
+}
+
+fn run_with(freshness: Freshness, delay: u64, steps: &[Step]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let site = Site::with(MemoryBucket::new("data").with_delay(Duration::from_millis(delay))).await;
-        let volume = site.linked().await;
-        let mut world = World { site, volume, files: BTreeMap::new(), written: 0 };
+        let volume = site.linked_with(freshness).await;
+        let tells = freshness != Freshness::Strong;
+        let mut world = World { site, volume, tells, files: BTreeMap::new(), written: 0 };
         for step in steps {
             world.step(step).await;
         }
@@ -269,6 +284,14 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..40),
     ) {
         run(delay, &steps);
+    }
+
+    #[test]
+    fn so_they_do_when_the_bucket_tells_of_changes_and_is_not_asked(
+        delay in prop_oneof![Just(0), 1..DELAY_MAX],
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        run_with(Freshness::Events { recheck_seconds: RECHECK_SECONDS_MAX }, delay, &steps);
     }
 }
 

@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 9;
+pub const VERSION: u16 = 10;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -250,6 +250,8 @@ pub enum AdminRequest {
     TokenCreate {
         volume: Option<String>,
         read_only: bool,
+        /// For senders of events alone.
+        events: bool,
         expires_seconds: Option<u64>,
         label: String,
     },
@@ -411,6 +413,8 @@ pub struct Link {
     pub credentials: Option<String>,
     /// `None`, of what is asked for: the default.
     pub freshness: Option<String>,
+    /// Of freshness `events`: for how many seconds what was confirmed is believed.
+    pub recheck_seconds: Option<u32>,
     pub publish: Option<String>,
     pub on_conflict: Option<String>,
 }
@@ -470,6 +474,8 @@ pub struct TokenInfo {
     pub label: String,
     pub volume: Option<String>,
     pub read_only: bool,
+    /// For senders of events alone.
+    pub events: bool,
     /// Seconds since 1970.
     pub expires: Option<u64>,
     /// Shown once, when the token is made.
@@ -550,10 +556,23 @@ pub struct LinkInfo {
     pub conflicts: u64,
     /// Why the bucket cannot be used now.
     pub trouble: Option<String>,
+    /// Of a link with freshness `events`.
+    pub hints: Option<HintsInfo>,
     /// What the bucket can do and cannot do, by name; empty when nobody has looked yet.
     pub capabilities: Vec<(String, bool)>,
     /// The first files that are not published.
     pub waiting: Vec<UnpublishedInfo>,
+}
+
+/// Notifications that a link has heard since its volume was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintsInfo {
+    pub hints: u64,
+    /// Since the last one.
+    pub last_seconds: Option<u64>,
+    /// Known files that the bucket was asked about because of one or of a change of ours, and because of the time.
+    pub asked_in_doubt: u64,
+    pub asked_in_time: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -845,9 +864,10 @@ mod tests {
         let (_, body) = next_frame(&mut wire, HELLO_BYTES_MAX).unwrap().unwrap();
         assert_eq!(decode_hello(&body), Ok(hello));
         let mut future = body.to_vec();
-        future[4] = 10;
+        let next = VERSION + 1;
+        future[4..6].copy_from_slice(&next.to_le_bytes());
         future.truncate(7);
-        assert_eq!(decode_hello(&future), Err(WireError::Version(10)));
+        assert_eq!(decode_hello(&future), Err(WireError::Version(next)));
         future[0] = b'X';
         assert_eq!(decode_hello(&future), Err(WireError::Malformed));
     }

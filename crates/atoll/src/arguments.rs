@@ -251,7 +251,7 @@ pub struct Serve {
     /// Unix socket for clients [default: atoll.sock in the data folder].
     #[arg(long, env = "ATOLL_SOCKET")]
     pub socket: Option<PathBuf>,
-    /// Address of /healthz and /metrics.
+    /// Address of /healthz, /metrics, and /events, where buckets of links post their notifications.
     #[arg(long, env = "ATOLL_HTTP")]
     pub http: Option<SocketAddr>,
     /// Certificate chain for TLS, PEM.
@@ -455,6 +455,9 @@ pub enum TokenCommand {
         volume: Option<String>,
         #[arg(long)]
         read_only: bool,
+        /// For whoever posts notifications of buckets to /events of --http: it lets in nobody else, and nowhere else.
+        #[arg(long, conflicts_with = "read_only")]
+        events: bool,
         /// Seconds until it expires.
         #[arg(long)]
         expires: Option<u64>,

@@ -217,8 +217,8 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Token(command) => {
             let once = matches!(command, TokenCommand::Create { .. });
             let request = match command {
-                TokenCommand::Create { volume, read_only, expires, label } => {
-                    AdminRequest::TokenCreate { volume, read_only, expires_seconds: expires, label }
+                TokenCommand::Create { volume, read_only, events, expires, label } => {
+                    AdminRequest::TokenCreate { volume, read_only, events, expires_seconds: expires, label }
                 }
                 TokenCommand::List => AdminRequest::TokenList,
                 TokenCommand::Revoke { id } => AdminRequest::TokenRevoke { id },
@@ -286,13 +286,17 @@ fn print_volume(v: &VolumeInfo) {
 }
 
 fn token_json(t: &TokenInfo) -> serde_json::Value {
-    json!({"id": t.id, "label": t.label, "volume": t.volume, "read_only": t.read_only, "expires": t.expires,
+    json!({"id": t.id, "label": t.label, "volume": t.volume, "read_only": t.read_only, "events": t.events, "expires": t.expires,
            "secret": t.secret})
 }
 
 fn print_token(t: &TokenInfo) {
     let volume = t.volume.as_deref().unwrap_or("all volumes");
-    let rights = if t.read_only { "read-only" } else { "read-write" };
+    let rights = match (t.events, t.read_only) {
+        (true, _) => "events",
+        (false, true) => "read-only",
+        (false, false) => "read-write",
+    };
     match &t.secret {
         Some(secret) => println!("{secret}\n(token {}, {volume}, {rights}; the secret is not shown again)", t.id),
         None => println!("{} {volume} {rights} {}", t.id, t.label),

@@ -16,8 +16,9 @@ use atoll_types::{Errno, FileKind, InodeId, Name, SessionId};
 use bytes::Bytes;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
+use super::doubt::Doubts;
 use super::{Core, Step};
 use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
@@ -52,6 +53,7 @@ pub(crate) struct Links {
     now: u64,
     /// When a change of ours to an object last ended, as long as an older question is not answered.
     touched: FxHashMap<(InodeId, ObjectKey), u64>,
+    pub doubts: Doubts,
     /// There is something to be published or deleted.
     pub work: Arc<Notify>,
 }
@@ -61,6 +63,11 @@ impl Links {
     pub fn ask(&mut self) -> u64 {
         self.now += 1;
         *self.asked.entry(self.now).or_default() += 1;
+        self.now
+    }
+
+    /// Of the last question.
+    pub fn moment(&self) -> u64 {
         self.now
     }
 
@@ -80,9 +87,18 @@ impl Links {
 
     /// The bucket has another object at the key now, by our doing.
     pub fn touch(&mut self, link: InodeId, key: &ObjectKey) {
+        if self.recheck(link).is_some() {
+            self.doubts.doubt(link, key, self.now);
+        }
         if !self.asked.is_empty() {
             self.touched.insert((link, key.clone()), self.now);
         }
+    }
+
+    /// How long answers are believed in a link that hears hints; `None` in others.
+    pub fn recheck(&self, link: InodeId) -> Option<Duration> {
+        let seconds = self.roots.get(&link)?.freshness.recheck_seconds()?;
+        Some(Duration::from_secs(seconds.into()))
     }
 
     /// Whether an answer to a question of then may be older than a change of ours.
@@ -656,6 +672,7 @@ impl Core {
         }
         self.write(format::link_key(root), None);
         self.links.roots.remove(&root);
+        self.links.doubts.forget(root);
         self.order();
         Ok(())
     }

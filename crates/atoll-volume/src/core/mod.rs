@@ -13,6 +13,7 @@ mod attributes;
 mod claims;
 mod compaction;
 mod data;
+mod doubt;
 mod linked;
 mod listing;
 mod made;
@@ -45,6 +46,7 @@ pub(crate) use adopting::{Found, is_same_version, kind_of};
 pub(crate) use claims::Asked;
 pub(crate) use compaction::Sparse;
 pub(crate) use data::ReadPlan;
+pub(crate) use doubt::Belief;
 pub(crate) use listing::{Listing, entry};
 pub(crate) use publishing::{Content, Job, Move};
 pub(crate) use unheard::{Unheard, UnheardChanges};
@@ -92,6 +94,8 @@ pub(crate) struct CachedInode {
     pub extents: Option<ExtentMap>,
     pub xattrs: Option<BTreeMap<Bytes, Bytes>>,
     pub directory: Option<Box<Directory>>,
+    /// Of a linked file.
+    confirmed: Option<doubt::Confirmed>,
 }
 
 /// What is known of a directory's names; `None` = known not to be there.
@@ -371,7 +375,15 @@ impl Core {
     }
 
     fn cache(&mut self, inode: InodeId, record: InodeRecord) {
-        let cached = CachedInode { record, dirty: false, touched: true, extents: None, xattrs: None, directory: None };
+        let cached = CachedInode {
+            record,
+            dirty: false,
+            touched: true,
+            extents: None,
+            xattrs: None,
+            directory: None,
+            confirmed: None,
+        };
         self.inodes.insert(inode, Box::new(cached));
         self.hand.push_back(inode);
     }

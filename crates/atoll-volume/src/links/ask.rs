@@ -4,6 +4,8 @@
 //! listed, or its parent is. Opens, reads and attributes do not ask: the kernel looks the name up before, since it is told to keep
 //! nothing, and what is open stays the version that was opened.
 //!
+//! Under freshness `events` a file that is believed is not asked about: `core::doubt`.
+//!
 //! An answer is taken over only if nothing of ours has changed the same since it was asked for: `Links::touched_since` in `core::linked`.
 
 use std::collections::HashMap;
@@ -15,10 +17,11 @@ use atoll_link::{Bucket, BucketError, Freshness, Head, Listed, ObjectInfo, Objec
 use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Operation, limits};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::objects::bucket_errno;
 use super::record::BaseObject;
-use crate::core::{Core, Found, Step, kind_of};
+use crate::core::{Belief, Core, Found, Step, kind_of};
 use crate::volume::Volume;
 
 /// Checks of names under way: who comes while one runs shares the next one.
@@ -42,6 +45,15 @@ impl Checks {
 pub(super) struct Question<'a> {
     volume: &'a Volume,
     pub asked: u64,
+    /// Nothing was sent before.
+    pub at: Instant,
+}
+
+impl Question<'_> {
+    /// What an answer to it confirms, and since when.
+    pub fn moment(&self) -> (u64, Instant) {
+        (self.asked, self.at)
+    }
 }
 
 impl Drop for Question<'_> {
@@ -56,24 +68,36 @@ struct Unsure {
     prefix: Prefix,
     /// The file that it stood for when it was last asked about, and whether all is known of it that HEAD tells.
     known: Option<(BaseObject, bool)>,
+    /// Of a file of which all is known, in a link that hears hints.
+    belief: Option<Belief>,
 }
 
 impl Core {
-    /// `None` when the volume knows best.
+    /// `None` when the volume knows best, or what it knows is believed.
     fn unsure(&mut self, parent: InodeId, name: &Name) -> Step<Option<Unsure>> {
+        let unsure = self.of_the_bucket(parent, name)?;
+        let is_believed = |unsure: &Unsure| unsure.belief == Some(Belief::Believed);
+        Ok(unsure.filter(|unsure| !is_believed(unsure)))
+    }
+
+    /// `None` when the volume knows best.
+    fn of_the_bucket(&mut self, parent: InodeId, name: &Name) -> Step<Option<Unsure>> {
         let Some(linked) = self.linked(parent)? else { return Ok(None) };
         let (link, prefix) = (linked.link, linked.prefix.clone());
         let Some(prefix) = prefix else { return Ok(None) };
         let Some(freshness) = self.links.roots.get(&link).map(|settings| settings.freshness) else { return Ok(None) };
         let Some((inode, kind)) = self.lookup_dentry(parent, name)? else {
-            return Ok(Some(Unsure { link, prefix, known: None }));
+            return Ok(Some(Unsure { link, prefix, known: None, belief: None }));
         };
         if kind == FileKind::Directory || freshness == Freshness::Frozen || !self.may_adopt(parent, name)? {
             return Ok(None);
         }
         let linked = self.linked(inode)?;
         let known = linked.and_then(|linked| Some((linked.object.clone()?, linked.is_described)));
-        Ok(known.map(|known| Unsure { link, prefix, known: Some(known) }))
+        Ok(known.map(|known| {
+            let belief = self.belief(link, inode, &known.0.key).filter(|_| known.1);
+            Unsure { link, prefix, known: Some(known), belief }
+        }))
     }
 }
 
@@ -96,7 +120,7 @@ impl Volume {
 
     pub(super) fn question(&self) -> Question<'_> {
         let asked = self.inner.shared.core.lock().links.ask();
-        Question { volume: self, asked }
+        Question { volume: self, asked, at: Instant::now() }
     }
 
     /// The bucket of a link.
@@ -144,9 +168,12 @@ impl Volume {
     }
 
     async fn ask_name(&self, parent: InodeId, name: &Name, unsure: Unsure) -> Result<(), Errno> {
-        let Unsure { link, prefix, known } = unsure;
+        let Unsure { link, prefix, known, belief } = unsure;
         let bucket = self.bucket(link).map_err(|error| self.told(link, error))?;
         let question = self.question();
+        if let Some(belief) = belief {
+            self.inner.shared.core.lock().links.doubts.asks(link, belief);
+        }
         let told = |error| self.told(link, error);
         let below = directory_prefix(&prefix, name.as_bytes()).ok();
         let key = match &known {
@@ -157,7 +184,15 @@ impl Volume {
             Some((object, is_described)) => {
                 let unless = is_described.then_some(&object.version);
                 match bucket.head(&object.key, unless).await.map_err(told)? {
-                    Head::Same => return Ok(()),
+                    Head::Same => {
+                        return match belief {
+                            Some(_) => {
+                                let moment = question.moment();
+                                self.alone(|core| core.confirm(parent, name, &object.version, moment)).await
+                            }
+                            None => Ok(()),
+                        };
+                    }
                     Head::Object(info) => Some(self.found(&bucket, object.key.clone(), info).await.map_err(told)?),
                     Head::Absent => self.find_below(&bucket, link, below.as_ref()).await.map_err(told)?,
                 }
@@ -181,7 +216,7 @@ impl Volume {
             }
         };
         self.alone(|core| {
-            let now = core.unsure(parent, name)?;
+            let now = core.of_the_bucket(parent, name)?;
             // Another authority over this name by now, or the directory is another one.
             if now.is_none_or(|now| now.prefix != prefix || now.link != link) {
                 return Ok(());
@@ -192,7 +227,11 @@ impl Volume {
                     return Ok(());
                 }
             }
-            core.adopt(parent, name, found.as_ref()).map(drop)
+            core.adopt(parent, name, found.as_ref())?;
+            match &found {
+                Some(Found::Object { info, .. }) => core.confirm(parent, name, &info.version, question.moment()),
+                _ => Ok(()),
+            }
         })
         .await?;
         self.inner.shared.work.notify_one();
@@ -325,6 +364,14 @@ impl Volume {
     pub(crate) fn told(&self, link: InodeId, error: BucketError) -> Errno {
         self.inner.links.note_trouble(link, &error);
         bucket_errno(&error)
+    }
+
+    /// The same, when an object was to be read: whether it is another one is asked by the next look.
+    pub(crate) fn told_of(&self, link: InodeId, object: &BaseObject, error: BucketError) -> Errno {
+        if matches!(error, BucketError::Changed | BucketError::Absent) {
+            self.inner.shared.core.lock().doubt(link, &object.key);
+        }
+        self.told(link, error)
     }
 }
 

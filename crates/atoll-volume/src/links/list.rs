@@ -256,6 +256,9 @@ impl Volume {
             self.alone(|core| {
                 for (name, found) in together {
                     core.take_over(directory, &place, name, Some(found), question.asked)?;
+                    if let Found::Object { info, .. } = found {
+                        core.confirm(directory, name, &info.version, question.moment())?;
+                    }
                 }
                 Ok(())
             })

@@ -1,10 +1,11 @@
 //! Linked directories: what a bucket holds is a file, and what is written becomes an object.
 //!
 //! `record` is what is stored, `core::linked` and `core::publishing` the rules; here is what asks the bucket: `ask` for one name, `list` for
-//! a directory, `objects` for bytes. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`.
+//! a directory, `objects` for bytes, `hints` is what it says unasked. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`.
 
 mod ask;
 mod conflicts;
+mod hints;
 mod list;
 mod moving;
 mod objects;
@@ -29,6 +30,7 @@ use atoll_types::operation::DirectoryEntry;
 use atoll_types::{Errno, FileKind, InodeId, SessionId};
 
 use crate::volume::Volume;
+pub use hints::HintReport;
 
 /// Opens the bucket of a link. Nothing is sent yet.
 pub type Connect = Arc<dyn Fn(&LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> + Send + Sync>;
@@ -91,6 +93,8 @@ pub struct LinkReport {
     pub conflicts: u64,
     /// Why the bucket cannot be used now.
     pub trouble: Option<String>,
+    /// Of a link that hears hints.
+    pub hints: Option<HintReport>,
     /// The first of those that are not published, and why.
     pub waiting: Vec<Unpublished>,
 }
@@ -256,6 +260,7 @@ impl Volume {
             deleting,
             conflicts: links.conflicts.lock().get(&root).copied().unwrap_or_default(),
             trouble: links.troubles.lock().get(&root).cloned(),
+            hints: self.hints_of(root, &settings),
             settings,
             waiting,
         }
@@ -277,6 +282,9 @@ impl Volume {
         if ended.is_err() {
             let mut core = self.inner.shared.core.lock();
             core.links.roots.insert(directory, settings);
+            // Hints were not heard meanwhile.
+            let now = core.links.moment();
+            core.links.doubts.doubt_all(directory, now);
             core.links.work.notify_one();
         }
         let ordered = ended?;

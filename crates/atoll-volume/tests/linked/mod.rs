@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use atoll_blob::{Blob, BlobConfig, Staging};
-use atoll_link::{Bucket, LinkSettings, MemoryBucket, ObjectKey, RequestKind};
+use atoll_link::{Bucket, Freshness, LinkSettings, MemoryBucket, ObjectKey, RequestKind};
 use atoll_store::{MemoryMedium, MemoryStore};
 use atoll_types::operation::{DirectoryEntry, OpenFlags, RenameMode, WriteAt};
 use atoll_types::{Attributes, ByteRange, Caller, Errno, InodeId, Name, Operation, Outcome, SessionId};
@@ -64,8 +64,13 @@ impl Site {
 
     /// A volume whose root is linked to all of the bucket.
     pub async fn linked(&self) -> Volume {
+        self.linked_with(Freshness::Strong).await
+    }
+
+    pub async fn linked_with(&self, freshness: Freshness) -> Volume {
         let volume = self.open().await;
-        volume.link(ROOT, LinkSettings::parse("s3://data").unwrap()).await.unwrap();
+        let settings = LinkSettings { freshness, ..LinkSettings::parse("s3://data").unwrap() };
+        volume.link(ROOT, settings).await.unwrap();
         volume
     }
 
@@ -76,6 +81,10 @@ impl Site {
     pub fn objects(&self) -> BTreeMap<String, String> {
         let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
         self.bucket.objects().into_iter().map(|(key, bytes)| (key.to_string(), text(bytes))).collect()
+    }
+
+    pub fn all_requests(&self) -> u64 {
+        self.bucket.requests().values().sum()
     }
 
     pub fn requests(&self, kind: RequestKind) -> u64 {

@@ -93,9 +93,14 @@ pub struct LinkOptions {
     /// A name from `atoll link credentials list` [default: the server's own, AWS_*]
     #[arg(long, value_name = "NAME")]
     pub credentials: Option<String>,
-    /// strong: every open, stat and listing asks the bucket; frozen: nobody else changes it [default: strong]
+    /// strong: every open, stat and listing asks the bucket; events: what is known is believed until a notification names it, or for
+    /// --recheck; frozen: nobody else changes it [default: strong]
     #[arg(long, value_parser = PossibleValuesParser::new(Freshness::NAMES))]
     pub freshness: Option<String>,
+    /// Of --freshness events: for how long what the bucket has confirmed is believed when no notification comes, 1 to 86400
+    /// [default: 60]
+    #[arg(long, value_name = "SECONDS", requires = "freshness")]
+    pub recheck: Option<u32>,
     /// When a written file becomes an object: when it is closed; before fsync returns, too; when it has not changed for 5 s; when it is
     /// asked for [default: on-close]
     #[arg(long, value_parser = PossibleValuesParser::new(Publish::NAMES))]
@@ -108,8 +113,8 @@ pub struct LinkOptions {
 
 impl LinkOptions {
     pub fn of(self, url: String) -> Link {
-        let LinkOptions { endpoint, region, credentials, freshness, publish, on_conflict } = self;
-        Link { url, endpoint, region, credentials, freshness, publish, on_conflict }
+        let LinkOptions { endpoint, region, credentials, freshness, recheck, publish, on_conflict } = self;
+        Link { url, endpoint, region, credentials, freshness, recheck_seconds: recheck, publish, on_conflict }
     }
 }
 
@@ -147,6 +152,8 @@ mod tests {
             // As it is typed, options come first or last.
             assert_eq!(added(&line.replace("s3:", "--freshness frozen s3:")).options.freshness.unwrap(), "frozen");
         }
+        let listens = added("atoll link s3://b/p v:/d --freshness events --recheck 5");
+        assert_eq!(listens.options.of(listens.link).recheck_seconds, Some(5));
         for bad in
             ["atoll link", "atoll link s3://b", "atoll link add s3://b", "atoll link s3://b v:/d --publish never"]
         {

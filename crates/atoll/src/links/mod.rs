@@ -6,7 +6,7 @@ mod publish;
 
 use atoll_client::ClientConfig;
 use atoll_types::{Errno, FileKind, InodeId, Operation};
-use atoll_wire::{AdminReply, AdminRequest, LinkInfo, UnpublishedInfo};
+use atoll_wire::{AdminReply, AdminRequest, HintsInfo, LinkInfo, UnpublishedInfo};
 use serde_json::json;
 
 use crate::files::{self, Remote};
@@ -144,10 +144,15 @@ pub fn as_value(volume: &str, info: &LinkInfo) -> serde_json::Value {
         info.capabilities.iter().map(|(name, can)| (name.clone(), json!(can))).collect();
     json!({"volume": volume, "path": info.path, "directory": info.directory.to_string(), "url": link.url,
            "endpoint": link.endpoint, "region": link.region, "credentials": link.credentials,
-           "freshness": link.freshness, "publish": link.publish, "on_conflict": link.on_conflict,
+           "freshness": link.freshness, "recheck_seconds": link.recheck_seconds, "publish": link.publish, "on_conflict": link.on_conflict,
            "unpublished": info.unpublished, "deleting": info.deleting, "conflicts": info.conflicts,
-           "trouble": info.trouble, "capabilities": capabilities,
+           "trouble": info.trouble, "hints": info.hints.as_ref().map(hints_value), "capabilities": capabilities,
            "waiting": info.waiting.iter().map(waiting).collect::<Vec<_>>()})
+}
+
+fn hints_value(hints: &HintsInfo) -> serde_json::Value {
+    json!({"hints": hints.hints, "last_seconds": hints.last_seconds, "asked_in_doubt": hints.asked_in_doubt,
+           "asked_in_time": hints.asked_in_time})
 }
 
 /// `VOLUME:/path is s3://…`, and what is not in the bucket.
@@ -162,8 +167,18 @@ fn show(volume: &str, info: &LinkInfo) {
     println!("{}", line(volume, info));
     let link = &info.link;
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
-    let (freshness, publish) = (text(&link.freshness), text(&link.publish));
+    let (mut freshness, publish) = (text(&link.freshness), text(&link.publish));
+    if let Some(seconds) = link.recheck_seconds {
+        freshness = format!("{freshness} (recheck {seconds} s)");
+    }
     println!("  freshness {freshness}, publish {publish}, on conflict {}", text(&link.on_conflict));
+    if let Some(hints) = &info.hints {
+        let last = match hints.last_seconds {
+            Some(seconds) => format!("the last {seconds} s ago"),
+            None => "none yet".into(),
+        };
+        println!("  {} notifications, {last}", hints.hints);
+    }
     let own = [("endpoint", &link.endpoint), ("region", &link.region), ("credentials", &link.credentials)];
     for (what, value) in own {
         if let Some(value) = value {
