@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use atoll_types::Timestamp;
 use atoll_types::mutation::{Mutation, is_broken};
+use atoll_wire::UNNOTICED_MS;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A wall clock that is ahead of the boot-time clock by so much more than before has jumped, in ms.
-const JUMP_MS: i64 = 500;
+const JUMP_MS: i64 = UNNOTICED_MS as i64;
 
 /// What the boot-time clock and the wall clock show.
 pub type Clocks = Arc<dyn Fn() -> (Duration, Duration) + Send + Sync>;

@@ -41,7 +41,7 @@ const FILE_MODE: u32 = 0o666;
 
 /// How long operations wait, after a start, for sessions of the last server that do not come back: their term, and
 /// some more for clocks that differ.
-const GRACE: Duration = Duration::from_millis(atoll_wire::TERM_MS + 200);
+const GRACE: Duration = Duration::from_millis(atoll_wire::TERM_MS + atoll_wire::UNNOTICED_MS + 100);
 
 /// How long a volume that closes waits for its object store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use atoll_lease::{Notice, Recall};
 use atoll_types::mutation::{Mutation, is_broken};
 use atoll_types::{Errno, JournalPosition, OperationSeq, SessionId};
 use atoll_volume::{Earned, SessionInfo, Volume};
-use atoll_wire::{Lane, RECALLS_MAX, Response, Resume, TERM_MS};
+use atoll_wire::{Lane, RECALLS_MAX, Response, Resume, TERM_MS, UNNOTICED_MS};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -410,7 +410,7 @@ impl Sessions {
         let sessions = self.clone();
         // In a task of its own: who asked may go away.
         let ending = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(TERM_MS)).await;
+            tokio::time::sleep(Duration::from_millis(TERM_MS + UNNOTICED_MS)).await;
             sessions.end(&session).await;
         });
         ending.await.is_ok()

@@ -29,8 +29,10 @@ pub const HELLO_BYTES_MAX: usize = 4096;
 pub const RECALLS_MAX: usize = 1024;
 /// For how long a client may use what it holds after it sent the ping that the server answered with
 /// a renewal, in ms. It is shorter than what a server waits before it fences a session
-/// (`atoll_lease::Limits::recall_ms`) less the age of a recall that stops renewals (`renewal_ms`).
-pub const TERM_MS: u64 = 3_800;
+/// (`atoll_lease::Limits::recall_ms`) less the age of a recall that stops renewals (`renewal_ms`) and [`UNNOTICED_MS`].
+pub const TERM_MS: u64 = 3_400;
+/// A client's machine may stand still for so long and not know of it: its clocks may differ by that much, in ms.
+pub const UNNOTICED_MS: u64 = 500;
 /// What the first frame of a connection starts with.
 pub const MAGIC: [u8; 4] = *b"ATOL";
 
@@ -787,7 +789,7 @@ mod tests {
     fn a_term_ends_before_its_session_can_be_fenced() {
         // A term that a recall of the greatest age let begin is over when the recall fences.
         let limits = atoll_lease::Limits::default();
-        assert!(TERM_MS + limits.renewal_ms < limits.recall_ms);
+        assert!(TERM_MS + UNNOTICED_MS + limits.renewal_ms < limits.recall_ms);
     }
 
     fn request() -> Request {
