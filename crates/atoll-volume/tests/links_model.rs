@@ -345,3 +345,16 @@ fn directories_that_change_places_twice_leave_nothing_behind() {
     run(1, &[Step::Put(7), Step::Put(5), Step::Put(4), change_places(), change_places()]);
     run(1, &[Step::Put(7), Step::Write(5), change_places(), change_places()]);
 }
+
+#[test]
+fn a_file_whose_bytes_come_home_while_it_is_copied_is_in_no_conflict() {
+    let steps = [
+        Step::Put(5),
+        Step::Put(4),
+        Step::Write(1),
+        Step::MoveDirectory { to_e: false },
+        Step::Rename(1, 4),
+        Step::Write(0),
+    ];
+    run(201, &steps);
+}

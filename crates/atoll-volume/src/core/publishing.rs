@@ -336,6 +336,11 @@ impl Core {
         Ok(())
     }
 
+    /// Whether this is still the file's object: while it is copied, its bytes may come into the volume for others that wait, and it goes.
+    pub fn has_base(&mut self, inode: InodeId, base: &BaseObject) -> Step<bool> {
+        Ok(self.linked(inode)?.is_some_and(|linked| linked.object.as_ref() == Some(base)))
+    }
+
     /// The bucket's object takes the name back; the file that had it goes.
     pub fn yield_to(&mut self, inode: InodeId, found: Option<&Found>) -> Step<()> {
         let Some((parent, name)) = self.linked(inode)?.and_then(|linked| linked.home.clone()) else { return Ok(()) };

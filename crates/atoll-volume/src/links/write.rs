@@ -152,11 +152,19 @@ impl Volume {
             Head::Object(info) => {
                 // It was replaced there: that is what the file is now.
                 let found = self.found(&bucket, base.key.clone(), info).await?;
-                self.alone(|core| core.replace_base(inode, link, &base.key, &found)).await?;
+                self.alone(|core| match core.has_base(inode, base)? {
+                    true => core.replace_base(inode, link, &base.key, &found),
+                    false => Ok(()),
+                })
+                .await?;
                 return Ok(true);
             }
             _ => {
-                self.alone(|core| core.yield_to(inode, None)).await?;
+                self.alone(|core| match core.has_base(inode, base)? {
+                    true => core.yield_to(inode, None),
+                    false => Ok(()),
+                })
+                .await?;
                 return Ok(true);
             }
         };
@@ -187,6 +195,10 @@ impl Volume {
         base: &BaseObject,
         source: &ObjectInfo,
     ) -> Result<bool, Trouble> {
+        if !self.alone(|core| core.has_base(inode, base)).await? {
+            // What it was to be a copy of went by our doing.
+            return Ok(true);
+        }
         let bucket = self.bucket(link)?;
         let Head::Object(info) = bucket.head(key, None).await? else {
             self.alone(|core| core.forget_base(inode, link, key)).await?;
