@@ -195,7 +195,8 @@ impl Mount {
         self.place.lock().is_dead = true;
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            let _ = child.wait();
+            let directory = self.place.lock().directory.clone();
+            end_killed(&mut child, &directory);
         }
         self.heir = None;
     }
@@ -242,6 +243,15 @@ impl Drop for Mount {
     fn drop(&mut self) {
         self.kill();
         detach(&self.place.now.lock().unwrap_or_else(|poison| poison.into_inner()).directory);
+    }
+}
+
+/// A killed process does not end while the kernel waits, for one of its threads, for a directory in which a call waits for
+/// the process: docs/leases.md. Who is in its place has `umount -f` end these calls.
+fn end_killed(child: &mut std::process::Child, directory: &Path) {
+    if harness::wait_bounded(child).is_none() {
+        let _ = rustix::mount::unmount(directory, rustix::mount::UnmountFlags::FORCE);
+        let _ = child.wait();
     }
 }
 

@@ -197,15 +197,27 @@ async fn say(socket: &Path, line: &str) -> std::io::Result<String> {
     }
 }
 
+fn is_not_listening(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+}
+
 /// Have the process behind a socket become this program, and wait until that serves.
 pub async fn replace(socket: &Path) -> Result<()> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let unreachable = |error: std::io::Error| format!("cannot talk to the process of the mount: {error}");
-    let answer = say(socket, &program.display().to_string()).await.map_err(unreachable)?;
+    let end = Instant::now() + START_TIMEOUT;
+    let answer = loop {
+        match say(socket, &program.display().to_string()).await {
+            // It serves, and does not listen yet.
+            Err(error) if is_not_listening(&error) && Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            answer => break answer.map_err(unreachable)?,
+        }
+    };
     if !answer.is_empty() {
         return Err(answer);
     }
-    let end = Instant::now() + START_TIMEOUT;
     // Without an answer it was the old one, just about to close its socket.
     while !say(socket, "").await.is_ok_and(|answer| !answer.is_empty()) {
         if Instant::now() >= end {
