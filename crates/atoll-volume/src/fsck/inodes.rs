@@ -165,8 +165,7 @@ impl Check<'_> {
         if let Some(root) = self.charge(inode, &stored) {
             wrong
                 .push((Problem::QuotaRoot, format!("charged to the quota of {} instead of {root}", stored.quota_root)));
-            right.quota_root = root;
-            right.strays = stored.kind() != FileKind::Directory && right.links > 1;
+            (right.quota_root, right.strays) = (root, false);
         }
         if right.links != stored.links {
             wrong.push((Problem::Links, format!("{} links instead of {}", stored.links, right.links)));
