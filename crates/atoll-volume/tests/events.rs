@@ -21,6 +21,21 @@ async fn heard(volume: &Volume) -> HintReport {
     volume.links().await[0].hints.unwrap()
 }
 
+/// Three known files, of which the bucket has replaced one and deleted another.
+async fn changed_untold() -> (Site, Volume) {
+    let site = Site::new().await;
+    for name in ["replaced", "deleted", "same"] {
+        site.put(name, "old");
+    }
+    let volume = listening(&site).await;
+    for name in ["replaced", "deleted", "same"] {
+        walk(&volume, name).await.unwrap();
+    }
+    site.put("replaced", "newer");
+    site.bucket.delete_object(&key("deleted"));
+    (site, volume)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_known_file_costs_no_request() {
     let site = Site::new().await;
@@ -40,16 +55,7 @@ async fn a_known_file_costs_no_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_change_without_a_hint_is_seen_when_it_is_time() {
-    let site = Site::new().await;
-    for name in ["replaced", "deleted", "same"] {
-        site.put(name, "old");
-    }
-    let volume = listening(&site).await;
-    for name in ["replaced", "deleted", "same"] {
-        walk(&volume, name).await.unwrap();
-    }
-    site.put("replaced", "newer");
-    site.bucket.delete_object(&key("deleted"));
+    let (site, volume) = changed_untold().await;
     tokio::time::advance(RECHECK - Duration::from_millis(10)).await;
     assert_eq!(walk(&volume, "replaced").await.unwrap().size, 3);
     walk(&volume, "deleted").await.unwrap();
@@ -68,16 +74,7 @@ async fn a_change_without_a_hint_is_seen_when_it_is_time() {
 
 #[tokio::test(start_paused = true)]
 async fn the_next_look_after_a_hint_asks_and_others_do_not() {
-    let site = Site::new().await;
-    for name in ["replaced", "deleted", "same"] {
-        site.put(name, "old");
-    }
-    let volume = listening(&site).await;
-    for name in ["replaced", "deleted", "same"] {
-        walk(&volume, name).await.unwrap();
-    }
-    site.put("replaced", "newer");
-    site.bucket.delete_object(&key("deleted"));
+    let (site, volume) = changed_untold().await;
     // In no order, and twice; some of another bucket, and of no link.
     for name in ["deleted", "replaced", "deleted", "unknown"] {
         assert_eq!(volume.hint("data", Some(&key(name))), 1);

@@ -44,7 +44,7 @@ impl S3Bucket {
         let mut pieces = Pieces { parts, copies, split: VecDeque::new() };
         let Some(first) = pieces.next().await? else {
             // An object in no parts cannot be completed.
-            return Ok(self.write(key, bytes::Bytes::new(), headers, condition).await?);
+            return Ok(self.write_marked(key, bytes::Bytes::new(), headers, condition, mark).await?);
         };
         let upload = self.begin(key, headers).await?;
         let written = match upload.send(first, &mut pieces).await {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
-use atoll_link::{ObjectKey, Version};
+use atoll_link::{LinkSettings, ObjectKey, Version};
 use atoll_types::{InodeId, Name};
 use tokio::time::{Duration, Instant};
 
@@ -156,16 +156,15 @@ impl Core {
     /// Something may have happened to an object of a bucket, or with `None` to any one in it. Tells how many links may hold it.
     pub fn hint(&mut self, bucket: &str, key: Option<&ObjectKey>) -> usize {
         let now = self.links.moment();
+        let may_hold = |settings: &LinkSettings| {
+            settings.freshness.recheck_seconds().is_some()
+                && settings.bucket == bucket
+                && key.is_none_or(|key| key.as_str().starts_with(settings.prefix.as_str()))
+        };
         let mut found = 0;
-        let links: Vec<InodeId> =
-            self.links.roots.keys().copied().filter(|link| self.links.recheck(*link).is_some()).collect();
-        for link in links {
-            let Some(settings) = self.links.roots.get(&link) else { continue };
-            let is_inside = key.is_none_or(|key| key.as_str().starts_with(settings.prefix.as_str()));
-            if settings.bucket == bucket && is_inside {
-                self.links.doubts.hear(link, key, now);
-                found += 1;
-            }
+        for (link, _) in self.links.roots.iter().filter(|(_, settings)| may_hold(settings)) {
+            self.links.doubts.hear(*link, key, now);
+            found += 1;
         }
         found
     }

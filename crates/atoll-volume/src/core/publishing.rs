@@ -341,6 +341,16 @@ impl Core {
         Ok(self.linked(inode)?.is_some_and(|linked| linked.object.as_ref() == Some(base)))
     }
 
+    /// What was found of that object is true of the file, if it is still its object.
+    pub fn if_based(
+        &mut self,
+        inode: InodeId,
+        base: &BaseObject,
+        then: impl FnOnce(&mut Core) -> Step<()>,
+    ) -> Step<()> {
+        if self.has_base(inode, base)? { then(self) } else { Ok(()) }
+    }
+
     /// The bucket's object takes the name back; the file that had it goes.
     pub fn yield_to(&mut self, inode: InodeId, found: Option<&Found>) -> Step<()> {
         let Some((parent, name)) = self.linked(inode)?.and_then(|linked| linked.home.clone()) else { return Ok(()) };

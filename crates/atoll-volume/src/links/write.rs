@@ -152,19 +152,12 @@ impl Volume {
             Head::Object(info) => {
                 // It was replaced there: that is what the file is now.
                 let found = self.found(&bucket, base.key.clone(), info).await?;
-                self.alone(|core| match core.has_base(inode, base)? {
-                    true => core.replace_base(inode, link, &base.key, &found),
-                    false => Ok(()),
-                })
-                .await?;
+                self.alone(|core| core.if_based(inode, base, |core| core.replace_base(inode, link, &base.key, &found)))
+                    .await?;
                 return Ok(true);
             }
             _ => {
-                self.alone(|core| match core.has_base(inode, base)? {
-                    true => core.yield_to(inode, None),
-                    false => Ok(()),
-                })
-                .await?;
+                self.alone(|core| core.if_based(inode, base, |core| core.yield_to(inode, None))).await?;
                 return Ok(true);
             }
         };
