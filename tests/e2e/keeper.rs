@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -237,4 +238,59 @@ fn a_mount_that_is_asked_to_stop_unmounts_when_nobody_uses_it() {
         !is_mounted(&b) && site.find_process_of(&b).is_none()
     });
     drop(file);
+}
+
+/// Kill who serves `a` while a call that waits there holds a directory's lock in the kernel, and a name of that directory
+/// is to be dropped, which needs the lock. Answers who was killed, the call, and the removal that wants the name dropped.
+fn kill_while_a_directory_is_locked(site: &Site, [a, b, c]: [&Path; 3]) -> (Pid, [Child; 2]) {
+    let begin = |program: &str, path: &Path| Command::new(program).arg(path).spawn().unwrap();
+    fs::create_dir(c.join("shared")).unwrap();
+    fs::write(c.join("shared/old"), b"").unwrap();
+    for mount in [a, b] {
+        fs::metadata(mount.join("shared/old")).unwrap();
+        assert!(!mount.join("shared/new").exists());
+    }
+    let killed = site.process_of(a);
+    // The server waits for it until it is given up.
+    let _frozen = Frozen::new(site.process_of(b));
+    let making = begin("mkdir", &a.join("shared/new"));
+    std::thread::sleep(Duration::from_millis(200));
+    let removing = begin("rm", &c.join("shared/old"));
+    std::thread::sleep(Duration::from_millis(200));
+    kill_process(killed, Signal::KILL).unwrap();
+    // The kernel would not let a thread go that waits for the lock.
+    eventually("the process ends", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", killed.as_raw_pid()));
+        tasks.map_or(0, |tasks| tasks.count()) <= 1
+    });
+    (killed, [making, removing])
+}
+
+/// Whether a program succeeded; it is ended if it does not end.
+fn succeeds(mut child: Child) -> bool {
+    let status = wait_bounded(&mut child);
+    let _ = child.kill();
+    status.expect("it ends").success()
+}
+
+#[test]
+fn a_mount_outlives_its_process_while_a_directory_is_locked() {
+    let mut site = Site::new();
+    let (a, b, c) = (site.mount("m1"), site.mount("m2"), site.mount("m3"));
+    let (killed, calls) = kill_while_a_directory_is_locked(&site, [&a, &b, &c]);
+    assert_eq!(calls.map(succeeds), [true, true]);
+    eventually_served_by_another(&site, &a, killed);
+    for mount in [&a, &b, &c] {
+        let names: Vec<_> = fs::read_dir(mount.join("shared")).unwrap().map(|name| name.unwrap().file_name()).collect();
+        assert_eq!(names, ["new"]);
+    }
+}
+
+#[test]
+fn who_waits_for_a_mount_without_keeper_is_told_that_its_process_is_dead() {
+    let mut site = Site::new();
+    let a = site.mount_with("m1", &["-o", "nokeeper"]);
+    let (b, c) = (site.mount("m2"), site.mount("m3"));
+    let (_, calls) = kill_while_a_directory_is_locked(&site, [&a, &b, &c]);
+    assert_eq!(calls.map(succeeds), [false, true], "the call fails, and others go on");
 }
