@@ -1,5 +1,6 @@
 //! A linked directory and its bucket are one tree, whoever changes it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -192,6 +193,35 @@ fn what_is_renamed_or_removed_on_a_mount_is_so_in_the_bucket() {
     eventually("nothing is left", || plain.keys("data") == ["data/c", "data/moved/1", "data/moved/deep/2"]);
     fs::remove_dir_all(mount.join("moved")).unwrap();
     eventually("all of it goes", || plain.keys("data") == ["data/c"]);
+}
+
+#[test]
+fn names_that_the_bucket_would_list_as_others_are_in_the_volume_alone() {
+    let (mut site, plain) = linked_site();
+    assert_eq!(status(&site, "vol:/data")["capabilities"]["control_characters"], false, "the server has changed");
+    let (a, b) = (site.mount("m1").join("data"), site.mount("m2").join("data"));
+    for name in ["bell\x07", "ok", "moved", "d/f"] {
+        fs::create_dir_all(a.join(name).parent().unwrap()).unwrap();
+        fs::write(a.join(name), name).unwrap();
+    }
+    eventually("the rest is published", || plain.keys("data") == ["data/d/f", "data/moved", "data/ok"]);
+    fs::rename(a.join("moved"), a.join("moved\x01")).unwrap();
+    fs::rename(a.join("d"), a.join("d\x02")).unwrap();
+    eventually("what is moved there leaves", || plain.keys("data") == ["data/ok"]);
+    assert_eq!(names(&b), ["bell\x07", "d\x02", "moved\x01", "ok"]);
+    assert_eq!(names(&b.join("d\x02")), ["f"]);
+    for (name, bytes) in [("bell\x07", "bell\x07"), ("moved\x01", "moved"), ("d\x02/f", "d/f")] {
+        assert_eq!(fs::read_to_string(b.join(name)).unwrap(), bytes);
+    }
+    let publish = site.atoll([OsStr::new("publish"), a.join("bell\x07").as_os_str()]);
+    publish.must_fail_saying(&["does not list keys with control characters"]);
+
+    // Back under names of which the bucket has keys.
+    fs::rename(b.join("moved\x01"), b.join("moved")).unwrap();
+    fs::rename(b.join("d\x02"), b.join("e")).unwrap();
+    fs::remove_file(b.join("bell\x07")).unwrap();
+    eventually("what has a key again is published", || plain.keys("data") == ["data/e/f", "data/moved", "data/ok"]);
+    eventually("nothing is left", || status(&site, "vol:/data")["unpublished"] == 0);
 }
 
 #[test]

@@ -169,6 +169,12 @@ pub trait Bucket: Send + Sync + fmt::Debug {
     /// For messages: `s3://bucket`.
     fn url(&self) -> &str;
 
+    /// Why the bucket has no place for an object of this key: it would take it for another one, or list it as another one. `None`:
+    /// nothing speaks against it.
+    async fn refuses(&self, _key: &ObjectKey) -> Result<Option<&'static str>, BucketError> {
+        Ok(None)
+    }
+
     /// One request. With `unless`, only an object of another version is described.
     async fn head(&self, key: &ObjectKey, unless: Option<&Version>) -> Result<Head, BucketError>;
 

@@ -229,6 +229,10 @@ impl Bucket for LinkedBucket {
         &self.url
     }
 
+    async fn refuses(&self, key: &ObjectKey) -> Result<Option<&'static str>, BucketError> {
+        self.writable().await?.refuses(key).await
+    }
+
     async fn head(&self, key: &ObjectKey, unless: Option<&Version>) -> Result<Head, BucketError> {
         self.readable()?.head(key, unless).await
     }

@@ -12,6 +12,7 @@ use atoll_types::{Errno, FileKind, Operation};
 use atoll_volume::Volume;
 use proptest::prelude::*;
 
+use linked::way::is_below;
 use linked::*;
 
 /// Paths: directories are never called as files are, since not every bucket can have both.
@@ -138,9 +139,15 @@ impl World {
         assert_eq!(found.as_ref(), self.files.get(path), "{path}");
     }
 
+    fn is_refused(&self, path: &str) -> bool {
+        self.site.refused.is_some_and(|refused| is_below(path, refused))
+    }
+
     async fn settled(&self) {
-        settle(&self.volume).await;
-        assert_eq!(self.site.objects(), self.files, "in the bucket");
+        let (refused, mut there) = (self.files.clone(), self.files.clone());
+        there.retain(|path, _| !self.is_refused(path));
+        settle_but(&self.volume, refused.len() - there.len()).await;
+        assert_eq!(self.site.objects(), there, "in the bucket");
     }
 
     async fn step(&mut self, step: &Step) {
@@ -158,6 +165,8 @@ impl World {
                 self.files.insert(PATHS[at].into(), content);
                 self.look(PATHS[at]).await;
             }
+            // Nobody can make or delete what the bucket has no place for.
+            Step::Put(at) | Step::Delete(at) if self.is_refused(PATHS[at]) => {}
             // What is not published yet would be a conflict.
             Step::Put(at) => {
                 self.settled().await;
@@ -259,9 +268,16 @@ fn run(delay: u64, steps: &[Step]) {
 }
 
 fn run_with(freshness: Freshness, delay: u64, steps: &[Step]) {
+    run_refusing(None, freshness, delay, steps);
+}
+
+/// The bucket has no place for keys of which `refused` is a component.
+fn run_refusing(refused: Option<&'static str>, freshness: Freshness, delay: u64, steps: &[Step]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let site = Site::with(MemoryBucket::new("data").with_delay(Duration::from_millis(delay))).await;
+        let bucket = MemoryBucket::new("data").with_delay(Duration::from_millis(delay));
+        let mut site = Site::with(bucket).await;
+        site.refused = refused;
         let volume = site.linked_with(freshness).await;
         let tells = freshness != Freshness::Strong;
         let mut world = World { site, volume, tells, files: BTreeMap::new(), written: 0 };
@@ -292,6 +308,15 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..40),
     ) {
         run_with(Freshness::Events { recheck_seconds: RECHECK_SECONDS_MAX }, delay, &steps);
+    }
+
+    #[test]
+    fn what_the_bucket_has_no_place_for_is_in_the_volume_alone(
+        refused in prop_oneof![Just("b"), Just("e"), Just("f")],
+        delay in prop_oneof![Just(0), 1..DELAY_MAX],
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        run_refusing(Some(refused), Freshness::Strong, delay, &steps);
     }
 }
 
@@ -357,4 +382,14 @@ fn a_file_whose_bytes_come_home_while_it_is_copied_is_in_no_conflict() {
         Step::Write(0),
     ];
     run(201, &steps);
+}
+
+#[test]
+fn dbg1() {
+    run_refusing(
+        Some("e"),
+        Freshness::Strong,
+        1,
+        &[Step::Replace(0), Step::Replace(3), Step::MoveDirectory { to_e: true }],
+    );
 }

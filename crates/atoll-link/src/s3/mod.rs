@@ -144,6 +144,10 @@ impl Bucket for S3Bucket {
         &self.inner.url
     }
 
+    async fn refuses(&self, key: &ObjectKey) -> Result<Option<&'static str>, BucketError> {
+        Ok(self.capabilities().refuses(key))
+    }
+
     async fn head(&self, key: &ObjectKey, unless: Option<&Version>) -> Result<Head, BucketError> {
         Ok(self.look(key, None, unless).await?)
     }

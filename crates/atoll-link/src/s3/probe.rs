@@ -54,6 +54,26 @@ impl Capabilities {
             Condition::Is(_) => self.conditional_replace,
         }
     }
+
+    /// Why an object of this key would be taken for another one, or be listed as another one.
+    pub(super) fn refuses(&self, key: &ObjectKey) -> Option<&'static str> {
+        let key = key.as_str();
+        // What XML has no characters for.
+        let has_controls = key.contains(|c| matches!(c, '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}'));
+        let has_empty = key.starts_with('/') || key.contains("//");
+        let has_dots = key.split('/').any(|segment| matches!(segment, "." | ".."));
+        let rules = [
+            (
+                self.control_characters,
+                has_controls,
+                "the bucket does not list keys with control characters as they are",
+            ),
+            (self.backslashes, key.contains('\\'), "the bucket takes a backslash in a key for a slash"),
+            (self.empty_segments, has_empty, "the bucket has no keys with empty segments"),
+            (self.dot_segments, has_dots, "the bucket has no keys with `.` or `..` as segments"),
+        ];
+        rules.into_iter().find(|(can, needs, _)| !can && *needs).map(|(.., why)| why)
+    }
 }
 
 /// A version that no object has.
@@ -434,5 +454,30 @@ fn allows<T>(outcome: Result<T, Failure>) -> Result<bool, Failure> {
         Ok(_) => Ok(true),
         Err(failure) if matches!(failure.kind, Kind::Condition | Kind::Unsupported) => Ok(false),
         Err(failure) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_refused_that_a_bucket_has_no_place_for() {
+        let none = Capabilities::default();
+        let all = Capabilities {
+            control_characters: true,
+            backslashes: true,
+            empty_segments: true,
+            dot_segments: true,
+            ..none
+        };
+        for key in ["bell\u{7}", "a\nb", "a\\b", "a//b", "/a", "a//", "./a", "a/../b", "a/."] {
+            let key = ObjectKey::new(key).unwrap();
+            assert!(none.refuses(&key).is_some(), "{key}");
+            assert_eq!(all.refuses(&key), None, "{key}");
+        }
+        for key in ["a", "a/b", "a/", "a/.b/..c", "ä b", "a\u{7f}"] {
+            assert_eq!(none.refuses(&ObjectKey::new(key).unwrap()), None, "{key}");
+        }
     }
 }

@@ -322,6 +322,15 @@ impl Core {
         }
     }
 
+    /// Nothing is written at the key, if it is still the file's: what is gone where it was to be written before is deleted.
+    pub fn replaces_nothing(&mut self, inode: InodeId, key: &ObjectKey) -> Step<()> {
+        if self.key_of(inode)?.as_ref() == Some(key) {
+            self.links.replace_no_more(inode);
+            self.links.work.notify_one();
+        }
+        Ok(())
+    }
+
     pub fn change_linked(&mut self, inode: InodeId, change: impl FnOnce(&mut Linked)) {
         self.change(inode, |record| {
             if let Some(linked) = &mut record.linked {

@@ -336,6 +336,11 @@ impl Core {
         Ok(())
     }
 
+    /// Whether the inode has a name.
+    pub fn is_there(&mut self, inode: InodeId) -> Step<bool> {
+        Ok(self.record(inode)?.links > 0)
+    }
+
     /// Whether this is still the file's object: while it is copied, its bytes may come into the volume for others that wait, and it goes.
     pub fn has_base(&mut self, inode: InodeId, base: &BaseObject) -> Step<bool> {
         Ok(self.linked(inode)?.is_some_and(|linked| linked.object.as_ref() == Some(base)))

@@ -475,9 +475,13 @@ impl Volume {
         let wanted = self.inner.shared.core.lock().written_with_policy(session, Publish::Fsync);
         let each = wanted.into_iter().map(|inode| self.publish_one(inode));
         for result in futures_util::future::join_all(each).await {
-            if let Err(error) = result {
-                tracing::warn!(%error, "a synced file is durable, and not published");
-                return Err(Errno::EIO);
+            match result {
+                // As a name that has no key: what can be done is done.
+                Ok(_) | Err(LinkError::LocalOnly(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a synced file is durable, and not published");
+                    return Err(Errno::EIO);
+                }
             }
         }
         Ok(())

@@ -94,7 +94,11 @@ impl Volume {
             // Also one that is not published: it is not before its directory has a place, and somebody may wait for its object.
             _ if away => self.localise_whole(inode).await.map(drop),
             (_, true) => Ok(()),
-            (_, false) => Box::pin(self.settle(inode)).await,
+            (_, false) => match Box::pin(self.settle(inode)).await {
+                // Its object is not below the old prefix any more.
+                Err(Trouble::LocalOnly(_)) => Ok(()),
+                settled => settled,
+            },
         }
     }
 
@@ -106,9 +110,11 @@ impl Volume {
         to: &Prefix,
     ) -> Result<(), Trouble> {
         let bucket = self.bucket(link)?;
-        match bucket.copy(key, Source::Version(&info.version), &to.key, None, &Condition::Absent).await {
-            Ok(_) | Err(BucketError::Changed | BucketError::Absent) => {}
-            Err(error) => return Err(error.into()),
+        if bucket.refuses(&to.key).await?.is_none() {
+            match bucket.copy(key, Source::Version(&info.version), &to.key, None, &Condition::Absent).await {
+                Ok(_) | Err(BucketError::Changed | BucketError::Absent) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         match bucket.delete(key, &info.version).await {
             Ok(()) | Err(BucketError::Changed) => Ok(()),

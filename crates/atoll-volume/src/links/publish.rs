@@ -188,9 +188,16 @@ impl Volume {
         let mut next = LOOK;
         let mut ready = Vec::new();
         let links = &self.inner.links;
-        let failed = links.failed.lock();
+        let mut failed = links.failed.lock();
         let requested = links.requested.lock();
         let core = self.inner.shared.core.lock();
+        if failed.len() > core.links.unpublished.len() + core.links.gone.len() {
+            // What is over may have failed before.
+            failed.retain(|task, _| match task {
+                Task::Publish(inode) => core.links.unpublished.contains_key(inode),
+                Task::Delete(link, key) => core.links.gone.contains_key(&(*link, key.clone())),
+            });
+        }
         let mut may_try = |task: &Task| match failed.get(task) {
             Some(failed) if failed.next > now => {
                 next = next.min(failed.next - now);
@@ -251,6 +258,7 @@ impl Volume {
                     };
                     match &trouble {
                         Trouble::Wait(_) => tracing::debug!(?task, %trouble, "waits"),
+                        Trouble::LocalOnly(_) => tracing::debug!(?task, %trouble, "in the volume alone"),
                         // Told once: `status` says what goes on failing.
                         _ if attempts == 1 => tracing::warn!(?task, %trouble, "cannot bring the bucket up to date"),
                         _ => tracing::debug!(?task, %trouble, attempts, "cannot bring the bucket up to date"),

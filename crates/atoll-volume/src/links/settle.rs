@@ -33,52 +33,74 @@ impl Volume {
         let _change = self.under_way(Subject::Inode(inode));
         let is_stuck = self.is_stuck(inode);
         for _ in 0..ATTEMPTS {
-            let planned = self.alone(|core| {
-                let job = core.plan_publication(inode)?;
-                let subject = job.object();
-                Ok(subject.clone().is_none_or(|subject| core.links.under_way.begin(subject)).then_some((job, subject)))
-            });
-            let Some((job, subject)) = planned.await? else {
-                return Err(Trouble::Wait("another change of the object that is there is under way"));
-            };
-            let _change = subject.map(|subject| self.under_way(subject));
-            let again = match job {
-                Job::Settled => {
+            match self.settle_once(inode, is_stuck).await {
+                Err(Trouble::Errno(Errno::ESTALE)) if self.is_removed(inode).await? => {
                     self.inner.shared.core.lock().publish_settled(inode);
-                    false
+                    return Ok(());
                 }
-                Job::Wait(why) => return Err(Trouble::Wait(why)),
-                Job::WaitFor(holder) => {
-                    // Stuck, both may wait for each other: then this one is to need its object no more.
-                    let is_free = self.release(holder).await?
-                        || self.has_no_place(holder).await? && self.localise_whole(holder).await?
-                        || is_stuck && self.localise_whole(inode).await?;
-                    if !is_free {
-                        return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
-                    }
-                    true
-                }
-                Job::Directory => {
-                    self.move_directory(inode, is_stuck, false).await?;
-                    false
-                }
-                Job::Localise { link, base, map } => {
-                    self.localise(inode, link, &base, &map).await?;
-                    false
-                }
-                Job::Write { link, key, name, base, content, condition } => {
-                    let work = Writing { inode, link, key: &key, name: &name, base: base.as_ref(), content: &content };
-                    self.write_object(work, &condition).await?
-                }
-                Job::Copy { link, key, base, content, condition } => {
-                    self.copy_object(inode, link, &key, &base, content.as_ref(), &condition).await?
-                }
-            };
-            if !again {
-                return Ok(());
+                Ok(true) => {}
+                other => return other.map(drop),
             }
         }
         Err(Trouble::Wait("the bucket changes all the time"))
+    }
+
+    async fn is_removed(&self, inode: InodeId) -> Result<bool, Errno> {
+        match self.alone(|core| core.is_there(inode)).await {
+            Err(Errno::ESTALE) => Ok(true),
+            there => Ok(!there?),
+        }
+    }
+
+    /// Do what comes next. True when there may be more.
+    async fn settle_once(&self, inode: InodeId, is_stuck: bool) -> Result<bool, Trouble> {
+        let planned = self.alone(|core| {
+            let job = core.plan_publication(inode)?;
+            let subject = job.object();
+            Ok(subject.clone().is_none_or(|subject| core.links.under_way.begin(subject)).then_some((job, subject)))
+        });
+        let Some((job, subject)) = planned.await? else {
+            return Err(Trouble::Wait("another change of the object that is there is under way"));
+        };
+        let _change = subject.map(|subject| self.under_way(subject));
+        match job {
+            Job::Settled => {
+                self.inner.shared.core.lock().publish_settled(inode);
+                Ok(false)
+            }
+            Job::Wait(why) => Err(Trouble::Wait(why)),
+            Job::WaitFor(holder) => {
+                // Stuck, both may wait for each other: then this one is to need its object no more.
+                let is_free = self.release(holder).await?
+                    || self.has_no_place(holder).await? && self.localise_whole(holder).await?
+                    || is_stuck && self.localise_whole(inode).await?;
+                if !is_free {
+                    return Err(Trouble::Wait("the object that is there is still that of a file that was moved"));
+                }
+                Ok(true)
+            }
+            Job::Directory => self.move_directory(inode, is_stuck, false).await.map(|()| false),
+            Job::Localise { link, base, map } => self.localise(inode, link, &base, &map).await.map(|()| false),
+            Job::Write { link, key, name, base, content, condition } => {
+                // An object that somebody else has made there is rewritten.
+                let is_own = base.as_ref().is_some_and(|base| base.key == key);
+                if !is_own && let Some(why) = self.bucket(link)?.refuses(&key).await? {
+                    if base.is_some() {
+                        return self.localise_whole(inode).await.map(|_| true);
+                    }
+                    self.alone(|core| core.replaces_nothing(inode, &key)).await?;
+                    return Err(Trouble::LocalOnly(why.into()));
+                }
+                let work = Writing { inode, link, key: &key, name: &name, base: base.as_ref(), content: &content };
+                self.write_object(work, &condition).await
+            }
+            Job::Copy { link, key, base, content, condition } => {
+                if base.key != key && self.bucket(link)?.refuses(&key).await?.is_some() {
+                    return self.localise_whole(inode).await.map(|_| true);
+                }
+                self.copy_object(inode, link, &key, &base, content.as_ref(), &condition).await
+            }
+        }
     }
 
     /// Whether it waits for something else for so long that each may wait for the other.

@@ -3,7 +3,7 @@
 // Each of the tests that share it uses a part.
 #![allow(dead_code)]
 
-mod way;
+pub mod way;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,8 @@ pub struct Site {
     pub medium: MemoryMedium,
     pub objects: Arc<InMemory>,
     pub bucket: Arc<MemoryBucket>,
+    /// [`way::Way::refused`], of authorities to come.
+    pub refused: Option<&'static str>,
     /// Of the newest authority.
     is_cut: Mutex<Arc<AtomicBool>>,
 }
@@ -37,7 +39,7 @@ impl Site {
 
     pub async fn with(bucket: MemoryBucket) -> Site {
         let (medium, objects) = (MemoryMedium::new(), Arc::new(InMemory::new()));
-        let site = Site { medium, objects, bucket: Arc::new(bucket), is_cut: Mutex::default() };
+        let site = Site { medium, objects, bucket: Arc::new(bucket), refused: None, is_cut: Mutex::default() };
         let settings = VolumeSettings::new(Durability::Object, 1);
         atoll_volume::format(&MemoryStore::open(&site.medium), &settings, &Caller::default()).await.unwrap();
         site
@@ -52,7 +54,7 @@ impl Site {
         let volume = Volume::open(Arc::new(MemoryStore::open(&self.medium)), opening, config).await.unwrap();
         let is_cut = Arc::<AtomicBool>::default();
         *self.is_cut.lock().unwrap() = is_cut.clone();
-        let way = Arc::new(way::Way { bucket: self.bucket.clone(), is_cut });
+        let way = Arc::new(way::Way { bucket: self.bucket.clone(), is_cut, refused: self.refused });
         volume.start_links(Arc::new(move |_| Ok(way.clone() as Arc<dyn Bucket>)));
         volume
     }
@@ -196,10 +198,19 @@ pub async fn rename(
 
 /// Until the bucket is as the volume is.
 pub async fn settle(volume: &Volume) {
+    settle_but(volume, 0).await;
+}
+
+/// The same, but for so many files that it has no place for.
+pub async fn settle_but(volume: &Volume, refused: usize) {
     // Answers that are lost one after another make long pauses.
     for _ in 0..2400 {
         let reports = volume.links().await;
-        if reports.iter().all(|report| report.unpublished == 0 && report.deleting == 0) {
+        let is_refused = |waiting: &atoll_volume::Unpublished| waiting.why == way::REFUSED;
+        let is_settled = |report: &atoll_volume::LinkReport| {
+            report.unpublished == refused && report.waiting.iter().all(is_refused) && report.deleting == 0
+        };
+        if reports.iter().all(is_settled) {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

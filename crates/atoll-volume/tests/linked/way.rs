@@ -10,11 +10,15 @@ use atoll_link::{
 use atoll_types::ByteRange;
 use bytes::Bytes;
 
+pub const REFUSED: &str = "the bucket does not want it";
+
 /// When the authority is killed, nothing more is sent; what was sent arrives.
 #[derive(Debug)]
 pub struct Way {
     pub bucket: Arc<MemoryBucket>,
     pub is_cut: Arc<AtomicBool>,
+    /// The bucket has no place for keys of which this is a component.
+    pub refused: Option<&'static str>,
 }
 
 impl Way {
@@ -26,10 +30,20 @@ impl Way {
     }
 }
 
+/// Whether one of the path's components is this one.
+pub fn is_below(path: &str, component: &str) -> bool {
+    path.split('/').any(|of| of == component)
+}
+
 #[async_trait]
 impl Bucket for Way {
     fn url(&self) -> &str {
         self.bucket.url()
+    }
+
+    async fn refuses(&self, key: &ObjectKey) -> Result<Option<&'static str>, BucketError> {
+        let is_refused = self.refused.is_some_and(|refused| is_below(key.as_str(), refused));
+        Ok(is_refused.then_some(REFUSED))
     }
 
     async fn head(&self, key: &ObjectKey, unless: Option<&Version>) -> Result<Head, BucketError> {
