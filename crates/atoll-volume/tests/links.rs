@@ -2,7 +2,10 @@
 
 mod linked;
 
-use atoll_link::{Headers, LinkSettings, MemoryBucket, RequestKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
 use atoll_types::{Errno, FileKind, Operation, Outcome};
 use atoll_volume::LinkError;
@@ -215,6 +218,44 @@ async fn a_directory_is_removed_only_when_the_bucket_has_nothing_below_it() {
     settle(&volume).await;
     assert!(names(&volume, "/").await.is_empty());
     assert!(site.objects().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_directory_stays_away_while_its_objects_are_deleted() {
+    const FILES: usize = 40;
+    let site = Site::new().await;
+    let volume = site.linked().await;
+    let above = make_directory(&volume, ROOT, "above").await;
+    let below = make_directory(&volume, above, "below").await;
+    for number in 0..FILES {
+        write(&volume, below, &format!("f{number}"), "bytes").await;
+    }
+    settle(&volume).await;
+    let deletes = Arc::new(AtomicBool::new(false));
+    let may = deletes.clone();
+    site.bucket.set_faults(move |request| match request.kind {
+        RequestKind::Delete if !may.load(Ordering::Relaxed) => Fault::Away,
+        _ => Fault::None,
+    });
+    for number in 0..FILES {
+        unlink(&volume, below, &format!("f{number}")).await;
+    }
+    assert_eq!(names(&volume, "above/below").await, Vec::<String>::new());
+    // Nobody has looked at it, and it is behind all that are gone.
+    site.put("above/below/z", "another's");
+    let remove = |parent, text: &str| Operation::RemoveDirectory { parent, name: name(text) };
+    assert_eq!(ask(&volume, remove(above, "below")).await.unwrap_err(), Errno::ENOTEMPTY);
+    unlink(&volume, below, "z").await;
+    ask(&volume, remove(above, "below")).await.unwrap();
+    assert_eq!(names(&volume, "above").await, Vec::<String>::new());
+    assert_eq!(lookup(&volume, above, "below").await.unwrap_err(), Errno::ENOENT);
+    ask(&volume, remove(ROOT, "above")).await.unwrap();
+    assert_eq!(names(&volume, "").await, Vec::<String>::new());
+
+    assert_eq!(site.objects().len(), FILES + 1);
+    deletes.store(true, Ordering::Relaxed);
+    settle(&volume).await;
+    assert_eq!(site.objects(), tree(&[]));
 }
 
 #[tokio::test(start_paused = true)]

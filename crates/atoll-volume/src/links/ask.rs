@@ -353,8 +353,13 @@ impl Volume {
                 })
                 .await?;
             }
+            // What is gone is still listed.
+            let mut is_empty = true;
+            for name in page.names.values() {
+                is_empty &= self.alone(|core| core.named_entry(directory, name)).await?.is_none();
+            }
             match page.next {
-                Some(next) if page.names.is_empty() => after = Some(next),
+                Some(next) if is_empty => after = Some(next),
                 _ => return Ok(()),
             }
         }

@@ -378,7 +378,7 @@ fn key_before(at: &Bytes) -> ObjectKey {
 }
 
 impl Core {
-    fn named_entry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
+    pub(super) fn named_entry(&mut self, parent: InodeId, name: &Name) -> Step<Option<Dentry>> {
         match self.dentry(parent, name) {
             Err(Stop::Error(_)) => Ok(None),
             other => other,
