@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::s3;
 
 /// Most messages of an answer, and how long one can be waited for: what the protocol allows.
-const MESSAGES_MAX: i32 = 10;
+pub const MESSAGES_MAX: usize = 10;
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
 /// For how long a message that was received is shown to nobody, whatever is set at the queue. One that is not deleted by then does no
 /// harm when it comes again; one that a killed server was sent is not to be waited for.
@@ -142,6 +142,8 @@ pub struct Message {
     receipt: String,
 }
 
+/// A clone is the same queue.
+#[derive(Clone)]
 pub struct Queue {
     url: QueueUrl,
     client: Client,
@@ -178,12 +180,12 @@ impl Queue {
         self.take(MESSAGES_MAX, wait, HIDDEN).await
     }
 
-    async fn take(&self, most: i32, wait: Duration, hidden: Duration) -> Result<Vec<Message>, QueueError> {
+    async fn take(&self, most: usize, wait: Duration, hidden: Duration) -> Result<Vec<Message>, QueueError> {
         let request = self
             .client
             .receive_message()
             .queue_url(self.url.to_string())
-            .max_number_of_messages(most)
+            .max_number_of_messages(most as i32)
             .wait_time_seconds(wait.as_secs() as i32)
             .visibility_timeout(hidden.as_secs() as i32);
         let answer = within(wait + ATTEMPT, request.send()).await?;

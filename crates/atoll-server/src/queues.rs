@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_link::notification::{self, NotANotification};
-use atoll_link::{LinkSettings, Message, Queue, QueueError, QueueUrl, WAIT_MAX};
+use atoll_link::{LinkSettings, MESSAGES_MAX, Message, Queue, QueueError, QueueUrl, WAIT_MAX};
 use atoll_object::ObjectOptions;
 use atoll_wire::QueueInfo;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
@@ -25,6 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause after a failure; it doubles up to the second one.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Answers that are waited for at a time while messages come faster than one by one brings them.
+const TURNS_MAX: usize = 16;
 /// How often at most a message that cannot be read is told in the log, and how much of it.
 const UNREADABLE_INTERVAL: Duration = Duration::from_secs(60);
 const UNREADABLE_CHARS_MAX: usize = 200;
@@ -160,21 +164,30 @@ async fn wanted(context: &Context) -> (BTreeMap<Place, LinkSettings>, bool) {
 
 /// One queue, again and again.
 async fn read(context: Arc<Context>, place: Place, settings: LinkSettings) {
-    let mut reader = Reader { context: &context, place: &place, settings: &settings, open: None, unreadable: None };
-    let (mut pause, mut wait) = (PAUSE, Duration::ZERO);
+    let queues = &context.registry.queues;
+    let reader = Reader { context: &context, place: &place, settings: &settings, open: None.into(), told: None.into() };
+    let mut turns = FuturesUnordered::new();
+    let (mut most, mut pause, mut wait) = (1, PAUSE, Duration::ZERO);
     loop {
-        match reader.turn(wait).await {
-            Ok(messages) => {
-                context.registry.queues.answered(&place, messages);
+        while turns.len() < most {
+            turns.push(reader.turn(wait));
+        }
+        match turns.next().await {
+            Some(Ok(messages)) => {
+                queues.answered(&place, messages);
                 (pause, wait) = (PAUSE, WAIT_MAX);
+                // A full answer says that there may be more.
+                most = if messages == MESSAGES_MAX { (most + 1).min(TURNS_MAX) } else { (most - 1).max(1) };
             }
-            Err(error) => {
-                context.registry.queues.failed(&place, &error);
+            Some(Err(error)) => {
+                queues.failed(&place, &error);
+                turns.clear();
                 // Whether it can be read again is to be seen when it is asked, not when a message comes.
-                wait = Duration::ZERO;
+                (most, wait) = (1, Duration::ZERO);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
+            None => {}
         }
     }
 }
@@ -183,21 +196,30 @@ struct Reader<'a> {
     context: &'a Context,
     place: &'a Place,
     settings: &'a LinkSettings,
-    /// As whom it was opened.
-    open: Option<(ObjectOptions, Queue)>,
-    /// When one was last told in the log.
-    unreadable: Option<Instant>,
+    /// The queue, and as whom it was opened.
+    open: Mutex<Option<(ObjectOptions, Queue)>>,
+    /// When a message that cannot be read was last told in the log.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Reader<'_> {
-    /// The next messages, until they are deleted.
-    async fn turn(&mut self, wait: Duration) -> Result<usize, QueueError> {
+    /// Opened anew when the credentials have been replaced.
+    fn queue(&self) -> Result<Queue, QueueError> {
         let options = self.context.registry.buckets.options(self.settings).map_err(QueueError::Denied)?;
-        let (_, queue) = match self.open.take() {
-            // Credentials may have been replaced.
-            Some(open) if open.0 == options => self.open.insert(open),
-            _ => self.open.insert((options.clone(), Queue::open(&self.place.url, &options))),
-        };
+        let mut open = self.open.lock();
+        if let Some((of, queue)) = &*open
+            && *of == options
+        {
+            return Ok(queue.clone());
+        }
+        let queue = Queue::open(&self.place.url, &options);
+        *open = Some((options, queue.clone()));
+        Ok(queue)
+    }
+
+    /// The next messages, until they are deleted.
+    async fn turn(&self, wait: Duration) -> Result<usize, QueueError> {
+        let queue = self.queue()?;
         let messages = queue.receive(wait).await?;
         let received = messages.len();
         let count = |result: &str, hints: usize| {
@@ -212,7 +234,7 @@ impl Reader<'_> {
                 }
                 Err(error) => {
                     count("malformed", 1);
-                    tell_unreadable(&mut self.unreadable, self.place, &message, &error);
+                    self.tell_unreadable(&message, &error);
                     over.push(message);
                 }
             }
@@ -229,12 +251,13 @@ impl Reader<'_> {
         queue.delete(&over).await?;
         Ok(received)
     }
-}
 
-fn tell_unreadable(last: &mut Option<Instant>, place: &Place, message: &Message, error: &NotANotification) {
-    if last.is_none_or(|at| at.elapsed() >= UNREADABLE_INTERVAL) {
-        *last = Some(Instant::now());
-        let begins: String = message.body.chars().take(UNREADABLE_CHARS_MAX).collect();
-        tracing::warn!(queue = %place.url, %error, ?begins, "a message that cannot be read is deleted, like others of the next minute");
+    fn tell_unreadable(&self, message: &Message, error: &NotANotification) {
+        let mut last = self.told.lock();
+        if last.is_none_or(|at| at.elapsed() >= UNREADABLE_INTERVAL) {
+            *last = Some(Instant::now());
+            let begins: String = message.body.chars().take(UNREADABLE_CHARS_MAX).collect();
+            tracing::warn!(queue = %self.place.url, %error, ?begins, "a message that cannot be read is deleted, like others of the next minute");
+        }
     }
 }

@@ -101,8 +101,8 @@ pub struct LinkOptions {
     /// [default: 60]
     #[arg(long, value_name = "SECONDS", requires = "freshness")]
     pub recheck: Option<u32>,
-    /// Of --freshness events: the URL of an SQS queue to which the bucket sends its notifications; this server reads it alone, with
-    /// the keys of the link
+    /// Of --freshness events: the URL of an SQS queue to which the bucket sends its notifications. The server reads it with the keys of
+    /// the link, and nobody else may
     #[arg(long, value_name = "URL", requires = "freshness")]
     pub queue: Option<String>,
     /// When a written file becomes an object: when it is closed; before fsync returns, too; when it has not changed for 5 s; when it is
