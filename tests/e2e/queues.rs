@@ -213,18 +213,14 @@ fn a_queue_that_cannot_be_read_is_told_of_and_tried_again() {
     let (mut site, plain, queue) = reading_site();
     let nothing = queue.url().replace("events", "nothing");
     link(&site, "vol:/other", &nothing).must_fail_saying(&["nothing", "no such queue"]);
-    site.atoll([
-        "volume",
-        "create",
-        "whole",
-        "--link",
-        "s3://bucket/whole",
-        "--freshness",
-        "events",
-        "--queue",
-        &nothing,
-    ])
-    .must_fail_saying(&["nothing", "no such queue"]);
+    let whole = |queue: &str| {
+        let link = ["--link", "s3://bucket/whole", "--freshness", "events", "--queue", queue];
+        site.atoll([&["volume", "create", "whole"], &link[..]].concat())
+    };
+    whole(&nothing).must_fail_saying(&["nothing", "no such queue"]);
+    whole(&queue.url()).must_succeed();
+    let links: Value = serde_json::from_str(&site.atoll(["--json", "link", "list", "whole"]).must_succeed()).unwrap();
+    assert_eq!(links[0]["queue"]["url"], queue.url(), "{links}");
     site.atoll(["link", "s3://bucket/other", "vol:/other", "--freshness", "strong", "--queue", &nothing])
         .must_fail_saying(&["--freshness events"]);
     plain.put("data/file", b"old");
