@@ -2,7 +2,7 @@
 
 mod linked;
 
-use atoll_link::{Headers, LinkSettings, MemoryBucket, RequestKind};
+use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, Request, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
 use atoll_types::{Errno, FileKind, Operation, Outcome};
 use atoll_volume::LinkError;
@@ -218,6 +218,40 @@ async fn a_directory_is_removed_only_when_the_bucket_has_nothing_below_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_directory_that_was_removed_is_not_seen_again_while_its_objects_are_deleted() {
+    let site = Site::new().await;
+    for at in ["a/d/x", "a/d/y", "a/file"] {
+        site.put(at, "old");
+    }
+    let volume = site.linked().await;
+    assert_eq!(names(&volume, "a/d").await, ["x", "y"]);
+    // Deletions have no effect for now.
+    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
+    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
+    let a = walk(&volume, "a").await.unwrap().inode;
+    let d = walk(&volume, "a/d").await.unwrap().inode;
+    for file in ["x", "y"] {
+        unlink(&volume, d, file).await;
+    }
+    let remove = |parent, text| Operation::RemoveDirectory { parent, name: name(text) };
+    ask(&volume, remove(a, "d")).await.unwrap();
+    assert_eq!(names(&volume, "a").await, ["file"]);
+    assert_eq!(walk(&volume, "a/d").await.unwrap_err(), Errno::ENOENT);
+    unlink(&volume, a, "file").await;
+    // What others have put there is there.
+    site.put("a/d/z", "new");
+    assert_eq!(names(&volume, "a").await, ["d"]);
+    assert_eq!(names(&volume, "a/d").await, ["z"]);
+    unlink(&volume, walk(&volume, "a/d").await.unwrap().inode, "z").await;
+    ask(&volume, remove(a, "d")).await.unwrap();
+    ask(&volume, remove(ROOT, "a")).await.unwrap();
+    assert!(names(&volume, "").await.is_empty());
+    site.bucket.set_faults(|_| Fault::None);
+    settle(&volume).await;
+    assert!(site.objects().is_empty(), "{:?}", site.objects());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conflict_keeps_both() {
     let site = Site::new().await;
     site.put("a", "base");
@@ -360,8 +394,8 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     walk(&volume, "old").await.unwrap();
     walk(&volume, "d").await.unwrap();
     site.bucket.set_faults(|request| match request.kind {
-        RequestKind::Put | RequestKind::Copy | RequestKind::Delete => atoll_link::Fault::LostAnswer,
-        _ => atoll_link::Fault::None,
+        RequestKind::Put | RequestKind::Copy | RequestKind::Delete => Fault::LostAnswer,
+        _ => Fault::None,
     });
     write(&volume, ROOT, "new", "3").await;
     unlink(&volume, ROOT, "old").await;
@@ -369,7 +403,7 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     ask(&volume, Operation::Sync).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     volume.close().await.unwrap();
-    site.bucket.set_faults(|_| atoll_link::Fault::None);
+    site.bucket.set_faults(|_| Fault::None);
     let volume = site.open().await;
     assert_eq!(names(&volume, "/").await, ["e", "new"]);
     assert_eq!(read_path(&volume, "new").await.unwrap(), "3");
