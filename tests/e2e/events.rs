@@ -9,7 +9,7 @@ use crate::harness::*;
 use crate::links::Plain;
 
 /// Far longer than any test: what is seen of a known file was told.
-const RECHECK: &str = "86400";
+pub const RECHECK: &str = "86400";
 
 fn token(site: &Site, arguments: &[&str]) -> String {
     let made = site.atoll([&["--json", "token", "create"], arguments].concat()).must_succeed();
@@ -17,7 +17,7 @@ fn token(site: &Site, arguments: &[&str]) -> String {
     made["secret"].as_str().unwrap().to_owned()
 }
 
-fn http_port(site: &Site) -> u16 {
+pub fn http_port(site: &Site) -> u16 {
     site.address("http://").rsplit(':').next().unwrap().parse().unwrap()
 }
 
@@ -50,43 +50,50 @@ fn posted(port: u16, path: &str, header: &str, document: &[u8]) -> u16 {
 }
 
 /// Wait until a path shows something, and print how long that took.
-fn must_show(path: &Path, is_so: impl Fn(std::io::Result<Vec<u8>>) -> bool) {
+pub fn must_show(path: &Path, is_so: impl Fn(std::io::Result<Vec<u8>>) -> bool) {
     let began = Instant::now();
     eventually(&path.display().to_string(), || is_so(fs::read(path)));
     println!("{} as it is now after {:?}", path.display(), began.elapsed());
 }
 
-#[test]
-fn what_the_bucket_tells_is_seen_and_a_known_file_is_not_asked_about() {
-    let (mut site, plain) = listening_site();
+/// Objects that [`must_show_changes`] changes.
+pub fn put_all(plain: &Plain) {
     for key in ["data/file", "data/deep/other", "data/a b+c%41", "data/goes"] {
         plain.put(key, b"old");
     }
+}
+
+/// What is put and deleted in the bucket is seen at a mount of `vol:/data`, which does not ask by itself.
+pub fn must_show_changes(site: &Site, plain: &Plain, mount: &Path, content: &[u8]) {
+    for name in ["file", "deep/other", "a b+c%41"] {
+        assert!(fs::read(mount.join(name)).is_ok(), "{name} is known");
+        plain.put(&format!("data/{name}"), content);
+        // Another version may be read of while it is replaced.
+        must_show(&mount.join(name), |found| found.is_ok_and(|bytes| bytes == content));
+    }
+    plain.put("data/goes", content);
+    must_show(&mount.join("goes"), |found| found.is_ok_and(|bytes| bytes == content));
+    plain.delete("data/goes");
+    must_show(&mount.join("goes"), |found| found.is_err_and(|error| error.kind() == ErrorKind::NotFound));
+    let status = site.atoll(["--json", "link", "status", "vol:/data"]).must_succeed();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["freshness"], &status["recheck_seconds"]), (&"events".into(), &86_400.into()), "{status}");
+    assert!(status["hints"]["hints"].as_u64().unwrap() >= 5, "{status}");
+    assert!(status["hints"]["last_seconds"].is_u64(), "{status}");
+}
+
+#[test]
+fn what_the_bucket_tells_is_seen_and_a_known_file_is_not_asked_about() {
+    let (mut site, plain) = listening_site();
+    put_all(&plain);
     let mount = site.mount("m").join("data");
-    let check = |site: &Site, plain: &Plain, content: &[u8]| {
-        for name in ["file", "deep/other", "a b+c%41"] {
-            assert!(fs::read(mount.join(name)).is_ok(), "{name} is known");
-            plain.put(&format!("data/{name}"), content);
-            // Another version may be read of while it is replaced.
-            must_show(&mount.join(name), |found| found.is_ok_and(|bytes| bytes == content));
-        }
-        plain.put("data/goes", content);
-        must_show(&mount.join("goes"), |found| found.is_ok_and(|bytes| bytes == content));
-        plain.delete("data/goes");
-        must_show(&mount.join("goes"), |found| found.is_err_and(|error| error.kind() == ErrorKind::NotFound));
-        let status = site.atoll(["--json", "link", "status", "vol:/data"]).must_succeed();
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        assert_eq!((&status["freshness"], &status["recheck_seconds"]), (&"events".into(), &86_400.into()), "{status}");
-        assert!(status["hints"]["hints"].as_u64().unwrap() >= 5, "{status}");
-        assert!(status["hints"]["last_seconds"].is_u64(), "{status}");
-    };
-    check(&site, &plain, b"new and longer");
+    must_show_changes(&site, &plain, &mount, b"new and longer");
     site.kill();
     // Nobody hears of this one.
     plain.put("data/file", b"while nobody listens");
     site.start();
     must_show(&mount.join("file"), |found| found.is_ok_and(|bytes| bytes == b"while nobody listens"));
-    check(&site, &plain, b"after a crash");
+    must_show_changes(&site, &plain, &mount, b"after a crash");
     // What is known costs no request, from whichever end it is looked at.
     let requests = || {
         let text = http(http_port(&site), "/metrics").unwrap();

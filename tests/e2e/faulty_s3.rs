@@ -31,9 +31,11 @@ pub enum Fault {
     WrongBytes,
     /// Half of what is read is missing, and its length says that this is all.
     Truncated,
+    /// Connections are closed instead of deleting messages of a queue.
+    Undeleted,
 }
 
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 12] = [
     Fault::None,
     Fault::Away,
     Fault::Unavailable,
@@ -45,6 +47,7 @@ const FAULTS: [Fault; 11] = [
     Fault::Reset,
     Fault::WrongBytes,
     Fault::Truncated,
+    Fault::Undeleted,
 ];
 
 /// Ends with the process; it holds nothing.
@@ -186,6 +189,9 @@ fn serve(
         match fault {
             Fault::Slow => std::thread::sleep(Duration::from_millis(300)),
             Fault::Reset if number.is_multiple_of(3) => return reset(&client),
+            Fault::Undeleted if request.header("x-amz-target").is_some_and(|what| what.contains("Delete")) => {
+                return Ok(());
+            }
             _ => {}
         }
         request.write(&mut server, request.body.len())?;

@@ -42,10 +42,20 @@ impl Site {
     /// A scratch folder and a real S3 server with an empty bucket `bucket`, which the site's server will use.
     pub fn with_s3() -> Site {
         let mut site = Site::empty();
-        let s3 = S3::start(&site.path("s3"), &[]);
-        site.environment = s3.environment();
-        site.s3 = Some(s3);
+        site.use_s3(S3::start(&site.path("s3"), None, &[]));
         site
+    }
+
+    /// The same with moto, which passes what happens in its buckets on to its queues.
+    pub fn with_moto() -> Site {
+        let mut site = Site::empty();
+        site.use_s3(S3::start(&site.path("s3"), Some("moto"), &[]));
+        site
+    }
+
+    fn use_s3(&mut self, s3: S3) {
+        self.environment = s3.environment();
+        self.s3 = Some(s3);
     }
 
     /// A scratch folder and a server with the keys of an S3 server that is started later, by [`Site::start_s3`].
@@ -57,7 +67,7 @@ impl Site {
 
     /// Start a real S3 server with an empty bucket `bucket`, which posts its notifications to this URL.
     pub fn start_s3(&mut self, webhook: &str) {
-        self.s3 = Some(S3::start(&self.path("s3"), &[("VGW_EVENT_WEBHOOK_URL", webhook)]));
+        self.s3 = Some(S3::start(&self.path("s3"), None, &[("VGW_EVENT_WEBHOOK_URL", webhook)]));
     }
 
     /// A scratch folder without a server.
@@ -269,13 +279,15 @@ struct S3 {
 }
 
 impl S3 {
-    fn start(folder: &Path, environment: &[(&str, &str)]) -> S3 {
+    /// As `tests/s3/serve` knows it, or its default.
+    fn start(folder: &Path, server: Option<&str>, environment: &[(&str, &str)]) -> S3 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its number").port();
         drop(free);
         let process = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/s3/serve"))
             .arg(folder)
             .arg(port.to_string())
+            .args(server)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -26,6 +26,7 @@ mod locks;
 mod mounting;
 mod moving;
 mod programs;
+mod queues;
 mod quota;
 mod serving;
 mod snapshot_directory;

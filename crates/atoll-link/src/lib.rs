@@ -9,6 +9,7 @@ mod memory;
 pub mod names;
 pub mod notification;
 pub mod posix;
+mod queue;
 mod quoting;
 mod s3;
 mod settings;
@@ -19,6 +20,7 @@ pub use bucket::{
 };
 pub use key::ObjectKey;
 pub use memory::{Fault, MemoryBucket, Request, RequestKind};
+pub use queue::{MESSAGES_MAX, Message, Queue, QueueError, QueueUrl, WAIT_MAX};
 pub use s3::{Capabilities, S3Bucket, Sent};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};
 pub use settings::{RECHECK_SECONDS_DEFAULT, RECHECK_SECONDS_MAX, RECHECK_SECONDS_MIN};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ObjectKey;
+use crate::{ObjectKey, QueueUrl};
 
 /// How soon what others change in a bucket is seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -141,6 +141,8 @@ pub struct LinkSettings {
     pub freshness: Freshness,
     pub publish: Publish,
     pub on_conflict: OnConflict,
+    /// Where notifications of the bucket are read, of a link that hears hints.
+    pub queue: Option<QueueUrl>,
 }
 
 impl LinkSettings {
@@ -164,6 +166,7 @@ impl LinkSettings {
             freshness: Freshness::default(),
             publish: Publish::default(),
             on_conflict: OnConflict::default(),
+            queue: None,
         })
     }
 

@@ -34,7 +34,7 @@ pub enum ObjectError {
 }
 
 /// Where and as whom to reach S3. Secrets do not show in `Debug`.
-#[derive(Clone, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct ObjectOptions {
     pub endpoint: Option<String>,
     pub region: Option<String>,

@@ -103,7 +103,8 @@ impl Buckets {
         Ok(was_there)
     }
 
-    fn options(&self, settings: &LinkSettings) -> Result<ObjectOptions, BucketError> {
+    /// Where and as whom to reach the bucket of a link.
+    pub fn options(&self, settings: &LinkSettings) -> Result<ObjectOptions, String> {
         let mut options = self.own.clone();
         if let Some(endpoint) = &settings.endpoint {
             // One without encryption is allowed when it is named.
@@ -115,8 +116,7 @@ impl Buckets {
         }
         if let Some(name) = &settings.credentials {
             let Some(named) = self.credentials.get(name) else {
-                let set = format!("this server keeps no credentials `{name}` (`atoll link credentials set {name}`)");
-                return Err(BucketError::Denied(set));
+                return Err(format!("this server keeps no credentials `{name}` (`atoll link credentials set {name}`)"));
             };
             options.access_key_id = Some(named.access_key_id);
             options.secret_access_key = Some(named.secret_access_key);
@@ -139,7 +139,8 @@ impl Buckets {
             return Ok(bucket.clone());
         }
         let url = format!("s3://{}", settings.bucket);
-        let bucket = S3Bucket::open_counted(&url, &self.options(settings)?, self.sent.clone())?;
+        let options = self.options(settings).map_err(BucketError::Denied)?;
+        let bucket = S3Bucket::open_counted(&url, &options, self.sent.clone())?;
         if open.len() >= OPEN_MAX {
             open.clear();
         }
@@ -324,7 +325,7 @@ mod tests {
             ..plain
         };
         // Never with others than those that it names.
-        let error = buckets.options(&elsewhere).unwrap_err().to_string();
+        let error = buckets.options(&elsewhere).unwrap_err();
         assert!(error.contains("atoll link credentials set named"), "{error}");
         let named = BucketCredentials {
             access_key_id: "named-id".into(),

@@ -15,12 +15,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
 
 use crate::server::Context;
-use crate::tokens::Sender;
 
 /// Largest document: four times what SNS and SQS carry.
 const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// How long one may take to come, and a volume to be open or closed.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 type Answer = (StatusCode, String);
 
@@ -54,7 +53,7 @@ async fn receive(context: &Context, token: Option<&str>, body: Body) -> Answer {
         Err(_) => return (StatusCode::REQUEST_TIMEOUT, "the document did not come in time\n".into()),
     };
     match notification::read(&document) {
-        Ok(hints) => match hear(context, &sender, &hints).await {
+        Ok(hints) => match hear(context, sender.volume.as_deref(), &hints).await {
             Some(heard) => {
                 count("heard", heard);
                 count("unrelated", hints.len() - heard);
@@ -73,10 +72,10 @@ async fn receive(context: &Context, token: Option<&str>, body: Body) -> Answer {
     }
 }
 
-/// Tells how many of the hints an open link of the sender's volumes may be concerned by; `None` when one of the volumes could not be told.
+/// Tells how many of the hints an open link may be concerned by, of all volumes or only one; `None` when a volume could not be told.
 /// Links of volumes that are not open believe nothing.
-async fn hear(context: &Context, sender: &Sender, hints: &[Hint]) -> Option<usize> {
-    let is_wanted = |name: &str| sender.volume.as_ref().is_none_or(|only| only == name);
+pub(crate) async fn hear(context: &Context, volume: Option<&str>, hints: &[Hint]) -> Option<usize> {
+    let is_wanted = |name: &str| volume.is_none_or(|only| only == name);
     let tell = |volume: &Volume| {
         let concerns = |hint: &Hint| volume.hint(&hint.bucket, hint.key.as_ref()) > 0;
         hints.iter().map(concerns).collect::<Vec<bool>>()

@@ -1,9 +1,9 @@
 //! Links of directories with buckets, for people.
 
-use atoll_link::{BucketError, Capabilities, Freshness, LinkSettings};
+use atoll_link::{BucketError, Capabilities, Freshness, LinkSettings, Queue};
 use atoll_types::InodeId;
 use atoll_volume::{HintReport, LinkError, LinkReport, Published, Volume};
-use atoll_wire::{HintsInfo, Link, LinkInfo, PublishedInfo, UnpublishedInfo};
+use atoll_wire::{HintsInfo, Link, LinkInfo, PublishedInfo, QueueInfo, UnpublishedInfo};
 
 use crate::names;
 use crate::registry::Registry;
@@ -26,7 +26,7 @@ fn settings(link: Link) -> Result<LinkSettings> {
         let parsed = name.map(|name| name.parse()).transpose();
         Ok(parsed.map_err(|error| format!("--{what}: {error}"))?.unwrap_or_default())
     }
-    let Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict } = link;
+    let Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict, queue } = link;
     let parsed = LinkSettings::parse(&url)?;
     if let Some(endpoint) = &endpoint
         && !endpoint.starts_with("https://")
@@ -41,13 +41,18 @@ fn settings(link: Link) -> Result<LinkSettings> {
     if let Some(name) = &credentials {
         names::check("set of credentials", name)?;
     }
+    let freshness = Freshness::parse(freshness.as_deref().unwrap_or(Freshness::default().name()), recheck_seconds)?;
+    if queue.is_some() && freshness.recheck_seconds().is_none() {
+        return Err(format!("--queue is for --freshness events, and this link is {}", freshness.name()));
+    }
     Ok(LinkSettings {
         endpoint,
         region,
         credentials,
-        freshness: Freshness::parse(freshness.as_deref().unwrap_or(Freshness::default().name()), recheck_seconds)?,
+        freshness,
         publish: named("publish", publish)?,
         on_conflict: named("on-conflict", on_conflict)?,
+        queue: queue.map(|url| url.try_into()).transpose().map_err(|error| format!("--queue: {error}"))?,
         ..parsed
     })
 }
@@ -96,6 +101,7 @@ fn shown(settings: &LinkSettings) -> Link {
         recheck_seconds: settings.freshness.recheck_seconds(),
         publish: Some(settings.publish.to_string()),
         on_conflict: Some(settings.on_conflict.to_string()),
+        queue: settings.queue.as_ref().map(|url| url.to_string()),
     }
 }
 
@@ -117,9 +123,10 @@ impl Registry {
     /// Serve the links of a volume that is open now.
     pub(crate) fn start_links(&self, volume: &Volume) {
         volume.start_links(self.buckets.connect());
+        self.queues.look();
     }
 
-    /// The settings of a link whose bucket can be used so.
+    /// The settings of a link whose bucket and queue can be used so.
     async fn usable(&self, link: Link) -> Result<LinkSettings> {
         let settings = settings(link)?;
         if let Some(name) = &settings.credentials
@@ -128,6 +135,10 @@ impl Registry {
             return Err(format!("no credentials `{name}` here: `atoll link credentials set {name}` keeps some"));
         }
         self.buckets.probe(&settings).await.map_err(|error| refusal(&settings, error))?;
+        if let Some(url) = &settings.queue {
+            let queue = Queue::open(url, &self.buckets.options(&settings)?);
+            queue.probe().await.map_err(|error| format!("{url}: {error}"))?;
+        }
         Ok(settings)
     }
 
@@ -147,7 +158,9 @@ impl Registry {
         self.create(name, durability, compression, encrypt).await?;
         let Some(settings) = settings else { return Ok(()) };
         // A crash before it is linked leaves a volume, which can be linked or deleted.
-        let Err(error) = self.get_volume(name).await?.link(InodeId::ROOT, settings).await else { return Ok(()) };
+        let linked = self.get_volume(name).await?.link(InodeId::ROOT, settings).await;
+        self.queues.look();
+        let Err(error) = linked else { return Ok(()) };
         let left = self.delete(name).await.err().map(|why| format!("; the volume is there: {why}"));
         Err(format!("volume `{name}`: {error}{}", left.unwrap_or_default()))
     }
@@ -157,6 +170,7 @@ impl Registry {
         let open = self.get_volume(volume).await?;
         let settings = self.usable(link).await?;
         open.link(directory, settings).await.map_err(|error| error.to_string())?;
+        self.queues.look();
         self.link_status(volume, directory).await
     }
 
@@ -199,6 +213,7 @@ impl Registry {
             conflicts: link.conflicts,
             trouble: link.trouble.map(cut),
             hints: link.hints.map(heard),
+            queue: self.queues.info(&link.settings).map(|info| QueueInfo { trouble: info.trouble.map(cut), ..info }),
             capabilities: self.buckets.capabilities(&link.settings).map(abilities).unwrap_or_default(),
             waiting: link.waiting.into_iter().map(waiting).collect(),
         });
@@ -207,6 +222,7 @@ impl Registry {
 
     pub async fn detach(&self, volume: &str, directory: InodeId, discard: bool) -> Result<()> {
         let detached = self.get_volume(volume).await?.detach(directory, discard).await;
+        self.queues.look();
         detached.map_err(|error| error.to_string())
     }
 
@@ -266,6 +282,7 @@ mod tests {
             recheck_seconds: Some(5),
             publish: Some("manual".into()),
             on_conflict: Some("fail".into()),
+            queue: Some("http://host:9324/0/queue".into()),
         };
         let parsed = settings(all.clone()).unwrap();
         assert_eq!(
@@ -288,6 +305,11 @@ mod tests {
             (
                 Link { freshness: Some("events".into()), recheck_seconds: Some(0), ..link("s3://bucket") },
                 "1 to 86400 seconds",
+            ),
+            (Link { queue: Some("https://host/queue".into()), ..link("s3://bucket") }, "--freshness events"),
+            (
+                Link { freshness: Some("events".into()), queue: Some("queue".into()), ..link("s3://bucket") },
+                "--queue: this is no queue",
             ),
             (Link { publish: Some("never".into()), ..link("s3://bucket") }, "on-close"),
             (Link { on_conflict: Some("lose".into()), ..link("s3://bucket") }, "keep-both"),

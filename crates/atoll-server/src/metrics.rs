@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     server: IntGaugeVec,
     volumes: IntGaugeVec,
     links: IntGaugeVec,
+    queues: IntGaugeVec,
     bucket_requests: IntGaugeVec,
     /// Hints of buckets, by where they come from and what became of them.
     pub hints: IntCounterVec,
@@ -62,6 +63,10 @@ impl Metrics {
             Opts::new("atoll_link", "Figures of a linked directory of an open volume."),
             &["volume", "directory", "bucket", "figure"],
         )?;
+        let queues = IntGaugeVec::new(
+            Opts::new("atoll_queue", "Figures of a queue of links of open volumes."),
+            &["queue", "figure"],
+        )?;
         let bucket_requests = IntGaugeVec::new(
             Opts::new(
                 "atoll_bucket_requests",
@@ -73,7 +78,7 @@ impl Metrics {
             Opts::new("atoll_hints_total", "Notifications of buckets by source and result."),
             &["source", "result"],
         )?;
-        let all: [Box<dyn Collector>; 11] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(seconds.clone()),
             Box::new(errors.clone()),
             Box::new(refused.clone()),
@@ -83,6 +88,7 @@ impl Metrics {
             Box::new(server.clone()),
             Box::new(volumes.clone()),
             Box::new(links.clone()),
+            Box::new(queues.clone()),
             Box::new(bucket_requests.clone()),
             Box::new(hints.clone()),
         ];
@@ -104,6 +110,7 @@ impl Metrics {
             server,
             volumes,
             links,
+            queues,
             bucket_requests,
             hints,
         })
@@ -155,6 +162,13 @@ impl Metrics {
                     set("asked_in_doubt", heard.asked_in_doubt);
                     set("asked_in_time", heard.asked_in_time);
                 }
+            }
+        }
+        self.queues.reset();
+        for (queue, figures) in context.registry.queues.figures() {
+            for (figure, value) in figures {
+                // It may be read as several.
+                self.queues.with_label_values(&[queue.as_str(), figure]).add(value as i64);
             }
         }
         for (request, count) in context.registry.buckets.sent.counts() {

@@ -28,6 +28,7 @@ use crate::buckets::Buckets;
 use crate::durable;
 use crate::keys::CIPHER;
 use crate::names;
+use crate::queues::Queues;
 use crate::sessions::Sessions;
 
 /// Metadata of one volume in memory before it is written out, in bytes.
@@ -55,6 +56,7 @@ pub(crate) struct Registry {
     pub(crate) keys: Arc<ServerKeys>,
     /// Of links.
     pub(crate) buckets: Arc<Buckets>,
+    pub(crate) queues: Queues,
     /// This data folder's name in owner records.
     pub(crate) owner: String,
     /// Each volume by itself, so that one that opens slowly keeps no other waiting.
@@ -145,6 +147,7 @@ impl Registry {
             store_patience,
             keys: Arc::new(keys),
             buckets: Arc::new(buckets),
+            queues: Queues::default(),
             owner,
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),

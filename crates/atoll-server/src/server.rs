@@ -266,6 +266,7 @@ impl Server {
                 }
             }
         });
+        tasks.spawn(crate::queues::serve(context.clone()));
         let fencing = context.clone();
         tasks.spawn(async move {
             loop {

@@ -15,11 +15,13 @@ use crate::extents::Extent;
 use crate::links::record::{self, Gone, Linked};
 
 /// Version of everything below. A volume with a larger one is refused untouched; values of smaller ones are read.
-pub const FORMAT_VERSION: u8 = 3;
+pub const FORMAT_VERSION: u8 = 4;
 /// The last one whose inodes had no quota root.
 const WITHOUT_QUOTA_ROOTS: u8 = 1;
 /// The last one whose inodes knew of no bucket.
 const WITHOUT_LINKS: u8 = 2;
+/// The last one whose links had no queue.
+const WITHOUT_QUEUES: u8 = 3;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -472,7 +474,12 @@ pub fn encode_link(settings: &LinkSettings) -> Bytes {
 }
 
 pub fn decode_link(bytes: &[u8]) -> Result<LinkSettings> {
-    record::decode(Fields::new(bytes, "link")?.rest, "link")
+    let Fields { rest, version, what } = Fields::new(bytes, "link")?;
+    if version > WITHOUT_QUEUES {
+        return record::decode(rest, what);
+    }
+    // They end before the queue: as if there were none.
+    record::decode(&[rest, &[0]].concat(), what)
 }
 
 pub fn encode_gone(gone: &Gone) -> Bytes {
@@ -983,6 +990,12 @@ mod tests {
             settings.ancestors.push(Ancestor { volume: volume.into(), newest: Epoch(newest) });
         }
         assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
+        let mut link = LinkSettings::parse("s3://bucket/prefix").unwrap();
+        let new = encode_link(&link);
+        let of_old = [&[WITHOUT_QUEUES], &new[1..new.len() - 1]].concat();
+        assert_eq!(decode_link(&of_old).unwrap(), link);
+        link.queue = Some("https://sqs.us-east-1.amazonaws.com/1/q".to_owned().try_into().unwrap());
+        assert_eq!(decode_link(&encode_link(&link)).unwrap(), link);
         let segment = SegmentRecord { state: SegmentState::Doomed, live: -3, written: 9 };
         assert_eq!(SegmentRecord::decode(&segment.encode()).unwrap(), segment);
         let of_old = [&[FORMAT_VERSION, 1][..], &7_i64.to_be_bytes()].concat();

@@ -903,6 +903,11 @@ impl Volume {
         }
     }
 
+    /// Whether a commit failed: nothing more is committed here.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.inner.progress.borrow().failed.is_some()
+    }
+
     /// Fail when commits failed, wait while too much is uncommitted.
     pub(crate) async fn admit(&self) -> Result<(), Errno> {
         if self.inner.shared.config.read_only {

@@ -2,10 +2,7 @@
 
 mod linked;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, RequestKind};
+use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, Request, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
 use atoll_types::{Errno, FileKind, Operation, Outcome};
 use atoll_volume::LinkError;
@@ -221,41 +218,65 @@ async fn a_directory_is_removed_only_when_the_bucket_has_nothing_below_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removed_directory_stays_away_while_its_objects_are_deleted() {
+async fn a_directory_is_not_empty_when_the_bucket_has_more_behind_what_is_deleted() {
     const FILES: usize = 40;
     let site = Site::new().await;
     let volume = site.linked().await;
-    let above = make_directory(&volume, ROOT, "above").await;
-    let below = make_directory(&volume, above, "below").await;
+    let d = make_directory(&volume, ROOT, "d").await;
     for number in 0..FILES {
-        write(&volume, below, &format!("f{number}"), "bytes").await;
+        write(&volume, d, &format!("f{number}"), "bytes").await;
     }
     settle(&volume).await;
-    let deletes = Arc::new(AtomicBool::new(false));
-    let may = deletes.clone();
-    site.bucket.set_faults(move |request| match request.kind {
-        RequestKind::Delete if !may.load(Ordering::Relaxed) => Fault::Away,
-        _ => Fault::None,
-    });
+    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
+    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
     for number in 0..FILES {
-        unlink(&volume, below, &format!("f{number}")).await;
+        unlink(&volume, d, &format!("f{number}")).await;
     }
-    assert_eq!(names(&volume, "above/below").await, Vec::<String>::new());
-    // Nobody has looked at it, and it is behind all that are gone.
-    site.put("above/below/z", "another's");
-    let remove = |parent, text: &str| Operation::RemoveDirectory { parent, name: name(text) };
-    assert_eq!(ask(&volume, remove(above, "below")).await.unwrap_err(), Errno::ENOTEMPTY);
-    unlink(&volume, below, "z").await;
-    ask(&volume, remove(above, "below")).await.unwrap();
-    assert_eq!(names(&volume, "above").await, Vec::<String>::new());
-    assert_eq!(lookup(&volume, above, "below").await.unwrap_err(), Errno::ENOENT);
-    ask(&volume, remove(ROOT, "above")).await.unwrap();
-    assert_eq!(names(&volume, "").await, Vec::<String>::new());
-
+    // Nobody has looked at it.
+    site.put("d/z", "another's");
+    let remove = Operation::RemoveDirectory { parent: ROOT, name: name("d") };
+    assert_eq!(ask(&volume, remove.clone()).await.unwrap_err(), Errno::ENOTEMPTY);
+    unlink(&volume, d, "z").await;
+    ask(&volume, remove).await.unwrap();
+    assert!(names(&volume, "").await.is_empty());
     assert_eq!(site.objects().len(), FILES + 1);
-    deletes.store(true, Ordering::Relaxed);
+    site.bucket.set_faults(|_| Fault::None);
     settle(&volume).await;
-    assert_eq!(site.objects(), tree(&[]));
+    assert!(site.objects().is_empty(), "{:?}", site.objects());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_was_removed_is_not_seen_again_while_its_objects_are_deleted() {
+    let site = Site::new().await;
+    for at in ["a/d/x", "a/d/y", "a/file"] {
+        site.put(at, "old");
+    }
+    let volume = site.linked().await;
+    assert_eq!(names(&volume, "a/d").await, ["x", "y"]);
+    // Deletions have no effect for now.
+    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
+    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
+    let a = walk(&volume, "a").await.unwrap().inode;
+    let d = walk(&volume, "a/d").await.unwrap().inode;
+    for file in ["x", "y"] {
+        unlink(&volume, d, file).await;
+    }
+    let remove = |parent, text| Operation::RemoveDirectory { parent, name: name(text) };
+    ask(&volume, remove(a, "d")).await.unwrap();
+    assert_eq!(names(&volume, "a").await, ["file"]);
+    assert_eq!(walk(&volume, "a/d").await.unwrap_err(), Errno::ENOENT);
+    unlink(&volume, a, "file").await;
+    // What others have put there is there.
+    site.put("a/d/z", "new");
+    assert_eq!(names(&volume, "a").await, ["d"]);
+    assert_eq!(names(&volume, "a/d").await, ["z"]);
+    unlink(&volume, walk(&volume, "a/d").await.unwrap().inode, "z").await;
+    ask(&volume, remove(a, "d")).await.unwrap();
+    ask(&volume, remove(ROOT, "a")).await.unwrap();
+    assert!(names(&volume, "").await.is_empty());
+    site.bucket.set_faults(|_| Fault::None);
+    settle(&volume).await;
+    assert!(site.objects().is_empty(), "{:?}", site.objects());
 }
 
 #[tokio::test(start_paused = true)]
@@ -401,8 +422,8 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     walk(&volume, "old").await.unwrap();
     walk(&volume, "d").await.unwrap();
     site.bucket.set_faults(|request| match request.kind {
-        RequestKind::Put | RequestKind::Copy | RequestKind::Delete => atoll_link::Fault::LostAnswer,
-        _ => atoll_link::Fault::None,
+        RequestKind::Put | RequestKind::Copy | RequestKind::Delete => Fault::LostAnswer,
+        _ => Fault::None,
     });
     write(&volume, ROOT, "new", "3").await;
     unlink(&volume, ROOT, "old").await;
@@ -410,7 +431,7 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     ask(&volume, Operation::Sync).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     volume.close().await.unwrap();
-    site.bucket.set_faults(|_| atoll_link::Fault::None);
+    site.bucket.set_faults(|_| Fault::None);
     let volume = site.open().await;
     assert_eq!(names(&volume, "/").await, ["e", "new"]);
     assert_eq!(read_path(&volume, "new").await.unwrap(), "3");

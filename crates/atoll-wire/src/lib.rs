@@ -20,7 +20,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 10;
+pub const VERSION: u16 = 11;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -419,6 +419,8 @@ pub struct Link {
     pub recheck_seconds: Option<u32>,
     pub publish: Option<String>,
     pub on_conflict: Option<String>,
+    /// Of freshness `events`: the URL of the queue that notifications are read from.
+    pub queue: Option<String>,
 }
 
 /// What requests to a bucket are signed with. Does not show in `Debug`.
@@ -560,6 +562,8 @@ pub struct LinkInfo {
     pub trouble: Option<String>,
     /// Of a link with freshness `events`.
     pub hints: Option<HintsInfo>,
+    /// Of a link with a queue.
+    pub queue: Option<QueueInfo>,
     /// What the bucket can do and cannot do, by name; empty when nobody has looked yet.
     pub capabilities: Vec<(String, bool)>,
     /// The first files that are not published.
@@ -575,6 +579,16 @@ pub struct HintsInfo {
     /// Known files that the bucket was asked about because of one or of a change of ours, and because of the time.
     pub asked_in_doubt: u64,
     pub asked_in_time: u64,
+}
+
+/// The queue of a link, which others may share, since the first of them was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueInfo {
+    pub messages: u64,
+    /// Since it was last read.
+    pub answered_seconds: Option<u64>,
+    /// Why it cannot be read now.
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ const COPY_BYTES_PER_SECOND: u64 = 16 << 20;
 /// The pause before the second attempt is half of this at least; it doubles with each one.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Of an answer's text in messages.
-const TEXT_CHARS_MAX: usize = 300;
+pub(crate) const TEXT_CHARS_MAX: usize = 300;
 
 /// What a failed request means for what is done next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -139,7 +139,7 @@ fn kind(status: u16, code: &str) -> Kind {
     }
 }
 
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -26,23 +26,35 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     BehaviorVersion, Config, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    StalledStreamProtectionConfig,
+    SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::{Builder, tls};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
+pub(crate) use failure::{TEXT_CHARS_MAX, chain};
 pub use probe::Capabilities;
 pub use sent::Sent;
 
 use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Source, Version};
 
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Shorter than servers keep a silent connection: few requests meet one that is about to be closed.
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 const IDLE_CONNECTIONS_MAX: usize = 64;
+/// Where none is named.
+pub(crate) const REGION_DEFAULT: &str = "us-east-1";
 /// Which of the user metadata tells one write from another.
 const GENERATION: &str = "atoll-generation";
+
+/// How requests are sent.
+pub(crate) fn http_client() -> SharedHttpClient {
+    Builder::new()
+        .pool_idle_timeout(CONNECTION_IDLE)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https()
+}
 
 /// A bucket of an S3 server. A clone is the same bucket.
 #[derive(Clone)]
@@ -76,15 +88,10 @@ impl S3Bucket {
         let Some(name) = name.filter(|name| !name.is_empty() && !name.contains('/')) else {
             return Err(BucketError::Unsupported(format!("`{url}` is not a bucket: use s3://BUCKET")));
         };
-        let http = Builder::new()
-            .pool_idle_timeout(CONNECTION_IDLE)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-            .build_https();
         let mut config = Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
-            .region(Region::new(options.region.clone().unwrap_or_else(|| "us-east-1".to_owned())))
-            .http_client(http)
+            .region(Region::new(options.region.clone().unwrap_or_else(|| REGION_DEFAULT.to_owned())))
+            .http_client(http_client())
             .interceptor(sent)
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT).build())
             // Our own attempts know which of them may have had an effect, and include an answer's body.

@@ -52,7 +52,7 @@ pub(crate) struct Links {
     asked: BTreeMap<u64, u32>,
     now: u64,
     /// When a change of ours to an object last ended, as long as an older question is not answered.
-    touched: FxHashMap<(InodeId, ObjectKey), u64>,
+    touched: BTreeMap<(InodeId, ObjectKey), u64>,
     pub doubts: Doubts,
     /// There is something to be published or deleted.
     pub work: Arc<Notify>,
@@ -104,6 +104,20 @@ impl Links {
     /// Whether an answer to a question of then may be older than a change of ours.
     pub fn touched_since(&self, link: InodeId, key: &ObjectKey, asked: u64) -> bool {
         self.touched.get(&(link, key.clone())).is_some_and(|at| *at >= asked)
+    }
+
+    /// Whether what an answer to a question of then shows at the key is ours to show, or not to.
+    pub fn is_ours(&self, link: InodeId, key: &ObjectKey, asked: u64) -> bool {
+        self.is_gone(link, key) || self.touched_since(link, key, asked)
+    }
+
+    /// The same, of something below a prefix: an answer that shows the prefix may have seen nothing else.
+    pub fn is_any_ours(&self, link: InodeId, below: &ObjectKey, asked: u64) -> bool {
+        let from = (link, below.clone());
+        let is_below = |(of, key): &(InodeId, ObjectKey)| *of == link && key.as_str().starts_with(below.as_str());
+        let is_gone = self.gone.range(&from..).next().is_some_and(|(at, _)| is_below(at));
+        let mut touched = self.touched.range(&from..).take_while(|(at, _)| is_below(at));
+        is_gone || touched.any(|(_, at)| *at >= asked)
     }
 
     /// Whether nothing shows the object, or what lies below.

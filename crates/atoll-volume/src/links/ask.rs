@@ -19,6 +19,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::list::PAGE_KEYS;
 use super::objects::bucket_errno;
 use super::record::BaseObject;
 use crate::core::{Belief, Core, Found, Step, kind_of};
@@ -180,6 +181,7 @@ impl Volume {
             Some((object, _)) => Some(object.key.clone()),
             None => object_key(&prefix, name.as_bytes()).ok(),
         };
+        let mut witness = None;
         let found = match &known {
             Some((object, is_described)) => {
                 let unless = is_described.then_some(&object.version);
@@ -194,7 +196,10 @@ impl Volume {
                         };
                     }
                     Head::Object(info) => Some(self.found(&bucket, object.key.clone(), info).await.map_err(told)?),
-                    Head::Absent => self.find_below(&bucket, link, below.as_ref()).await.map_err(told)?,
+                    Head::Absent => {
+                        witness = self.find_below(&bucket, link, below.as_ref(), question.asked).await.map_err(told)?;
+                        witness.as_ref().and(below.clone()).map(Found::Directory)
+                    }
                 }
             }
             None => {
@@ -204,14 +209,19 @@ impl Volume {
                         _ => Ok(Head::Absent),
                     }
                 };
-                let (head, directory) = tokio::join!(head, self.find_below(&bucket, link, below.as_ref()));
-                match (head.map_err(told)?, directory.map_err(told)?, &key) {
+                let (head, directory) =
+                    tokio::join!(head, self.find_below(&bucket, link, below.as_ref(), question.asked));
+                witness = directory.map_err(told)?;
+                match (head.map_err(told)?, &witness, &key) {
                     (Head::Object(info), None, Some(key))
-                        if self.is_shown(&bucket, link, &prefix, name, key, &info).await.map_err(told)? =>
+                        if self
+                            .is_shown(&bucket, link, &prefix, name, (key, &info), question.asked)
+                            .await
+                            .map_err(told)? =>
                     {
                         Some(self.found(&bucket, key.clone(), info).await.map_err(told)?)
                     }
-                    (_, directory, _) => directory,
+                    _ => witness.as_ref().and(below.clone()).map(Found::Directory),
                 }
             }
         };
@@ -221,11 +231,9 @@ impl Volume {
             if now.is_none_or(|now| now.prefix != prefix || now.link != link) {
                 return Ok(());
             }
-            let keys = key.iter().chain(below.as_ref().map(|below| &below.key));
-            for key in keys {
-                if core.links.touched_since(link, key, question.asked) || core.links.is_gone(link, key) {
-                    return Ok(());
-                }
+            let mut keys = key.iter().chain(below.as_ref().map(|below| &below.key)).chain(&witness);
+            if keys.any(|key| core.links.is_ours(link, key, question.asked)) {
+                return Ok(());
             }
             core.adopt(parent, name, found.as_ref())?;
             match &found {
@@ -249,50 +257,53 @@ impl Volume {
         link: InodeId,
         prefix: &Prefix,
         name: &Name,
-        key: &ObjectKey,
-        info: &ObjectInfo,
+        (key, info): (&ObjectKey, &ObjectInfo),
+        asked: u64,
     ) -> Result<bool, BucketError> {
         match shown(prefix, &Listed::Object(key.clone(), info.clone())) {
             Ok(Shown::File(plain)) if plain == *name => Ok(true),
             Ok(Shown::File(plain)) if plain.as_bytes().len() <= DIRECTORY_NAME_BYTES_MAX => {
                 let below = directory_prefix(prefix, plain.as_bytes()).ok();
-                Ok(self.find_below(bucket, link, below.as_ref()).await?.is_some())
+                Ok(self.find_below(bucket, link, below.as_ref(), asked).await?.is_some())
             }
             _ => Ok(false),
         }
     }
 
-    /// Whether there is anything below a prefix.
-    async fn find_below(
+    /// A key below a prefix that tells that there is a directory: not one of which the volume knows better since it asked.
+    pub(super) async fn find_below(
         &self,
         bucket: &Arc<dyn Bucket>,
         link: InodeId,
         below: Option<&Prefix>,
-    ) -> Result<Option<Found>, BucketError> {
+        asked: u64,
+    ) -> Result<Option<ObjectKey>, BucketError> {
         let Some(below) = below else { return Ok(None) };
         if self.is_gone(link, &below.key) {
             return Ok(None);
         }
-        let mut after = None;
+        let (mut after, mut most) = (None, FIRST_KEYS);
         loop {
-            let page = bucket.list(&below.key, after.as_ref(), false, FIRST_KEYS).await?;
-            let is_there =
-                |listed: &&Listed| !self.is_gone(link, listed.key()) && !self.is_below_gone(link, listed.key(), below);
-            if page.entries.iter().find(is_there).is_some() {
-                return Ok(Some(Found::Directory(below.clone())));
+            let page = bucket.list(&below.key, after.as_ref(), false, most).await?;
+            let is_there = |key: &&ObjectKey| !self.is_ours_below(link, key, below, asked);
+            if let Some(key) = page.entries.iter().map(Listed::key).find(is_there) {
+                return Ok(Some(key.clone()));
             }
             match page.entries.last() {
                 Some(last) if !page.end => after = Some(last.key().clone()),
                 _ => return Ok(None),
             }
+            most = PAGE_KEYS;
         }
     }
 
-    fn is_below_gone(&self, link: InodeId, key: &ObjectKey, above: &Prefix) -> bool {
+    /// Whether the volume knows better than an answer to the question what is at a key, or at a directory between it and a prefix.
+    fn is_ours_below(&self, link: InodeId, key: &ObjectKey, above: &Prefix, asked: u64) -> bool {
         let core = self.inner.shared.core.lock();
         let text = key.as_str();
         let deeper = text.char_indices().filter(|(at, c)| *c == '/' && *at >= above.key.as_str().len());
-        deeper.filter_map(|(at, _)| ObjectKey::new(&text[..=at])).any(|above| core.links.is_gone(link, &above))
+        let mut directories = deeper.filter_map(|(at, _)| ObjectKey::new(&text[..=at]));
+        core.links.is_ours(link, key, asked) || directories.any(|above| core.links.is_ours(link, &above, asked))
     }
 
     /// An object as a name will stand for it.

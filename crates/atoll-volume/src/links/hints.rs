@@ -26,6 +26,15 @@ impl Volume {
         self.inner.shared.core.lock().hint(bucket, key)
     }
 
+    /// Links whose notifications come from queues. None when the volume takes no more changes: another server may have it and them.
+    pub fn links_with_queue(&self) -> Vec<LinkSettings> {
+        if self.has_failed() {
+            return Vec::new();
+        }
+        let core = self.inner.shared.core.lock();
+        core.links.roots.values().filter(|settings| settings.queue.is_some()).cloned().collect()
+    }
+
     /// `None`: the link does not listen.
     pub(super) fn hints_of(&self, link: InodeId, settings: &LinkSettings) -> Option<HintReport> {
         settings.freshness.recheck_seconds()?;

@@ -21,7 +21,7 @@ use crate::format::{self, Dentry};
 use crate::volume::Volume;
 
 /// Most keys that are asked for at a time: what S3 gives.
-const PAGE_KEYS: usize = 1000;
+pub(super) const PAGE_KEYS: usize = 1000;
 /// Records that are loaded side by side.
 const LOADS: usize = 32;
 /// Names that are brought in line while the volume's lock is held.
@@ -251,10 +251,14 @@ impl Volume {
         // What cannot be loaded is told by the step that needs it.
         stream::iter(needs).for_each_concurrent(LOADS, |need| async { _ = self.load(need).await }).await;
 
+        let witnesses = self.witnesses(&place, &shows, &known, question.asked).await?;
         let mut names: BTreeMap<Bytes, Name> = BTreeMap::new();
         for together in shows.chunks(TOGETHER) {
             self.alone(|core| {
                 for (name, found) in together {
+                    if core.is_directory_of_ours(directory, &place, name, found, &witnesses, question.asked)? {
+                        continue;
+                    }
                     core.take_over(directory, &place, name, Some(found), question.asked)?;
                     if let Found::Object { info, .. } = found {
                         core.confirm(directory, name, &info.version, question.moment())?;
@@ -286,6 +290,31 @@ impl Volume {
         }
         self.inner.shared.work.notify_one();
         Ok(Some(Reconciled { names, next: end, order: place.order, marker }))
+    }
+
+    /// Of directories that the volume does not know: keys that tell that they are there, where all that the listing has seen of them may be what
+    /// is being deleted.
+    async fn witnesses(
+        &self,
+        place: &Place,
+        shows: &[(Name, Found)],
+        known: &HashMap<Name, Dentry>,
+        asked: u64,
+    ) -> Result<HashMap<Name, ObjectKey>, Errno> {
+        let mut witnesses = HashMap::new();
+        for (name, found) in shows {
+            let Found::Directory(below) = found else { continue };
+            let is_any_ours = || self.inner.shared.core.lock().links.is_any_ours(place.link, &below.key, asked);
+            if known.contains_key(name) || !is_any_ours() {
+                continue;
+            }
+            let bucket = self.bucket(place.link).map_err(|error| self.told(place.link, error))?;
+            let found = self.find_below(&bucket, place.link, Some(below), asked).await;
+            if let Some(key) = found.map_err(|error| self.told(place.link, error))? {
+                witnesses.insert(name.clone(), key);
+            }
+        }
+        Ok(witnesses)
     }
 
     /// Bring all of a directory in line that the bucket shows nothing of.
@@ -383,6 +412,26 @@ impl Core {
             Err(Stop::Error(_)) => Ok(None),
             other => other,
         }
+    }
+
+    /// Whether a directory is shown, and not known, of which the bucket has only what is being deleted, as far as anybody can tell.
+    fn is_directory_of_ours(
+        &mut self,
+        directory: InodeId,
+        place: &Place,
+        name: &Name,
+        found: &Found,
+        witnesses: &HashMap<Name, ObjectKey>,
+        asked: u64,
+    ) -> Step<bool> {
+        let Found::Directory(below) = found else { return Ok(false) };
+        if self.dentry(directory, name)?.is_some() {
+            return Ok(false);
+        }
+        Ok(match witnesses.get(name) {
+            Some(key) => self.links.is_ours(place.link, key, asked),
+            None => self.links.is_any_ours(place.link, &below.key, asked),
+        })
     }
 
     /// Take over what the bucket says of a name, unless the volume knows better. False when a directory that holds names would have

@@ -101,6 +101,10 @@ pub struct LinkOptions {
     /// [default: 60]
     #[arg(long, value_name = "SECONDS", requires = "freshness")]
     pub recheck: Option<u32>,
+    /// Of --freshness events: the URL of an SQS queue to which the bucket sends its notifications. The server reads it with the keys of
+    /// the link, and nobody else may
+    #[arg(long, value_name = "URL", requires = "freshness")]
+    pub queue: Option<String>,
     /// When a written file becomes an object: when it is closed; before fsync returns, too; when it has not changed for 5 s; when it is
     /// asked for [default: on-close]
     #[arg(long, value_parser = PossibleValuesParser::new(Publish::NAMES))]
@@ -113,8 +117,8 @@ pub struct LinkOptions {
 
 impl LinkOptions {
     pub fn of(self, url: String) -> Link {
-        let LinkOptions { endpoint, region, credentials, freshness, recheck, publish, on_conflict } = self;
-        Link { url, endpoint, region, credentials, freshness, recheck_seconds: recheck, publish, on_conflict }
+        let LinkOptions { endpoint, region, credentials, freshness, recheck, queue, publish, on_conflict } = self;
+        Link { url, endpoint, region, credentials, freshness, recheck_seconds: recheck, publish, on_conflict, queue }
     }
 }
 
@@ -152,8 +156,9 @@ mod tests {
             // As it is typed, options come first or last.
             assert_eq!(added(&line.replace("s3:", "--freshness frozen s3:")).options.freshness.unwrap(), "frozen");
         }
-        let listens = added("atoll link s3://b/p v:/d --freshness events --recheck 5");
-        assert_eq!(listens.options.of(listens.link).recheck_seconds, Some(5));
+        let listens = added("atoll link s3://b/p v:/d --freshness events --recheck 5 --queue http://h/q");
+        let listens = listens.options.of(listens.link);
+        assert_eq!((listens.recheck_seconds, listens.queue.as_deref()), (Some(5), Some("http://h/q")));
         for bad in
             ["atoll link", "atoll link s3://b", "atoll link add s3://b", "atoll link s3://b v:/d --publish never"]
         {

@@ -6,7 +6,7 @@ mod publish;
 
 use atoll_client::ClientConfig;
 use atoll_types::{Errno, FileKind, InodeId, Operation};
-use atoll_wire::{AdminReply, AdminRequest, HintsInfo, LinkInfo, UnpublishedInfo};
+use atoll_wire::{AdminReply, AdminRequest, HintsInfo, Link, LinkInfo, QueueInfo, UnpublishedInfo};
 use serde_json::json;
 
 use crate::files::{self, Remote};
@@ -146,7 +146,8 @@ pub fn as_value(volume: &str, info: &LinkInfo) -> serde_json::Value {
            "endpoint": link.endpoint, "region": link.region, "credentials": link.credentials,
            "freshness": link.freshness, "recheck_seconds": link.recheck_seconds, "publish": link.publish, "on_conflict": link.on_conflict,
            "unpublished": info.unpublished, "deleting": info.deleting, "conflicts": info.conflicts,
-           "trouble": info.trouble, "hints": info.hints.as_ref().map(hints_value), "capabilities": capabilities,
+           "trouble": info.trouble, "hints": info.hints.as_ref().map(hints_value),
+           "queue": info.queue.as_ref().map(|queue| queue_value(link, queue)), "capabilities": capabilities,
            "waiting": info.waiting.iter().map(waiting).collect::<Vec<_>>()})
 }
 
@@ -155,12 +156,26 @@ fn hints_value(hints: &HintsInfo) -> serde_json::Value {
            "asked_in_time": hints.asked_in_time})
 }
 
-/// `VOLUME:/path is s3://…`, and what is not in the bucket.
+fn queue_value(link: &Link, queue: &QueueInfo) -> serde_json::Value {
+    json!({"url": link.queue, "messages": queue.messages, "answered_seconds": queue.answered_seconds,
+           "trouble": queue.trouble})
+}
+
+fn heard(hints: &HintsInfo) -> String {
+    match hints.last_seconds {
+        Some(seconds) => format!("{} notifications, the last {seconds} s ago", hints.hints),
+        None => "no notification yet".into(),
+    }
+}
+
+/// `VOLUME:/path is s3://…`, what is not in the bucket, what it has told, and what is wrong.
 pub fn line(volume: &str, info: &LinkInfo) -> String {
     let path = info.path.clone().unwrap_or_else(|| format!("(directory {})", info.directory));
     let counts = format!("{} unpublished, {} deleting, {} conflicts", info.unpublished, info.deleting, info.conflicts);
-    let trouble = info.trouble.as_ref().map(|trouble| format!("; {trouble}")).unwrap_or_default();
-    format!("{volume}:{path} is {}: {counts}{trouble}", info.link.url)
+    let heard = info.hints.as_ref().map(|hints| format!(", {}", heard(hints))).unwrap_or_default();
+    let queue = info.queue.as_ref().and_then(|queue| queue.trouble.as_ref());
+    let troubles: String = info.trouble.iter().chain(queue).map(|trouble| format!("; {trouble}")).collect();
+    format!("{volume}:{path} is {}: {counts}{heard}{troubles}", info.link.url)
 }
 
 fn show(volume: &str, info: &LinkInfo) {
@@ -172,12 +187,9 @@ fn show(volume: &str, info: &LinkInfo) {
         freshness = format!("{freshness} (recheck {seconds} s)");
     }
     println!("  freshness {freshness}, publish {publish}, on conflict {}", text(&link.on_conflict));
-    if let Some(hints) = &info.hints {
-        let last = match hints.last_seconds {
-            Some(seconds) => format!("the last {seconds} s ago"),
-            None => "none yet".into(),
-        };
-        println!("  {} notifications, {last}", hints.hints);
+    if let (Some(url), Some(queue)) = (&link.queue, &info.queue) {
+        let answered = queue.answered_seconds.map_or("not read yet".into(), |seconds| format!("read {seconds} s ago"));
+        println!("  queue {url}: {} messages, {answered}", queue.messages);
     }
     let own = [("endpoint", &link.endpoint), ("region", &link.region), ("credentials", &link.credentials)];
     for (what, value) in own {
