@@ -259,7 +259,8 @@ async fn welcome(
         }
         None => {
             let Hello { lane, leases, executed, .. } = hello;
-            context.sessions.create(name, volume, rights.read_only, leases, executed, lane).await?
+            let of = (volume, context.registry.ownership(name)?);
+            context.sessions.create(name, of, rights.read_only, leases, executed, lane).await?
         }
     };
     welcome.journal = session.executed();
@@ -335,7 +336,8 @@ impl Connection {
         }
         match request {
             Request::Ping => {
-                let renewed = self.session.as_ref().is_some_and(|s| !s.has_ended() && s.volume.may_renew(s.id));
+                let renewed =
+                    self.session.as_ref().is_some_and(|s| !s.has_ended() && s.is_sure() && s.volume.may_renew(s.id));
                 let durable = self.session.as_ref().map_or(Issue(0), |session| session.volume.durable());
                 let now = atoll_types::Timestamp::now();
                 send(&self.answers, id, &Response::Pong { renewed, now, durable }).await;
@@ -405,6 +407,9 @@ impl Connection {
         let context = self.context.clone();
         let work = async move {
             let reply = in_turn(context, session.clone(), execute).await?;
+            if !session.holds().await {
+                return None;
+            }
             Some(results(reply, session.volume.durable()))
         };
         self.answer(id, waits_for, Box::pin(work)).await;

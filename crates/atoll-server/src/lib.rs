@@ -15,6 +15,7 @@ mod links;
 mod metrics;
 mod moving;
 mod names;
+mod ownership;
 mod quotas;
 mod registry;
 mod server;
