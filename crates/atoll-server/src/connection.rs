@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use atoll_lease::Issue;
-use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome};
+use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, Timestamp};
 use atoll_wire::{
     AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
     SnapshotInfo, TrashInfo, Welcome,
@@ -339,7 +339,7 @@ impl Connection {
                 let renewed =
                     self.session.as_ref().is_some_and(|s| !s.has_ended() && s.is_sure() && s.volume.may_renew(s.id));
                 let durable = self.session.as_ref().map_or(Issue(0), |session| session.volume.durable());
-                let now = atoll_types::Timestamp::now();
+                let now = self.session.as_ref().map_or_else(Timestamp::now, |session| session.volume.tell_time());
                 send(&self.answers, id, &Response::Pong { renewed, now, durable }).await;
             }
             Request::GiveUp(rights) => {

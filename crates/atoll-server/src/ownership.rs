@@ -68,7 +68,7 @@ impl Ownership {
     /// Nobody else can have served the volume until now.
     pub fn is_sure(&self) -> bool {
         let left = self.term.lock().left_at(self.clock.now());
-        !self.is_lost() && !left.is_zero() || is_broken(Mutation::Unasked)
+        !self.is_lost() && !left.is_zero()
     }
 
     /// Ready when it is sure; false when the volume is another server's.
@@ -140,6 +140,9 @@ impl Watched {
     }
 
     async fn look(&self) -> Found {
+        if is_broken(Mutation::Unasked) {
+            return Found::Ours;
+        }
         let Ok(found) = self.remote.store.get(&Path::from("volume.json")).await else { return Found::Unknown };
         let Ok(bytes) = found.bytes().await else { return Found::Unknown };
         match serde_json::from_slice::<Record>(&bytes) {
