@@ -60,7 +60,8 @@ pub async fn serve(world: Arc<World>, number: usize) -> turmoil::Result {
     while let Some(stream) = incoming.recv().await {
         tokio::spawn(server.serve(stream));
     }
-    Ok(())
+    // The address is another server's. It goes on with the connections that it has.
+    std::future::pending().await
 }
 
 /// Take the volume over, as an operator does, unless that was done before.
