@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use atoll_lease::Issue;
-use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome};
+use atoll_types::{Errno, InodeId, JournalPosition, Operation, OperationSeq, Outcome, Timestamp};
 use atoll_wire::{
     AdminReply, AdminRequest, Execute, FRAME_BYTES_MAX, HELLO_BYTES_MAX, Hello, Lane, LeaseInfo, Request, Response,
     SnapshotInfo, TrashInfo, Welcome,
@@ -259,7 +259,8 @@ async fn welcome(
         }
         None => {
             let Hello { lane, leases, executed, .. } = hello;
-            context.sessions.create(name, volume, rights.read_only, leases, executed, lane).await?
+            let of = (volume, context.registry.ownership(name)?);
+            context.sessions.create(name, of, rights.read_only, leases, executed, lane).await?
         }
     };
     welcome.journal = session.executed();
@@ -335,9 +336,10 @@ impl Connection {
         }
         match request {
             Request::Ping => {
-                let renewed = self.session.as_ref().is_some_and(|s| !s.has_ended() && s.volume.may_renew(s.id));
+                let renewed =
+                    self.session.as_ref().is_some_and(|s| !s.has_ended() && s.is_sure() && s.volume.may_renew(s.id));
                 let durable = self.session.as_ref().map_or(Issue(0), |session| session.volume.durable());
-                let now = atoll_types::Timestamp::now();
+                let now = self.session.as_ref().map_or_else(Timestamp::now, |session| session.volume.tell_time());
                 send(&self.answers, id, &Response::Pong { renewed, now, durable }).await;
             }
             Request::GiveUp(rights) => {
@@ -405,6 +407,9 @@ impl Connection {
         let context = self.context.clone();
         let work = async move {
             let reply = in_turn(context, session.clone(), execute).await?;
+            if !session.holds().await {
+                return None;
+            }
             Some(results(reply, session.volume.durable()))
         };
         self.answer(id, waits_for, Box::pin(work)).await;

@@ -15,6 +15,7 @@ mod links;
 mod metrics;
 mod moving;
 mod names;
+mod ownership;
 mod queues;
 mod quotas;
 mod registry;

@@ -19,6 +19,7 @@ use atoll_object::{ObjectRoot, probe};
 use atoll_store::{Sealing, SlateConfig, SlateStore};
 use atoll_types::{Caller, Epoch};
 use atoll_volume::{Compression, Durability, Quota, Volume, VolumeConfig, VolumeSettings};
+use atoll_wire::clock::Clock;
 use futures_util::StreamExt;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, path::Path as ObjectPath};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ use crate::buckets::Buckets;
 use crate::durable;
 use crate::keys::CIPHER;
 use crate::names;
+use crate::ownership::{Ownership, TAKEOVER_WAIT, Watched};
 use crate::queues::Queues;
 use crate::sessions::Sessions;
 
@@ -45,7 +47,7 @@ const FILE_MODE: u32 = 0o666;
 const GRACE: Duration = Duration::from_millis(atoll_wire::TERM_MS + atoll_wire::UNNOTICED_MS + 100);
 
 /// How long a volume that closes waits for its object store.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Registry {
     folder: PathBuf,
@@ -64,6 +66,9 @@ pub(crate) struct Registry {
     /// Held while a volume is deleted, or another one told that it has a clone.
     pub(crate) parting: Mutex<()>,
     pub(crate) sessions: Arc<Sessions>,
+    clock: Clock,
+    /// Of volumes with durability `object` that were used: only those can be taken over.
+    ownerships: parking_lot::Mutex<HashMap<String, Arc<Ownership>>>,
 }
 
 pub(crate) type Slot = Arc<Mutex<Option<Volume>>>;
@@ -81,6 +86,9 @@ pub(crate) struct Record {
     /// Its keys lie in the store, as `keys.json`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) encrypted: bool,
+    /// Taken over from another server, which may not know of it yet. In the data folder only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    taken_over: bool,
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -127,6 +135,7 @@ impl Registry {
         keys: ServerKeys,
         buckets: Buckets,
         sessions: Arc<Sessions>,
+        clock: Clock,
     ) -> Result<Self> {
         let path = folder.join("owner");
         let fail = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -152,6 +161,8 @@ impl Registry {
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),
             sessions,
+            clock,
+            ownerships: parking_lot::Mutex::default(),
         })
     }
 
@@ -274,6 +285,7 @@ impl Registry {
             owner: self.owner.clone(),
             parent: parent.map(str::to_owned),
             encrypted,
+            taken_over: false,
         };
         let json = serde_json::to_vec(&record).map_err(|error| error.to_string())?;
         let remote = self.remote(name);
@@ -301,10 +313,7 @@ impl Registry {
     pub async fn attach(&self, name: &str) -> Result<()> {
         names::check("volume", name)?;
         let slot = self.slot(name);
-        let _alone = slot.lock().await;
-        if self.record(name).is_ok() {
-            return Err(format!("volume `{name}` is here already"));
-        }
+        let mut open = slot.lock().await;
         let remote = self.remote(name);
         let path = ObjectPath::from("volume.json");
         let found = match remote.store.get(&path).await {
@@ -322,6 +331,9 @@ impl Registry {
                 record.durability
             ));
         }
+        if self.record(name).is_ok() && record.owner == self.owner {
+            return Err(format!("volume `{name}` is here already"));
+        }
         // Nothing is changed for a server without the right key.
         self.keyring(name, &record).await?;
         let record = Record { owner: self.owner.clone(), ..record };
@@ -329,8 +341,14 @@ impl Registry {
         let owned = remote.store.put(&path, PutPayload::from(json.clone())).await;
         owned.map_err(|error| format!("cannot write to {}: {error}", remote.url))?;
         std::fs::create_dir_all(self.local(name)).map_err(|error| error.to_string())?;
+        // Of a time when it was this server's before.
+        if let Some(volume) = open.take() {
+            self.sessions.abandon(name);
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, volume.close()).await;
+        }
+        self.ownerships.lock().remove(name);
         // Last: without this file the next attempt does all of it again.
-        self.keep_record(name, &record)
+        self.keep_record(name, &Record { taken_over: true, ..record })
     }
 
     /// What the store knows of a volume; nothing when that cannot be read.
@@ -407,14 +425,49 @@ impl Registry {
         std::fs::create_dir_all(&local).map_err(|error| format!("cannot write {}: {error}", local.display()))?;
         let remote = self.remote(name);
         // SlateDB asks again and again; this request does not, and can say what is wrong.
-        if let Err(error) = remote.store.head(&ObjectPath::from("volume.json")).await {
-            return Err(format!("volume `{name}`: cannot read {}: {error}", remote.url));
+        let found = remote.store.get(&ObjectPath::from("volume.json")).await;
+        let found = found.map_err(|error| format!("volume `{name}`: cannot read {}: {error}", remote.url))?;
+        if record.durability()? == Durability::Object {
+            let bytes = found.bytes().await.map_err(|error| format!("{}: {error}", remote.url))?;
+            let owner = serde_json::from_slice::<Record>(&bytes).map(|found| found.owner);
+            if owner.is_ok_and(|owner| owner != self.owner) {
+                return Err(format!(
+                    "volume `{name}` was taken over by another server: `atoll volume attach {name}` brings it back here"
+                ));
+            }
         }
         let keys = self.keyring(name, record).await?;
         let store = SlateStore::open_behind(self.store_config(name, record.durability()?, keys), before)
             .await
             .map_err(|error| format!("volume `{name}`: {error}"))?;
+        if record.taken_over {
+            // Nothing of the last owner is committed any more. It may still answer from memory.
+            tokio::time::sleep(TAKEOVER_WAIT).await;
+            self.keep_record(name, &Record { taken_over: false, ..record.clone() })?;
+        }
         Ok(Arc::new(store))
+    }
+
+    /// Whether a volume that is open is still this server's. `None` of one that cannot be taken over.
+    pub(crate) fn ownership(&self, name: &str) -> Result<Option<Arc<Ownership>>> {
+        let (volume, snapshot) = names::parts(name);
+        if snapshot.is_some() || self.record(volume)?.durability()? != Durability::Object {
+            return Ok(None);
+        }
+        let mut ownerships = self.ownerships.lock();
+        if let Some(known) = ownerships.get(name).filter(|known| !known.is_lost()) {
+            return Ok(Some(known.clone()));
+        }
+        let watched = Watched {
+            name: name.to_owned(),
+            owner: self.owner.clone(),
+            remote: self.remote(name),
+            slot: self.slot(name),
+            sessions: self.sessions.clone(),
+        };
+        let ownership = watched.watch(self.clock.clone());
+        ownerships.insert(name.to_owned(), ownership.clone());
+        Ok(Some(ownership))
     }
 
     /// Where the segments lie that a volume has from those of which it is a clone.
@@ -478,7 +531,7 @@ impl Registry {
         let store = self.open_store(name, &record).await?;
         let volume = self.open_volume(name, record.durability()?, store).await?;
         volume.begin_grace(volume.restored_sessions().iter().map(|(session, _)| *session), GRACE);
-        self.sessions.restore(name, &volume);
+        self.sessions.restore(name, &volume, self.ownership(name)?);
         self.start_links(&volume);
         *open = Some(volume.clone());
         Ok(volume)
@@ -585,6 +638,7 @@ impl Registry {
         let slot = self.slot(name);
         let mut open = slot.lock().await;
         self.close_unused(name, &mut open, "it is deleted").await?;
+        self.ownerships.lock().remove(name);
         // The owner record goes last: until then a second `delete` can finish the work.
         let remote = self.remote(name);
         self.clear(name, record.parent.as_deref()).await?;

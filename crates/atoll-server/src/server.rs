@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use atoll_blob::STORE_PATIENCE;
 use atoll_keys::ServerKeys;
 use atoll_object::{ObjectOptions, ObjectRoot};
+use atoll_wire::clock::Clock;
 use axum::extract::State;
 use axum::routing::get;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -59,6 +60,8 @@ pub struct ServerConfig {
     pub cache_bytes_max: u64,
     /// For how long calls wait for an object store that does not answer; default: `STORE_PATIENCE`.
     pub store_patience: Option<Duration>,
+    /// The machine's clocks, or those of a simulation.
+    pub clock: Clock,
     /// Files whose lines are keys: the first one wraps keys of volumes, all unwrap them.
     pub key_files: Vec<PathBuf>,
     /// A file whose lines are passphrases, which do the same; the first one wraps when there are no key files.
@@ -214,7 +217,8 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let sessions: Arc<Sessions> = Arc::default();
         let (cache, patience) = (config.cache_bytes_max, config.store_patience.unwrap_or(STORE_PATIENCE));
-        let registry = Registry::open(data.clone(), root, cache, patience, keys, buckets, sessions.clone());
+        let registry =
+            Registry::open(data.clone(), root, cache, patience, keys, buckets, sessions.clone(), config.clock);
         let context = Arc::new(Context {
             registry: registry.map_err(ServerError::Volume)?,
             sessions,

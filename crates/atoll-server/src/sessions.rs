@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::names::parts;
+use crate::ownership::Ownership;
 
 /// How long a session without a connection is kept.
 pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
@@ -31,6 +32,8 @@ pub(crate) struct Session {
     pub secret: u128,
     pub volume_name: String,
     pub volume: Volume,
+    /// `None` where the volume cannot be taken over.
+    ownership: Option<Arc<Ownership>>,
     pub read_only: bool,
     /// It answers recalls.
     pub leases: bool,
@@ -95,7 +98,7 @@ pub(crate) enum Admission {
 impl Session {
     fn new(
         volume_name: &str,
-        volume: Volume,
+        (volume, ownership): (Volume, Option<Arc<Ownership>>),
         id: SessionId,
         info: SessionInfo,
         journal: JournalPosition,
@@ -108,6 +111,7 @@ impl Session {
             secret: info.secret,
             volume_name: volume_name.to_owned(),
             volume,
+            ownership,
             read_only: info.read_only,
             leases: info.leases,
             restored: returning.is_some(),
@@ -119,6 +123,19 @@ impl Session {
             newest: watch::Sender::new(0),
             oldest: watch::Sender::new(0),
         })
+    }
+
+    /// Ready when it is sure that the volume was this server's until now; false when it is another one's.
+    pub async fn holds(&self) -> bool {
+        match &self.ownership {
+            Some(ownership) => ownership.holds().await,
+            None => true,
+        }
+    }
+
+    /// Whether that is sure now.
+    pub fn is_sure(&self) -> bool {
+        self.ownership.as_ref().is_none_or(|ownership| ownership.is_sure())
     }
 
     pub fn admit(&self, sequence: OperationSeq, acknowledged: OperationSeq) -> Admission {
@@ -298,7 +315,7 @@ impl Sessions {
     pub async fn create(
         &self,
         volume_name: &str,
-        volume: Volume,
+        (volume, ownership): (Volume, Option<Arc<Ownership>>),
         read_only: bool,
         leases: bool,
         journal: JournalPosition,
@@ -312,18 +329,19 @@ impl Sessions {
         let info = SessionInfo { secret: u128::from_le_bytes(secret), read_only, leases };
         let begun = volume.begin_session(id, info, journal).await;
         begun.map_err(|errno| format!("volume `{volume_name}` takes no sessions: {errno}"))?;
-        let session = Session::new(volume_name, volume, id, info, journal, None);
+        let session = Session::new(volume_name, (volume, ownership), id, info, journal, None);
         let generation = session.connect(lane).unwrap_or_default();
         self.insert(session.clone());
         Ok((session, generation))
     }
 
     /// The sessions that a volume had with the last server: they may come back for a while.
-    pub fn restore(&self, volume_name: &str, volume: &Volume) {
+    pub fn restore(&self, volume_name: &str, volume: &Volume, ownership: Option<Arc<Ownership>>) {
         for &(id, info) in volume.restored_sessions() {
             let journal = volume.journal(id);
             let returning = Some(Returning::default());
-            self.insert(Session::new(volume_name, volume.clone(), id, info, journal, returning));
+            let of = (volume.clone(), ownership.clone());
+            self.insert(Session::new(volume_name, of, id, info, journal, returning));
         }
     }
 
@@ -370,6 +388,16 @@ impl Sessions {
         session.over.send_replace(true);
         if self.table.lock().remove(&session.id).is_some() {
             session.volume.end_session(session.id).await;
+        }
+    }
+
+    /// The volume is another server's: its sessions go on there.
+    pub fn abandon(&self, volume_name: &str) {
+        let of_volume = |_: &SessionId, session: &mut Arc<Session>| session.volume_name == volume_name;
+        let abandoned: Vec<_> = self.table.lock().extract_if(of_volume).collect();
+        for (_, session) in abandoned {
+            session.state.lock().ended = true;
+            session.over.send_replace(true);
         }
     }
 

@@ -9,12 +9,13 @@ use crate::check::{Verdict, check};
 use crate::faults::{Fault, Kind, Plan};
 use crate::history::{Action, Event, Object, Random, mix};
 use crate::loss::Loss;
+use crate::machine::Machine;
 use crate::models::{State, prepare};
 use crate::network::Delay;
 use crate::objects::Weather;
 use crate::processes;
 use crate::trace::{Trace, stamp};
-use crate::world::{Phase, World};
+use crate::world::{Phase, Role, World};
 
 /// Workers of a client: one on its chain, the others on what all share.
 const WORKERS: usize = 3;
@@ -55,14 +56,24 @@ pub fn run(options: &Options, data: std::path::PathBuf) -> Report {
         .rng_seed(options.seed)
         .enable_tokio_io()
         .build();
-    let of_server = world.clone();
-    sim.host("server", move || processes::serve(of_server.clone()));
+    let machines = vec![Machine::new(&world, 0, Duration::ZERO)];
     for client in 0..options.clients {
         let world = world.clone();
         sim.host(host(client), move || processes::work(world.clone(), client));
     }
     let random = Random::new(mix(options.seed));
-    let mut driver = Driver { options, world: world.clone(), sim, random, down: Vec::new(), loss: None, rounds: 0 };
+    let mut driver = Driver {
+        options,
+        world: world.clone(),
+        sim,
+        machines,
+        server: 0,
+        frozen: 0,
+        random,
+        down: Vec::new(),
+        loss: None,
+        rounds: 0,
+    };
     let failure = driver.rounds().err();
     let elapsed = driver.sim.elapsed();
     let (hash, events) = world.trace.sum();
@@ -71,11 +82,15 @@ pub fn run(options: &Options, data: std::path::PathBuf) -> Report {
 }
 
 fn may_fence(kind: Kind) -> bool {
-    matches!(kind, Kind::LongSilence | Kind::LongFreeze)
+    matches!(kind, Kind::LongSilence | Kind::LongFreeze | Kind::LeftBehind)
 }
 
 fn host(client: usize) -> String {
     format!("client-{client}")
+}
+
+fn machine(machines: &mut [Machine], number: usize) -> &mut Machine {
+    machines.iter_mut().find(|machine| machine.number == number).expect("its machine")
 }
 
 /// A process.
@@ -88,7 +103,14 @@ enum Process {
 struct Driver<'a> {
     options: &'a Options,
     world: Arc<World>,
+    /// Of the clients.
     sim: Sim<'static>,
+    /// Those of servers that run, or will again.
+    machines: Vec<Machine>,
+    /// To which clients connect.
+    server: usize,
+    /// The one that was frozen last.
+    frozen: usize,
     random: Random,
     /// Processes that are dead, or about to die, and for how long they will be.
     down: Vec<(Process, Duration, Option<Duration>)>,
@@ -120,7 +142,7 @@ impl Driver<'_> {
                 let mut stage = self.world.stage.lock();
                 (std::mem::take(&mut stage.lost_answers), stage.final_log.clone())
             };
-            let may_fail = matches!(kind, Kind::ClientDies | Kind::LongSilence | Kind::LongFreeze | Kind::BothDie);
+            let may_fail = may_fence(kind) || matches!(kind, Kind::ClientDies | Kind::BothDie);
             if let (false, Some(lost)) = (may_fail, lost_answers.first()) {
                 return Err(format!("round {} ({kind:?}): an answer that says nothing: {lost}", self.rounds));
             }
@@ -135,6 +157,10 @@ impl Driver<'_> {
     // ---- time
 
     fn step(&mut self) -> Outcome {
+        let elapsed = self.sim.elapsed();
+        for machine in &mut self.machines {
+            machine.step(elapsed)?;
+        }
         self.sim.step().map_err(|error| format!("a process ended: {error}"))?;
         self.world.bucket.arrive();
         if let Some(defect) = self.world.stage.lock().defects.first() {
@@ -150,7 +176,7 @@ impl Driver<'_> {
         let mut revived = Vec::new();
         for (process, down, since) in &mut self.down {
             let life = match *process {
-                Process::Server => self.world.server_life(),
+                Process::Server => self.world.server_life(self.server),
                 Process::Client(client) => self.world.client_life(client),
             };
             let name = match *process {
@@ -160,9 +186,12 @@ impl Driver<'_> {
             match *since {
                 None if life.is_over() => {
                     self.world.trace.note(format_args!("{name} is dead"));
-                    self.sim.crash(name);
-                    if *process == Process::Server {
-                        self.world.tear_disk();
+                    match *process {
+                        Process::Server => {
+                            machine(&mut self.machines, self.server).crash();
+                            self.world.tear_disk(self.server);
+                        }
+                        Process::Client(_) => self.sim.crash(name),
                     }
                     *since = Some(elapsed);
                     if let Process::Client(client) = *process {
@@ -181,10 +210,15 @@ impl Driver<'_> {
                 Some(since) if elapsed >= since + *down => {
                     self.world.trace.note(format_args!("{name} is started"));
                     match *process {
-                        Process::Server => self.world.new_server(),
-                        Process::Client(client) => self.world.new_client(client),
+                        Process::Server => {
+                            self.world.new_server(self.server);
+                            machine(&mut self.machines, self.server).start();
+                        }
+                        Process::Client(client) => {
+                            self.world.new_client(client);
+                            self.sim.bounce(name);
+                        }
                     }
-                    self.sim.bounce(name);
                     revived.push(*process);
                 }
                 _ => {}
@@ -250,6 +284,7 @@ impl Driver<'_> {
                 return Err(self.stuck(Phase::Work { is_shared: true }));
             }
         }
+        self.retire();
         self.world.bucket.turn(Weather::FINE);
         self.world.network.turn(Delay { usual_ms: 1, seldom_ms: 3 });
         self.wait(QUIET)?;
@@ -262,7 +297,7 @@ impl Driver<'_> {
         match fault {
             Fault::ServerDies { effects, down_ms } => {
                 if !self.down.iter().any(|(process, ..)| *process == Process::Server) {
-                    self.world.server_life().end_after(effects, self.world.watch_disk());
+                    self.world.server_life(self.server).end_after(effects, self.world.watch_disk(self.server));
                     self.down.push((Process::Server, ms(down_ms), None));
                 }
             }
@@ -278,10 +313,28 @@ impl Driver<'_> {
             }
             Fault::LinkUp { client } => {
                 self.world.network.set_link(client, [false; 2]);
-                self.notices(client, kind)?;
+                if kind != Kind::LeftBehind {
+                    self.notices(client, kind)?;
+                }
             }
-            Fault::ServerFreezes => self.world.server_life().freeze(),
-            Fault::ServerThaws => self.world.server_life().thaw(),
+            Fault::Notices { client } => self.notices(client, kind)?,
+            Fault::ServerFreezes => {
+                self.world.freeze_server(self.server);
+                machine(&mut self.machines, self.server).freeze(self.sim.elapsed());
+                self.frozen = self.server;
+            }
+            Fault::ServerThaws { is_machine } => {
+                self.world.thaw_server(self.frozen, is_machine);
+                machine(&mut self.machines, self.frozen).thaw(self.sim.elapsed(), !is_machine);
+            }
+            Fault::TakeOver => {
+                let role = if self.options.durability == "local" { Role::Rival } else { Role::Successor };
+                let number = self.world.add_server(role, self.server);
+                self.machines.push(Machine::new(&self.world, number, self.sim.elapsed()));
+                if role == Role::Successor {
+                    self.server = number;
+                }
+            }
             Fault::ClientFreezes { client } => {
                 self.may_lose(client, kind);
                 self.world.freeze_client(client);
@@ -296,6 +349,16 @@ impl Driver<'_> {
             Fault::ClockSet { client, by_ms } => self.world.set_clock(client, by_ms),
         }
         Ok(())
+    }
+
+    /// Servers to which nobody connects any more end.
+    fn retire(&mut self) {
+        let server = self.server;
+        for machine in self.machines.iter_mut().filter(|machine| machine.number != server) {
+            self.world.server_life(machine.number).end();
+            machine.crash();
+        }
+        self.machines.retain(|machine| machine.number == server);
     }
 
     /// From now on the client may be fenced.

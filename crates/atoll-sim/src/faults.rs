@@ -14,6 +14,14 @@ const EFFECTS_MAX: u64 = 60;
 /// A link that is down for less than this long fences nobody: the server waits 5 s for the answer to a recall, which it
 /// may have sent just before.
 pub const FENCED_AFTER_MS: u64 = 3_000;
+/// For how long a client has been silent when it is left behind.
+const QUIET_MS: u64 = 600;
+/// How soon another server takes over.
+const TAKEN_OVER_AFTER_MAX_MS: u64 = 2_000;
+/// How soon clients go to it.
+const MOVES_MAX_MS: u64 = 1_000;
+/// How long one needs to notice that it was given up.
+const NOTICES_MS: u64 = 5_000;
 /// How long the network of a thawed machine may need.
 const LINK_MAX_MS: u64 = 400;
 /// By how much a clock is set: up to 18 hours.
@@ -39,6 +47,13 @@ pub enum Kind {
     ShortFreeze,
     /// A client is frozen for so long that it may be fenced. Its clocks go on meanwhile, or its machine stands still.
     LongFreeze,
+    /// The server is frozen for any time.
+    ServerFreezes,
+    /// The server is frozen, and another one takes over, to which all clients go. The first one may be thawed at any time.
+    /// Where the data is on its disk (`local`), the other one must not start.
+    TakenOver,
+    /// The same, and one client stays where it is: the other server may give it up.
+    LeftBehind,
     /// The wall clock of a client is set, forward and back.
     ClockSet,
     /// The server and a client die at about the same time. What others had seen of the client may be gone, so
@@ -47,7 +62,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Quiet,
         Kind::Cuts,
         Kind::ServerDies,
@@ -56,6 +71,9 @@ impl Kind {
         Kind::LongSilence,
         Kind::ShortFreeze,
         Kind::LongFreeze,
+        Kind::ServerFreezes,
+        Kind::TakenOver,
+        Kind::LeftBehind,
         Kind::ClockSet,
         Kind::BothDie,
     ];
@@ -85,7 +103,16 @@ pub enum Fault {
         client: usize,
     },
     ServerFreezes,
-    ServerThaws,
+    /// `is_machine`: its clocks have stood still, but for the wall clock that it is told.
+    ServerThaws {
+        is_machine: bool,
+    },
+    /// Another server is started.
+    TakeOver,
+    /// A client that may have been given up has had the time to notice it.
+    Notices {
+        client: usize,
+    },
     ClientFreezes {
         client: usize,
     },
@@ -99,6 +126,15 @@ pub enum Fault {
         client: usize,
         by_ms: i64,
     },
+}
+
+/// For how long a server is frozen: often until another one has taken over and clients have not given it up yet.
+fn server_freeze_ms(random: &mut Random) -> u64 {
+    match random.below(4) {
+        0 => 100 + random.below(6_000),
+        1 => 100 + random.below(40_000),
+        _ => 10_000 + random.below(5_500),
+    }
 }
 
 pub struct Plan {
@@ -168,7 +204,7 @@ impl Plan {
                 let length = random.below(FENCED_AFTER_MS);
                 if random.below(3) == 0 {
                     plan.add(begin, Fault::ServerFreezes);
-                    plan.add(begin + length, Fault::ServerThaws);
+                    plan.add(begin + length, Fault::ServerThaws { is_machine: random.below(2) == 0 });
                 } else {
                     plan.freeze(random, client, begin, length);
                 }
@@ -186,6 +222,32 @@ impl Plan {
                     );
                 }
                 plan.freeze(random, client, begin, length);
+            }
+            Kind::ServerFreezes => {
+                let length = server_freeze_ms(random);
+                plan.add(begin, Fault::ServerFreezes);
+                plan.add(begin + length, Fault::ServerThaws { is_machine: random.below(2) == 0 });
+                plan.cuts(random, clients, 0);
+            }
+            Kind::TakenOver | Kind::LeftBehind => {
+                let left = (kind == Kind::LeftBehind).then_some(client);
+                let at = begin + QUIET_MS;
+                if let Some(client) = left {
+                    // What it has changed and others have seen is durable when it is given up.
+                    plan.weather = Weather::FINE;
+                    plan.add(begin, Fault::LinkDown { client, is_deaf: false });
+                    plan.add(at + 1, Fault::LinkUp { client });
+                }
+                let (length, later) = (server_freeze_ms(random), random.below(TAKEN_OVER_AFTER_MAX_MS));
+                plan.add(at, Fault::ServerFreezes);
+                plan.add(at + later, Fault::TakeOver);
+                for client in (0..clients).filter(|client| left != Some(*client)) {
+                    plan.add(at + later + 5 + random.below(MOVES_MAX_MS), Fault::Cut { client, all: true });
+                }
+                plan.add(at + length, Fault::ServerThaws { is_machine: random.below(2) == 0 });
+                if let Some(client) = left {
+                    plan.add(at + length.max(later) + NOTICES_MS, Fault::Notices { client });
+                }
             }
             Kind::ClockSet => {
                 for _ in 0..1 + random.below(5) {

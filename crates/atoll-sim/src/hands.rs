@@ -234,10 +234,11 @@ impl Hands {
         join(work, self.look_when_thawed(&is_over)).await;
     }
 
-    /// What a client knows that is thawed may be old: it looks at all of it at once.
+    /// What a client knows that is thawed may be old, or what a server says that is: it looks at all of it at once.
     async fn look_when_thawed(&self, is_over: &AtomicBool) {
-        let thaws = self.life.thaws();
-        while self.life.thaws() == thaws {
+        let thaws = || self.life.thaws() + self.world.server_thaws();
+        let before = thaws();
+        while thaws() == before {
             if is_over.load(Ordering::Relaxed) {
                 return;
             }

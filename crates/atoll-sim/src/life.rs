@@ -2,7 +2,8 @@
 //!
 //! Invariant: a process that is dead has no effect on anything but itself and its disk, which is put right when it is
 //! buried. It dies between two effects, so at any await that matters; its tasks vanish at the end of the tick.
-//! While it is frozen it has no effect either, and nothing reaches it: what it does by itself nobody can tell.
+//! While it is frozen it has no effect either, and nothing reaches it. What a client does by itself meanwhile nobody can
+//! tell; a server does nothing (`machine.rs`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -59,6 +60,10 @@ impl Life {
         std::mem::take(&mut frozen.waiting).into_iter().for_each(Waker::wake);
     }
 
+    pub fn is_frozen(&self) -> bool {
+        self.0.frozen.lock().is
+    }
+
     /// How often it was thawed.
     pub fn thaws(&self) -> u64 {
         self.0.frozen.lock().thaws
@@ -76,6 +81,11 @@ impl Life {
 
     pub async fn thawed(&self) {
         std::future::poll_fn(|cx| self.poll_thawed(cx)).await;
+    }
+
+    /// It has no effect any more.
+    pub fn end(&self) {
+        self.0.left.store(0, Ordering::Relaxed);
     }
 
     pub fn is_over(&self) -> bool {

@@ -18,6 +18,7 @@ mod history;
 mod life;
 #[path = "../../../tests/history/loss.rs"]
 mod loss;
+mod machine;
 #[path = "../../../tests/history/models.rs"]
 mod models;
 mod network;
@@ -54,7 +55,7 @@ struct Arguments {
     /// Run seeds for so long, each in a process of its own, and stop at the first that fails.
     #[arg(long, conflicts_with = "seed")]
     seconds: Option<u64>,
-    /// Break a rule on purpose: `Unheard`, `EarlySync`, `Repeated` or `WallIgnored`.
+    /// Break a rule on purpose: `Unheard`, `EarlySync`, `Repeated`, `WallIgnored` or `Unasked`.
     #[arg(long)]
     mutation: Option<String>,
     /// Show every event.

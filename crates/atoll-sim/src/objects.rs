@@ -1,6 +1,7 @@
 //! An object store in memory that is slow, that fails before or after it has done what it was asked, and of which a
 //! dead process has nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,11 +47,13 @@ pub struct Bucket {
     random: Mutex<Random>,
     weather: Mutex<Weather>,
     sent: Mutex<Vec<Sent>>,
+    /// Of writes that arrived while their server was frozen, by number.
+    answers: Mutex<BTreeMap<u64, Result<PutResult>>>,
     count: Mutex<u64>,
     trace: Arc<Trace>,
 }
 
-/// A write that a server has sent. If the server dies, it arrives by and by.
+/// A write that a server has sent. If the server dies or is frozen, it arrives by and by.
 struct Sent {
     number: u64,
     arrives: Duration,
@@ -75,6 +78,7 @@ impl Bucket {
             random,
             weather: Mutex::new(Weather::FINE),
             sent: Mutex::default(),
+            answers: Mutex::default(),
             count: Mutex::default(),
             trace,
         })
@@ -84,15 +88,19 @@ impl Bucket {
         *self.weather.lock() = weather;
     }
 
-    /// What dead servers had sent arrives when it is time.
+    /// What dead and frozen servers had sent arrives when it is time.
     pub fn arrive(&self) {
         let now = now();
-        let is_due = |sent: &mut Sent| sent.life.is_over() && sent.arrives <= now;
+        let is_due = |sent: &mut Sent| (sent.life.is_over() || sent.life.is_frozen()) && sent.arrives <= now;
         let due: Vec<Sent> = self.sent.lock().extract_if(.., is_due).collect();
-        for Sent { path, payload, options, .. } in due {
+        for Sent { number, path, payload, options, life, .. } in due {
             let put = self.objects.put_opts(&path, payload, options).now_or_never();
-            let is_done = put.expect("memory answers at once").is_ok();
-            self.trace.note(format_args!("store late put {path} {}", if is_done { "done" } else { "refused" }));
+            let put = put.expect("memory answers at once");
+            let shown = shown(path.as_ref());
+            self.trace.note(format_args!("store late put {shown} {}", if put.is_ok() { "done" } else { "refused" }));
+            if !life.is_over() {
+                self.answers.lock().insert(number, put);
+            }
         }
     }
 
@@ -141,6 +149,11 @@ impl Bucket {
     }
 }
 
+/// The probe's name has the number of the process.
+fn shown(path: &str) -> &str {
+    if path.contains("probe") { "probe" } else { path }
+}
+
 /// The store as one run of a server sees it.
 #[derive(Clone)]
 pub struct Objects {
@@ -177,9 +190,7 @@ impl Objects {
             return Err(failed("before"));
         }
         let result = work.await;
-        // The probe's name has the number of the process.
-        let shown = if path.contains("probe") { "probe" } else { path };
-        trace.note(format_args!("store {what} {shown} {}", if result.is_ok() { "done" } else { "refused" }));
+        trace.note(format_args!("store {what} {} {}", shown(path), if result.is_ok() { "done" } else { "refused" }));
         tokio::time::sleep(fate.after).await;
         self.life.thawed().await;
         if self.life.is_over() {
@@ -210,6 +221,9 @@ impl ObjectStore for Objects {
         let number = self.bucket.send(path, &payload, &options, &self.life);
         let put = async {
             self.bucket.arrived(number);
+            if let Some(answer) = self.bucket.answers.lock().remove(&number) {
+                return answer;
+            }
             self.bucket.objects.put_opts(path, payload, options).await
         };
         let result = self.act("put", path.as_ref(), put).await;

@@ -11,11 +11,18 @@ use rustc_hash::FxHasher;
 /// The time of the simulation when it was last asked, in nanoseconds. A process has one simulation.
 static NOW_NS: AtomicU64 = AtomicU64::new(0);
 static STAMP: AtomicU64 = AtomicU64::new(0);
+/// For how long the process that runs stood still, in nanoseconds: its simulation did not go on meanwhile.
+static STOOD_NS: AtomicU64 = AtomicU64::new(0);
+
+/// The processes of a simulation that lags by so much run now.
+pub fn set_stood(stood: Duration) {
+    STOOD_NS.store(stood.as_nanos() as u64, Ordering::Relaxed);
+}
 
 /// How long the simulation has been going on, by the clock of the host that asks.
 pub fn now() -> Duration {
     if let Some(elapsed) = turmoil::sim_elapsed() {
-        NOW_NS.store(elapsed.as_nanos() as u64, Ordering::Relaxed);
+        NOW_NS.store(elapsed.as_nanos() as u64 + STOOD_NS.load(Ordering::Relaxed), Ordering::Relaxed);
     }
     Duration::from_nanos(NOW_NS.load(Ordering::Relaxed))
 }

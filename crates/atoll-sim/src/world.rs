@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_types::InodeId;
@@ -92,7 +93,7 @@ pub struct Stage {
     pub operations: u64,
 }
 
-/// How far a client's clocks are from the time of the simulation.
+/// How far a machine's clocks are from the time of the simulation.
 #[derive(Clone, Copy, Default)]
 pub struct Skew {
     /// The boot-time clock has stood still for so long.
@@ -103,21 +104,59 @@ pub struct Skew {
     frozen_at: Option<Duration>,
 }
 
+impl Skew {
+    fn thaw(&mut self, is_machine: bool) {
+        if let Some(frozen_at) = self.frozen_at.take()
+            && is_machine
+        {
+            self.stood += now() - frozen_at;
+        }
+    }
+
+    /// The boot-time clock and the wall clock.
+    fn clocks(&self) -> (Duration, Duration) {
+        let now = self.frozen_at.unwrap_or_else(now);
+        let wall_ms = (WALL_BEGIN + now).as_millis() as i64 + self.set_ms;
+        (now - self.stood, Duration::from_millis(wall_ms as u64))
+    }
+}
+
 pub struct World {
     pub seed: u64,
     pub trace: Arc<Trace>,
     pub network: Arc<Network>,
     pub bucket: Arc<Bucket>,
-    /// The server's disk.
-    pub data: PathBuf,
+    /// The disks of servers.
+    data: PathBuf,
     pub durability: &'static str,
     pub stage: Mutex<Stage>,
     pub random: Mutex<Random>,
     /// The server's disk as it was when the server died.
     at_death: Arc<Mutex<Files>>,
-    server: Mutex<Life>,
+    servers: Mutex<Vec<Serving>>,
     clients: Vec<Mutex<Life>>,
     skews: Vec<Mutex<Skew>>,
+    /// Of the servers.
+    server_thaws: AtomicU64,
+}
+
+/// What a server was started for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    First,
+    /// On a machine of its own, to which the volume and the address go.
+    Successor,
+    /// On the disk of a server that is only frozen: it must not start.
+    Rival,
+}
+
+/// A server, dead or alive.
+struct Serving {
+    life: Life,
+    role: Role,
+    /// Which disk it has.
+    disk: usize,
+    skew: Skew,
 }
 
 impl World {
@@ -133,9 +172,10 @@ impl World {
             stage: Mutex::new(Stage { done: vec![0; clients], ..Stage::default() }),
             random: Mutex::new(Random::new(seed ^ 3)),
             at_death: Arc::default(),
-            server: Mutex::new(Life::new()),
+            servers: Mutex::new(vec![Serving { life: Life::new(), role: Role::First, disk: 0, skew: Skew::default() }]),
             clients: (0..clients).map(|_| Mutex::new(Life::new())).collect(),
             skews: (0..clients).map(|_| Mutex::default()).collect(),
+            server_thaws: AtomicU64::new(0),
         })
     }
 
@@ -148,8 +188,49 @@ impl World {
     }
 
     /// Of the process that runs now, or is about to be started.
-    pub fn server_life(&self) -> Life {
-        self.server.lock().clone()
+    pub fn server_life(&self, server: usize) -> Life {
+        self.servers.lock()[server].life.clone()
+    }
+
+    pub fn role(&self, server: usize) -> Role {
+        self.servers.lock()[server].role
+    }
+
+    /// Its data folder.
+    pub fn disk(&self, server: usize) -> PathBuf {
+        self.data.join(self.servers.lock()[server].disk.to_string())
+    }
+
+    /// One more server; answers its number.
+    pub fn add_server(&self, role: Role, of: usize) -> usize {
+        let mut servers = self.servers.lock();
+        let number = servers.len();
+        let disk = if role == Role::Rival { servers[of].disk } else { number };
+        servers.push(Serving { life: Life::new(), role, disk, skew: Skew::default() });
+        number
+    }
+
+    pub fn freeze_server(&self, server: usize) {
+        let mut servers = self.servers.lock();
+        servers[server].skew.frozen_at = Some(now());
+        servers[server].life.freeze();
+    }
+
+    /// Of a machine that was frozen, the boot-time clock has stood still.
+    pub fn thaw_server(&self, server: usize, is_machine: bool) {
+        let mut servers = self.servers.lock();
+        servers[server].skew.thaw(is_machine);
+        servers[server].life.thaw();
+        self.server_thaws.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn server_thaws(&self) -> u64 {
+        self.server_thaws.load(Ordering::Relaxed)
+    }
+
+    /// What a server's boot-time clock and its wall clock show.
+    pub fn server_clocks(&self, server: usize) -> (Duration, Duration) {
+        self.servers.lock()[server].skew.clocks()
     }
 
     pub fn client_life(&self, client: usize) -> Life {
@@ -167,26 +248,17 @@ impl World {
 
     /// Of a machine that was frozen, the boot-time clock has stood still.
     pub fn thaw_client(&self, client: usize, is_machine: bool) {
-        let mut skew = self.skews[client].lock();
-        if let Some(frozen_at) = skew.frozen_at.take()
-            && is_machine
-        {
-            skew.stood += now() - frozen_at;
-        }
-        drop(skew);
+        self.skews[client].lock().thaw(is_machine);
         self.client_life(client).thaw();
     }
 
     /// What a client's boot-time clock and its wall clock show.
     pub fn clocks(&self, client: usize) -> (Duration, Duration) {
-        let skew = *self.skews[client].lock();
-        let now = skew.frozen_at.unwrap_or_else(now);
-        let wall_ms = (WALL_BEGIN + now).as_millis() as i64 + skew.set_ms;
-        (now - skew.stood, Duration::from_millis(wall_ms as u64))
+        self.skews[client].lock().clocks()
     }
 
-    pub fn new_server(&self) {
-        *self.server.lock() = Life::new();
+    pub fn new_server(&self, server: usize) {
+        self.servers.lock()[server].life = Life::new();
     }
 
     pub fn new_client(&self, client: usize) {
@@ -194,15 +266,15 @@ impl World {
     }
 
     /// What to do at the death of a server.
-    pub fn watch_disk(&self) -> impl FnOnce() + Send + 'static {
-        let (at_death, folder) = (self.at_death.clone(), self.data.join("volumes"));
+    pub fn watch_disk(&self, server: usize) -> impl FnOnce() + Send + 'static {
+        let (at_death, folder) = (self.at_death.clone(), self.disk(server).join("volumes"));
         move || *at_death.lock() = disk::read(&folder)
     }
 
     /// The server is buried.
-    pub fn tear_disk(&self) {
+    pub fn tear_disk(&self, server: usize) {
         let before = std::mem::take(&mut *self.at_death.lock());
-        let torn = disk::tear(&self.data.join("volumes"), &before, &mut self.random.lock());
+        let torn = disk::tear(&self.disk(server).join("volumes"), &before, &mut self.random.lock());
         self.trace.note(format_args!("disk: {torn} files were being written"));
     }
 

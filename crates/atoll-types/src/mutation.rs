@@ -11,10 +11,13 @@ pub enum Mutation {
     Repeated = 3,
     /// A wall clock that jumped ends no term.
     WallIgnored = 4,
+    /// A server that stood still answers without asking whether the volume is still its own.
+    Unasked = 5,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 4] = [Mutation::Unheard, Mutation::EarlySync, Mutation::Repeated, Mutation::WallIgnored];
+    pub const ALL: [Mutation; 5] =
+        [Mutation::Unheard, Mutation::EarlySync, Mutation::Repeated, Mutation::WallIgnored, Mutation::Unasked];
 }
 
 #[cfg(feature = "mutations")]

@@ -1,7 +1,7 @@
 //! Wall-clock instants with nanoseconds, as POSIX file times.
 
 use serde::{Deserialize, Serialize};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970-01-01 UTC (negative before) and nanoseconds 0..1e9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -26,6 +26,11 @@ impl Timestamp {
     pub fn access_moves(accessed: Self, modified: Self, changed: Self) -> bool {
         const DAY_SECONDS: i64 = 86_400;
         accessed <= modified || accessed <= changed || Self::now().seconds - accessed.seconds >= DAY_SECONDS
+    }
+
+    /// So much later, to the second.
+    pub fn later(self, by: Duration) -> Self {
+        Timestamp { seconds: self.seconds.saturating_add(by.as_secs() as i64), ..self }
     }
 
     /// The next representable instant; used to keep change times strictly growing.

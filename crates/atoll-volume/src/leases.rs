@@ -435,6 +435,11 @@ impl Volume {
         self.inner.shared.core.lock().leases.unanswered(session)
     }
 
+    /// The time, for a client that dates by it what it makes in the next term.
+    pub fn tell_time(&self) -> Timestamp {
+        self.inner.shared.core.lock().tell_time()
+    }
+
     /// Whether a session may use what it holds for another term.
     pub fn may_renew(&self, session: SessionId) -> bool {
         self.inner.shared.core.lock().leases.may_renew(session, self.inner.leases.now_ms())

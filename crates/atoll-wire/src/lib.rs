@@ -11,6 +11,8 @@
 //! [`HELLO_BYTES_MAX`], and the operations of one by `COMPOUND_OPERATIONS_MAX`
 //! while it is decoded.
 
+pub mod clock;
+
 use atoll_lease::{Grant, Issue, Recall};
 pub use atoll_types::Made;
 use atoll_types::{

@@ -28,6 +28,7 @@ pub async fn serve(arguments: &Serve) -> Result<()> {
         insecure: arguments.insecure,
         cache_bytes_max: cache_bytes(arguments.cache_mib),
         store_patience: arguments.store_patience.map(|seconds| Duration::from_secs(seconds.into())),
+        clock: Default::default(),
         key_files: arguments.key_file,
         passphrase_file: arguments.passphrase_file,
     };

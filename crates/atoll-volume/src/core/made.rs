@@ -16,6 +16,8 @@ use crate::format::{self, InodeRecord};
 
 /// How far a client's clock may be ahead: a time that is further is taken for this one.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
+/// How long a client dates what it makes by the time that it was told: a term.
+const TOLD_FOR: Duration = Duration::from_secs(4);
 /// Most reserves that are kept for a session; of more, the oldest is forgotten.
 const RESERVES_MAX: usize = 16;
 /// How far a number that an earlier authority gave may be beyond what the store knows of: changes that are made again
@@ -56,12 +58,18 @@ impl Numbers {
 }
 
 impl Core {
+    /// A client is told the time.
+    pub fn tell_time(&mut self) -> Timestamp {
+        let now = Timestamp::now();
+        self.told = self.told.max(now);
+        now
+    }
+
     /// How the operation that is executed next was made; `None` for one that is made by its execution.
     pub fn set_made(&mut self, made: Option<&Made>, again: bool) {
         self.making = made.map(|made| {
-            let now = Timestamp::now();
-            let latest =
-                Timestamp { seconds: now.seconds.saturating_add(CLOCK_SKEW_MAX.as_secs() as i64), nanos: now.nanos };
+            let by_clock = Timestamp::now().max(self.told.later(TOLD_FOR)).later(CLOCK_SKEW_MAX);
+            let latest = by_clock.max(self.counters.last_change);
             let nanos = made.at.nanos.min(Timestamp::NANOS_PER_SECOND - 1);
             Making { at: latest.min(Timestamp { nanos, ..made.at }), inode: made.inode, again }
         });

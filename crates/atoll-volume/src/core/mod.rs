@@ -181,6 +181,8 @@ pub(crate) struct Core {
     /// The operation that is executed now takes from others what they use: what loses its last name by it lingers.
     pub lingers: bool,
     making: Option<made::Making>,
+    /// The latest time that a client was told: it dates by it what it makes, also when our clock was set back since.
+    told: Timestamp,
     sessions: FxHashMap<SessionId, SessionRecord>,
     dirty_sessions: FxHashSet<SessionId>,
     pub unheard: UnheardChanges,
@@ -228,6 +230,7 @@ impl Core {
             links: linked::Links::default(),
             lingers: false,
             making: None,
+            told: Timestamp::default(),
             sessions: FxHashMap::default(),
             dirty_sessions: FxHashSet::default(),
             lingering: VecDeque::new(),
