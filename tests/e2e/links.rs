@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -196,7 +197,7 @@ fn what_is_renamed_or_removed_on_a_mount_is_so_in_the_bucket() {
 }
 
 #[test]
-fn names_that_the_bucket_would_list_as_others_are_in_the_volume_alone() {
+fn names_of_which_the_bucket_has_no_keys_are_in_the_volume_alone() {
     let (mut site, plain) = linked_site();
     assert_eq!(status(&site, "vol:/data")["capabilities"]["control_characters"], false, "the server has changed");
     let (a, b) = (site.mount("m1").join("data"), site.mount("m2").join("data"));
@@ -213,6 +214,12 @@ fn names_that_the_bucket_would_list_as_others_are_in_the_volume_alone() {
     for (name, bytes) in [("bell\x07", "bell\x07"), ("moved\x01", "moved"), ("d\x02/f", "d/f")] {
         assert_eq!(fs::read_to_string(b.join(name)).unwrap(), bytes);
     }
+    // Its key would have more bytes between two `/` than the server has room for.
+    let long = a.join(OsStr::from_bytes(&[0xe4; 255]));
+    assert!(!long.exists());
+    fs::write(&long, "long").unwrap();
+    assert_eq!(fs::read_to_string(b.join(long.file_name().unwrap())).unwrap(), "long");
+    fs::remove_file(long).unwrap();
     let publish = site.atoll([OsStr::new("publish"), a.join("bell\x07").as_os_str()]);
     publish.must_fail_saying(&["does not list keys with control characters"]);
 

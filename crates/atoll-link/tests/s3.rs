@@ -125,6 +125,7 @@ const VERSITYGW: Capabilities = Capabilities {
     key_beside_prefix: false,
     empty_segments: false,
     dot_segments: false,
+    long_segments: false,
     control_characters: false,
     ..ALL
 };

@@ -40,6 +40,8 @@ pub struct Capabilities {
     pub dot_segments: bool,
     /// Likewise `a\b`.
     pub backslashes: bool,
+    /// What is between two `/` may have more than [`SEGMENT_BYTES`].
+    pub long_segments: bool,
     /// A listing has control characters in keys as they are.
     pub control_characters: bool,
     /// Listings are in the order of the keys, as bytes.
@@ -61,6 +63,7 @@ impl Capabilities {
         // What XML has no characters for.
         let has_controls = key.contains(|c| matches!(c, '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}'));
         let has_empty = key.starts_with('/') || key.contains("//");
+        let has_long = key.split('/').any(|segment| segment.len() > SEGMENT_BYTES);
         let has_dots = key.split('/').any(|segment| matches!(segment, "." | ".."));
         let rules = [
             (
@@ -70,6 +73,7 @@ impl Capabilities {
             ),
             (self.backslashes, key.contains('\\'), "the bucket takes a backslash in a key for a slash"),
             (self.empty_segments, has_empty, "the bucket has no keys with empty segments"),
+            (self.long_segments, has_long, "the bucket has no keys with segments of more than 255 bytes"),
             (self.dot_segments, has_dots, "the bucket has no keys with `.` or `..` as segments"),
         ];
         rules.into_iter().find(|(can, needs, _)| !can && *needs).map(|(.., why)| why)
@@ -78,6 +82,8 @@ impl Capabilities {
 
 /// A version that no object has.
 const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
+/// What a server that has objects as files has room for between two `/`.
+const SEGMENT_BYTES: usize = 255;
 /// Room for the names of the objects of a probe, below the prefix.
 const NAME_BYTES: usize = 80;
 /// What clearing away follows of a listing of versions.
@@ -143,6 +149,7 @@ impl Probe {
         found.empty_segments = self.holds(&["empty//below", "empty/"]).await?;
         found.dot_segments = self.holds(&["dots/./below", "dots/../below"]).await?;
         found.backslashes = self.holds(&["back\\slash"]).await?;
+        found.long_segments = self.has_long_segments().await?;
         found.ordered_listing = self.lists_in_order().await?;
         // The last: some listings are not readable with these.
         found.control_characters = self.lists_control_characters().await?;
@@ -351,6 +358,18 @@ impl Probe {
         Ok(there)
     }
 
+    /// A server that has not does not even say that there is no such object.
+    async fn has_long_segments(&self) -> Result<bool, Failure> {
+        let Some(key) = ObjectKey::new(format!("{}/{}", self.base, "long".repeat(SEGMENT_BYTES / 2))) else {
+            return Ok(true);
+        };
+        match self.bucket.look(&key, None, None).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.kind == Kind::Unsupported => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// In keys, and in what it repeats of the question.
     async fn lists_control_characters(&self) -> Result<bool, Failure> {
         let name = "control\u{1}";
@@ -469,14 +488,16 @@ mod tests {
             backslashes: true,
             empty_segments: true,
             dot_segments: true,
+            long_segments: true,
             ..none
         };
-        for key in ["bell\u{7}", "a\nb", "a\\b", "a//b", "/a", "a//", "./a", "a/../b", "a/."] {
+        let long = "a".repeat(SEGMENT_BYTES);
+        for key in ["bell\u{7}", "a\nb", "a\\b", "a//b", "/a", "a//", "./a", "a/../b", "a/.", &format!("d/{long}a")] {
             let key = ObjectKey::new(key).unwrap();
             assert!(none.refuses(&key).is_some(), "{key}");
             assert_eq!(all.refuses(&key), None, "{key}");
         }
-        for key in ["a", "a/b", "a/", "a/.b/..c", "ä b", "a\u{7f}"] {
+        for key in ["a", "a/b", "a/", "a/.b/..c", "ä b", "a\u{7f}", &format!("{long}/{long}")] {
             assert_eq!(none.refuses(&ObjectKey::new(key).unwrap()), None, "{key}");
         }
     }

@@ -28,6 +28,7 @@ pub const ALL: Capabilities = Capabilities {
     empty_segments: true,
     dot_segments: true,
     backslashes: true,
+    long_segments: true,
     control_characters: true,
     ordered_listing: true,
 };

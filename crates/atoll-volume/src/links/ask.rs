@@ -205,7 +205,12 @@ impl Volume {
             None => {
                 let head = async {
                     match &key {
-                        Some(key) if !self.is_gone(link, key) => bucket.head(key, None).await,
+                        Some(key) if !self.is_gone(link, key) => match bucket.head(key, None).await {
+                            Err(BucketError::Unsupported(_)) if bucket.refuses(key).await?.is_some() => {
+                                Ok(Head::Absent)
+                            }
+                            head => head,
+                        },
                         _ => Ok(Head::Absent),
                     }
                 };

@@ -23,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use atoll_lease::{Claim, Rights};
 use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Publish, Version};
@@ -114,8 +115,8 @@ pub(crate) struct LinkService {
     /// A publication or deletion has ended.
     performed: Notify,
     conflicts: Mutex<BTreeMap<InodeId, u64>>,
-    /// Why a bucket did not answer last.
-    troubles: Mutex<BTreeMap<InodeId, String>>,
+    /// Why a bucket did not answer last, and when.
+    troubles: Mutex<BTreeMap<InodeId, (String, Instant)>>,
     pub worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -156,9 +157,15 @@ impl LinkService {
         match error {
             BucketError::Changed | BucketError::Absent => {}
             error => {
-                self.troubles.lock().insert(link, error.to_string());
+                self.troubles.lock().insert(link, (error.to_string(), Instant::now()));
             }
         }
+    }
+
+    fn trouble(&self, link: InodeId) -> Option<String> {
+        let troubles = self.troubles.lock();
+        let (trouble, _) = troubles.get(&link).filter(|(_, at)| at.elapsed() < TROUBLE_SHOWN)?;
+        Some(trouble.clone())
     }
 }
 
@@ -166,6 +173,8 @@ impl LinkService {
 const WAIT: std::time::Duration = std::time::Duration::from_millis(200);
 /// A publication that failed so often is told to who waits for it.
 const ATTEMPTS_TOLD: u32 = 2;
+/// How long a request that failed is shown as a link's trouble: a bucket that is still in trouble fails again.
+const TROUBLE_SHOWN: std::time::Duration = std::time::Duration::from_secs(60);
 /// What a report lists of what is not published.
 const WAITING_LISTED: usize = 100;
 
@@ -259,7 +268,7 @@ impl Volume {
             unpublished: unpublished.len(),
             deleting,
             conflicts: links.conflicts.lock().get(&root).copied().unwrap_or_default(),
-            trouble: links.troubles.lock().get(&root).cloned(),
+            trouble: links.trouble(root),
             hints: self.hints_of(root, &settings),
             settings,
             waiting,
