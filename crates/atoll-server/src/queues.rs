@@ -27,8 +27,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause after a failure; it doubles up to the second one.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Answers that are waited for at a time while messages come faster than one by one brings them.
+/// Answers that are waited for at a time while there are more messages than one by one brings, and how soon they must come for that: a
+/// server that is slow is not helped by more requests.
 const TURNS_MAX: usize = 16;
+const TURN_QUICK: Duration = Duration::from_secs(1);
 /// How often at most a message that cannot be read is told in the log, and how much of it.
 const UNREADABLE_INTERVAL: Duration = Duration::from_secs(60);
 const UNREADABLE_CHARS_MAX: usize = 200;
@@ -173,11 +175,12 @@ async fn read(context: Arc<Context>, place: Place, settings: LinkSettings) {
             turns.push(reader.turn(wait));
         }
         match turns.next().await {
-            Some(Ok(messages)) => {
+            Some(Ok((messages, took))) => {
                 queues.answered(&place, messages);
                 (pause, wait) = (PAUSE, WAIT_MAX);
                 // A full answer says that there may be more.
-                most = if messages == MESSAGES_MAX { (most + 1).min(TURNS_MAX) } else { (most - 1).max(1) };
+                let may_be_more = messages == MESSAGES_MAX && took < TURN_QUICK;
+                most = if may_be_more { (most + 1).min(TURNS_MAX) } else { (most - 1).max(1) };
             }
             Some(Err(error)) => {
                 queues.failed(&place, &error);
@@ -217,9 +220,10 @@ impl Reader<'_> {
         Ok(queue)
     }
 
-    /// The next messages, until they are deleted.
-    async fn turn(&self, wait: Duration) -> Result<usize, QueueError> {
+    /// The next messages, until they are deleted: how many, and how long that took.
+    async fn turn(&self, wait: Duration) -> Result<(usize, Duration), QueueError> {
         let queue = self.queue()?;
+        let began = Instant::now();
         let messages = queue.receive(wait).await?;
         let received = messages.len();
         let count = |result: &str, hints: usize| {
@@ -249,7 +253,7 @@ impl Reader<'_> {
             None => count("missed", hints.len()),
         }
         queue.delete(&over).await?;
-        Ok(received)
+        Ok((received, began.elapsed()))
     }
 
     fn tell_unreadable(&self, message: &Message, error: &NotANotification) {

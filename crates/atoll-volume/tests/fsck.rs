@@ -217,6 +217,20 @@ async fn a_sound_volume_is_clean() {
 }
 
 #[tokio::test]
+async fn what_an_older_release_has_written_is_sound() {
+    let site = site().await;
+    let before = tree(&site.remains).await;
+    // The last version that differs from this one in links alone, of which there are none.
+    let of_old = |value: &Bytes| Some(Bytes::from([&[3], value.strip_prefix(&[format::FORMAT_VERSION])?].concat()));
+    let entries = site.remains.entries().await;
+    let writes = entries.iter().filter_map(|(key, value)| Some((key.clone(), Some(of_old(value)?))));
+    site.remains.damage(writes.collect()).await;
+    let repair = site.remains.repair().await;
+    assert!(repair.before.is_clean(), "{:?}", repair.before.findings);
+    assert_eq!(tree(&site.remains).await, before);
+}
+
+#[tokio::test]
 async fn a_file_without_a_name_gets_one() {
     let site = site().await;
     let key = format::dentry_key(site.b, &name("deep"));
