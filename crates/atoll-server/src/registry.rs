@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
@@ -65,8 +65,8 @@ pub(crate) struct Registry {
     pub(crate) parting: Mutex<()>,
     pub(crate) sessions: Arc<Sessions>,
     clock: Clock,
-    /// Of volumes with durability `object` that were used: only those can be taken over.
-    ownerships: parking_lot::Mutex<HashMap<String, Arc<Ownership>>>,
+    /// Of volumes with durability `object` that have sessions: only those can be taken over.
+    ownerships: parking_lot::Mutex<HashMap<String, Weak<Ownership>>>,
 }
 
 pub(crate) type Slot = Arc<Mutex<Option<Volume>>>;
@@ -452,8 +452,8 @@ impl Registry {
             return Ok(None);
         }
         let mut ownerships = self.ownerships.lock();
-        if let Some(known) = ownerships.get(name).filter(|known| !known.is_lost()) {
-            return Ok(Some(known.clone()));
+        if let Some(known) = ownerships.get(name).and_then(Weak::upgrade).filter(|known| !known.is_lost()) {
+            return Ok(Some(known));
         }
         let watched = Watched {
             name: name.to_owned(),
@@ -463,7 +463,7 @@ impl Registry {
             sessions: self.sessions.clone(),
         };
         let ownership = watched.watch(self.clock.clone());
-        ownerships.insert(name.to_owned(), ownership.clone());
+        ownerships.insert(name.to_owned(), Arc::downgrade(&ownership));
         Ok(Some(ownership))
     }
 
