@@ -192,8 +192,9 @@ mod tests {
         assert!(!ownership.is_sure());
         ownership.settle(ownership.clock.now(), Found::Ours);
         for _ in 0..100 {
+            now_ms.fetch_add(LOOK_INTERVAL.as_millis() as u64, Ordering::Relaxed);
             let asked = ownership.clock.now();
-            now_ms.fetch_add(LOOK_TIMEOUT.as_millis() as u64 + 1_000, Ordering::Relaxed);
+            now_ms.fetch_add(LOOK_TIMEOUT.as_millis() as u64, Ordering::Relaxed);
             assert!(ownership.is_sure());
             ownership.settle(asked, Found::Unknown);
         }

@@ -133,7 +133,6 @@ impl Registry {
         keys: ServerKeys,
         buckets: Buckets,
         sessions: Arc<Sessions>,
-        clock: Clock,
     ) -> Result<Self> {
         let path = folder.join("owner");
         let fail = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -158,9 +157,14 @@ impl Registry {
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),
             sessions,
-            clock,
+            clock: Clock::default(),
             ownerships: parking_lot::Mutex::default(),
         })
+    }
+
+    /// The same, with other clocks than the machine's.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Registry { clock, ..self }
     }
 
     /// Let go of open snapshots of the volume that no session uses.
