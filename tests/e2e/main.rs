@@ -33,5 +33,6 @@ mod snapshot_directory;
 mod snapshots;
 mod store_faults;
 mod suspended;
+mod taken_over;
 mod trash;
 mod two_worlds;

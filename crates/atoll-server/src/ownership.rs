@@ -6,6 +6,7 @@
 //!
 //! A store that cannot be asked makes nobody unsure who is awake. Who stood still for too long has to ask it first.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use atoll_wire::UNNOTICED_MS;
 use atoll_wire::clock::{Clock, Moment, Term};
 use object_store::{ObjectStoreExt, path::Path};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::registry::{CLOSE_TIMEOUT, Record, Slot};
 use crate::sessions::Sessions;
@@ -24,7 +25,7 @@ use crate::sessions::Sessions;
 const SURE_MS: u64 = 5_000;
 /// How often it asks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the store may take. Two that take as long are over before nobody is sure any more.
+/// How long the store may take. Two looks that take as long are over while the last good one still holds.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Pause between looks when somebody waits for one.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -44,7 +45,7 @@ pub(crate) struct Ownership {
     clock: Clock,
     /// Until when it is sure.
     term: Mutex<Term>,
-    is_lost: watch::Sender<bool>,
+    is_lost: AtomicBool,
     looked: Notify,
     /// Somebody waits for a look.
     wanted: Notify,
@@ -55,14 +56,14 @@ impl Ownership {
         Arc::new(Ownership {
             clock,
             term: Mutex::default(),
-            is_lost: watch::Sender::new(false),
+            is_lost: AtomicBool::new(false),
             looked: Notify::new(),
             wanted: Notify::new(),
         })
     }
 
     pub fn is_lost(&self) -> bool {
-        *self.is_lost.borrow()
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// Nobody else can have served the volume until now.
@@ -98,7 +99,7 @@ impl Ownership {
             Found::Unknown => {}
             Found::Others => {
                 term.end();
-                self.is_lost.send_replace(true);
+                self.is_lost.store(true, Ordering::Release);
             }
         }
         drop(term);
@@ -116,7 +117,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// Look again and again, until nobody asks any more.
+    /// Look again and again, until nobody has the answer any more.
     pub fn watch(self, clock: Clock) -> Arc<Ownership> {
         let ownership = Ownership::new(clock);
         tokio::spawn(self.run(Arc::downgrade(&ownership)));
@@ -169,7 +170,7 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 
@@ -191,8 +192,9 @@ mod tests {
         assert!(!ownership.is_sure());
         ownership.settle(ownership.clock.now(), Found::Ours);
         for _ in 0..100 {
+            now_ms.fetch_add(LOOK_INTERVAL.as_millis() as u64, Ordering::Relaxed);
             let asked = ownership.clock.now();
-            now_ms.fetch_add(LOOK_TIMEOUT.as_millis() as u64 + 1_000, Ordering::Relaxed);
+            now_ms.fetch_add(LOOK_TIMEOUT.as_millis() as u64, Ordering::Relaxed);
             assert!(ownership.is_sure());
             ownership.settle(asked, Found::Unknown);
         }

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
@@ -67,8 +67,8 @@ pub(crate) struct Registry {
     pub(crate) parting: Mutex<()>,
     pub(crate) sessions: Arc<Sessions>,
     clock: Clock,
-    /// Of volumes with durability `object` that were used: only those can be taken over.
-    ownerships: parking_lot::Mutex<HashMap<String, Arc<Ownership>>>,
+    /// Of volumes with durability `object` that have sessions: only those can be taken over.
+    ownerships: parking_lot::Mutex<HashMap<String, Weak<Ownership>>>,
 }
 
 pub(crate) type Slot = Arc<Mutex<Option<Volume>>>;
@@ -135,7 +135,6 @@ impl Registry {
         keys: ServerKeys,
         buckets: Buckets,
         sessions: Arc<Sessions>,
-        clock: Clock,
     ) -> Result<Self> {
         let path = folder.join("owner");
         let fail = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -161,9 +160,14 @@ impl Registry {
             open: parking_lot::Mutex::default(),
             parting: Mutex::default(),
             sessions,
-            clock,
+            clock: Clock::default(),
             ownerships: parking_lot::Mutex::default(),
         })
+    }
+
+    /// The same, with other clocks than the machine's.
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Registry { clock, ..self }
     }
 
     /// Let go of open snapshots of the volume that no session uses.
@@ -455,8 +459,8 @@ impl Registry {
             return Ok(None);
         }
         let mut ownerships = self.ownerships.lock();
-        if let Some(known) = ownerships.get(name).filter(|known| !known.is_lost()) {
-            return Ok(Some(known.clone()));
+        if let Some(known) = ownerships.get(name).and_then(Weak::upgrade).filter(|known| !known.is_lost()) {
+            return Ok(Some(known));
         }
         let watched = Watched {
             name: name.to_owned(),
@@ -466,7 +470,7 @@ impl Registry {
             sessions: self.sessions.clone(),
         };
         let ownership = watched.watch(self.clock.clone());
-        ownerships.insert(name.to_owned(), ownership.clone());
+        ownerships.insert(name.to_owned(), Arc::downgrade(&ownership));
         Ok(Some(ownership))
     }
 

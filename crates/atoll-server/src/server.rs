@@ -217,10 +217,9 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let sessions: Arc<Sessions> = Arc::default();
         let (cache, patience) = (config.cache_bytes_max, config.store_patience.unwrap_or(STORE_PATIENCE));
-        let registry =
-            Registry::open(data.clone(), root, cache, patience, keys, buckets, sessions.clone(), config.clock);
+        let registry = Registry::open(data.clone(), root, cache, patience, keys, buckets, sessions.clone());
         let context = Arc::new(Context {
-            registry: registry.map_err(ServerError::Volume)?,
+            registry: registry.map_err(ServerError::Volume)?.with_clock(config.clock),
             sessions,
             tokens,
             instance: u64::from_le_bytes(crate::random().map_err(|error| ServerError::Volume(error.to_string()))?),

@@ -14,6 +14,8 @@ const EFFECTS_MAX: u64 = 60;
 /// A link that is down for less than this long fences nobody: the server waits 5 s for the answer to a recall, which it
 /// may have sent just before.
 pub const FENCED_AFTER_MS: u64 = 3_000;
+/// How long before a freeze of the server a client may lose its connections.
+const CUT_BEFORE_MAX_MS: u64 = 60;
 /// For how long a client has been silent when it is left behind.
 const QUIET_MS: u64 = 600;
 /// How soon another server takes over.
@@ -228,6 +230,13 @@ impl Plan {
                 plan.add(begin, Fault::ServerFreezes);
                 plan.add(begin + length, Fault::ServerThaws { is_machine: random.below(2) == 0 });
                 plan.cuts(random, clients, 0);
+                if random.below(3) == 0 {
+                    // The server knows of it, and the client cannot come back.
+                    plan.add(
+                        begin.saturating_sub(1 + random.below(CUT_BEFORE_MAX_MS)),
+                        Fault::Cut { client, all: true },
+                    );
+                }
             }
             Kind::TakenOver | Kind::LeftBehind => {
                 let left = (kind == Kind::LeftBehind).then_some(client);

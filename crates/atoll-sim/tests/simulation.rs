@@ -65,6 +65,17 @@ fn what_is_thawed_sees_nothing_old_and_wrong_clocks_are_no_matter() {
 }
 
 #[test]
+fn a_server_that_was_frozen_for_any_time_says_nothing_old_and_undoes_nothing() {
+    for seed in [1, 2] {
+        must_hold(&format!("--seed {seed} --steps 700 --kinds LeftBehind,TakenOver,ServerFreezes"));
+        must_hold(&format!("--seed {seed} --steps 700 --kinds LeftBehind,ServerFreezes --durability local"));
+    }
+    // They found changes that lost their times because the server's clock was behind after the freeze.
+    must_hold("--seed 4048410267 --steps 800 --kinds ServerFreezes");
+    must_hold("--seed 2069839897 --steps 400 --kinds ServerFreezes --durability local");
+}
+
+#[test]
 fn a_seed_that_nobody_has_tried_holds() {
     let more = match std::env::var("ATOLL_SIM_SECONDS") {
         Ok(seconds) => format!("--seconds {}", seconds.parse::<u64>().expect("a number of seconds").div_ceil(2)),
@@ -92,6 +103,11 @@ fn an_fsync_that_answers_too_early_is_found_out() {
 #[test]
 fn a_wall_clock_that_nobody_looks_at_is_found_out() {
     must_find("WallIgnored", "--steps 1500 --kinds LongFreeze", &["no order explains"]);
+}
+
+#[test]
+fn a_server_that_was_replaced_and_does_not_ask_is_found_out() {
+    must_find("Unasked", "--steps 700 --kinds LeftBehind", &["no order explains"]);
 }
 
 #[test]
