@@ -54,6 +54,13 @@ fn what_clients_see_has_an_order_whatever_fails() {
 }
 
 #[test]
+fn a_server_that_dies_again_and_again_takes_nothing_with_it() {
+    // They found sessions that waited for each other (`grace.rs` of `atoll-volume`).
+    must_hold("--seed 2176878670");
+    must_hold("--seed 1459009830 --kinds ServerDies");
+}
+
+#[test]
 fn what_is_thawed_sees_nothing_old_and_wrong_clocks_are_no_matter() {
     // The last two found what is in `clock.rs` of `atoll-client` now.
     for seed in [1, 2, 3, 1965584466, 1198238568] {

@@ -38,9 +38,11 @@ struct State {
 }
 
 impl State {
-    /// Whether everything that stood before `order` is made again.
+    /// Whether everything that stood before `order` is made again. What two sessions were answered at the same place, which is then
+    /// no matter of their order, they make again one after the other: otherwise each would wait for the other.
     fn is_next(&self, session: SessionId, order: Issue) -> bool {
-        self.members.iter().all(|(other, member)| *other == session || member.at > order)
+        let mut others = self.members.iter().filter(|(other, _)| **other != session);
+        others.all(|(other, member)| (member.at, *other) > (order, session))
     }
 
     /// Members whose time is over.
@@ -242,6 +244,18 @@ mod tests {
         assert!(grace.lasts());
         grace.returned(B);
         assert!(!grace.lasts());
+    }
+
+    #[tokio::test]
+    async fn two_that_come_to_the_same_place_do_not_wait_for_each_other() {
+        let grace = grace(60_000);
+        let second = grace.turn(B, Issue(7));
+        tokio::pin!(second);
+        assert!(futures_util::poll!(&mut second).is_pending(), "the other may come with anything");
+        assert!(grace.turn(A, Issue(7)).await);
+        assert!(futures_util::poll!(&mut second).is_pending());
+        grace.returned(A);
+        assert!(second.await);
     }
 
     #[tokio::test]
