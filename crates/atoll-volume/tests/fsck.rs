@@ -7,7 +7,7 @@ use std::time::Duration;
 use atoll_blob::{Blob, BlobConfig, Staging};
 use atoll_store::{Batch, MemoryMedium, MemoryStore, Read, Scan, Store};
 use atoll_types::operation::{AllocateMode, AttributeChanges, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode};
-use atoll_types::{ByteRange, Caller, FileKind, InodeId, Name, Operation, Outcome, SegmentId, SessionId};
+use atoll_types::{ByteRange, Caller, Errno, FileKind, InodeId, Name, Operation, Outcome, SegmentId, SessionId};
 use atoll_volume::fsck::{self, FINDINGS_MAX, Problem, Report};
 use atoll_volume::{
     DirectoryQuota, Durability, Quota, QuotaState, Usage, Volume, VolumeConfig, VolumeError, VolumeSettings, format,
@@ -270,6 +270,24 @@ async fn a_directory_that_is_gone_comes_back_with_its_names() {
     for inside in ["deep", "again", "empty"] {
         assert!(tree.contains_key(&format!("{lost}/{inside}")), "{:?}", paths(&tree));
     }
+}
+
+#[tokio::test]
+async fn nobody_looks_for_the_root_above_a_circle_for_ever() {
+    let site = site().await;
+    let entries = site.remains.entries().await;
+    let below = |inode, parent| {
+        let key = format::inode_key(inode);
+        let mut record = format::InodeRecord::decode(&entries[&key]).unwrap();
+        record.parent = parent;
+        (key, Some(record.encode()))
+    };
+    site.remains.damage(vec![below(site.a, site.b), below(site.b, site.a)]).await;
+    let volume = site.remains.open().await;
+    let (old, new_name, mode) = (name("empty"), name("moved"), RenameMode::Replace);
+    let rename = Operation::Rename { parent: site.b, name: old, new_parent: site.a, new_name, mode };
+    assert_eq!(volume.execute(SESSION, &Caller::default(), rename).await.unwrap_err(), Errno::EIO);
+    volume.close().await.unwrap();
 }
 
 #[tokio::test]

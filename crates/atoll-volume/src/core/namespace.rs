@@ -494,6 +494,8 @@ impl Core {
     /// True when `directory` is `below` or one of the directories above it.
     pub(super) fn is_above(&mut self, directory: InodeId, below: InodeId) -> Step<bool> {
         let mut at = below;
+        // Directories of a damaged volume may lie in a circle: who comes back to the last mark is in one.
+        let (mut mark, mut steps) = (at, 0_u64);
         loop {
             if at == directory {
                 return Ok(true);
@@ -502,6 +504,13 @@ impl Core {
                 return Ok(false);
             }
             at = self.record(at)?.parent;
+            if at == mark {
+                return Err(Errno::EIO.into());
+            }
+            steps += 1;
+            if steps.is_power_of_two() {
+                mark = at;
+            }
         }
     }
 
