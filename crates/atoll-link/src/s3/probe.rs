@@ -40,7 +40,7 @@ pub struct Capabilities {
     pub dot_segments: bool,
     /// Likewise `a\b`.
     pub backslashes: bool,
-    /// What is between two `/` may have more than [`SEGMENT_BYTES`].
+    /// What is between two `/` may have more than 255 bytes.
     pub long_segments: bool,
     /// A listing has control characters in keys as they are.
     pub control_characters: bool,
