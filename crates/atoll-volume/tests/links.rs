@@ -217,6 +217,12 @@ async fn a_directory_is_removed_only_when_the_bucket_has_nothing_below_it() {
     assert!(site.objects().is_empty());
 }
 
+/// From now on the bucket does not hear of deletions.
+fn delete_nothing(site: &Site) {
+    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
+    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_directory_is_not_empty_when_the_bucket_has_more_behind_what_is_deleted() {
     const FILES: usize = 40;
@@ -227,8 +233,7 @@ async fn a_directory_is_not_empty_when_the_bucket_has_more_behind_what_is_delete
         write(&volume, d, &format!("f{number}"), "bytes").await;
     }
     settle(&volume).await;
-    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
-    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
+    delete_nothing(&site);
     for number in 0..FILES {
         unlink(&volume, d, &format!("f{number}")).await;
     }
@@ -253,9 +258,7 @@ async fn a_directory_that_was_removed_is_not_seen_again_while_its_objects_are_de
     }
     let volume = site.linked().await;
     assert_eq!(names(&volume, "a/d").await, ["x", "y"]);
-    // Deletions have no effect for now.
-    let is_deletion = |request: &Request| request.kind == RequestKind::Delete;
-    site.bucket.set_faults(move |request| if is_deletion(request) { Fault::Away } else { Fault::None });
+    delete_nothing(&site);
     let a = walk(&volume, "a").await.unwrap().inode;
     let d = walk(&volume, "a/d").await.unwrap().inode;
     for file in ["x", "y"] {

@@ -370,10 +370,16 @@ impl Volume {
                 .await?;
             }
             // What is gone is still listed.
-            let mut is_empty = true;
-            for name in page.names.values() {
-                is_empty &= self.alone(|core| core.named_entry(directory, name)).await?.is_none();
-            }
+            let is_empty = self
+                .alone(|core| {
+                    for name in page.names.values() {
+                        if core.named_entry(directory, name)?.is_some() {
+                            return Ok(false);
+                        }
+                    }
+                    Ok(true)
+                })
+                .await?;
             match page.next {
                 Some(next) if is_empty => after = Some(next),
                 _ => return Ok(()),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use atoll_blob::Location;
-use atoll_link::Head;
+use atoll_link::{Head, ObjectKey};
 use atoll_types::{ByteRange, Errno, InodeId};
 
 use super::publish::{Failed, Task, Trouble};
@@ -82,9 +82,7 @@ impl Volume {
             Job::Directory => self.move_directory(inode, is_stuck, false).await.map(|()| false),
             Job::Localise { link, base, map } => self.localise(inode, link, &base, &map).await.map(|()| false),
             Job::Write { link, key, name, base, content, condition } => {
-                // An object that somebody else has made there is rewritten.
-                let is_own = base.as_ref().is_some_and(|base| base.key == key);
-                if !is_own && let Some(why) = self.bucket(link)?.refuses(&key).await? {
+                if let Some(why) = self.refused(link, &key, base.as_ref()).await? {
                     if base.is_some() {
                         return self.localise_whole(inode).await.map(|_| true);
                     }
@@ -95,12 +93,25 @@ impl Volume {
                 self.write_object(work, &condition).await
             }
             Job::Copy { link, key, base, content, condition } => {
-                if base.key != key && self.bucket(link)?.refuses(&key).await?.is_some() {
+                if self.refused(link, &key, Some(&base)).await?.is_some() {
                     return self.localise_whole(inode).await.map(|_| true);
                 }
                 self.copy_object(inode, link, &key, &base, content.as_ref(), &condition).await
             }
         }
+    }
+
+    /// Why the bucket has no place for the object of a file. One that is there already, since somebody else has made it, is rewritten.
+    async fn refused(
+        &self,
+        link: InodeId,
+        key: &ObjectKey,
+        base: Option<&BaseObject>,
+    ) -> Result<Option<&'static str>, Trouble> {
+        if base.is_some_and(|base| base.key == *key) {
+            return Ok(None);
+        }
+        Ok(self.bucket(link)?.refuses(key).await?)
     }
 
     /// Whether it waits for something else for so long that each may wait for the other.
