@@ -4,6 +4,9 @@
 //! only while it is *sure*: it has read in the store that it is the owner, less than [`SURE_MS`] ago. Who takes a volume over
 //! writes the owner record first and serves nobody for [`TAKEOVER_WAIT`]: by then the last owner is not sure any more.
 //!
+//! A commit that the store refuses because of the other server tells it at once: from then on its memory holds changes that
+//! nobody may be shown.
+//!
 //! A store that cannot be asked makes nobody unsure who is awake. Who stood still for too long has to ask it first.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +15,7 @@ use std::time::Duration;
 
 use atoll_object::ObjectRoot;
 use atoll_types::mutation::{Mutation, is_broken};
+use atoll_volume::Volume;
 use atoll_wire::UNNOTICED_MS;
 use atoll_wire::clock::{Clock, Moment, Term};
 use object_store::{ObjectStoreExt, path::Path};
@@ -89,6 +93,13 @@ impl Ownership {
         }
     }
 
+    /// A commit was refused: another server has the volume.
+    pub fn lose(&self) {
+        self.is_lost.store(true, Ordering::Release);
+        self.looked.notify_waiters();
+        self.wanted.notify_one();
+    }
+
     /// A look that began at `asked` is over.
     fn settle(&self, asked: Moment, found: Found) {
         let term = self.term.lock();
@@ -99,7 +110,7 @@ impl Ownership {
             Found::Unknown => {}
             Found::Others => {
                 term.end();
-                self.is_lost.store(true, Ordering::Release);
+                self.lose();
             }
         }
         drop(term);
@@ -158,8 +169,9 @@ impl Watched {
         tracing::warn!(volume = %self.name, "another server has taken the volume over: it is closed here");
         self.sessions.abandon(&self.name);
         let mut open = self.slot.lock().await;
+        let is_fenced = open.as_ref().is_some_and(Volume::is_fenced);
         // It may have been brought back meanwhile.
-        if self.look().await == Found::Others
+        if (is_fenced || self.look().await == Found::Others)
             && let Some(volume) = open.take()
             && let Ok(Err(error)) = tokio::time::timeout(CLOSE_TIMEOUT, volume.close()).await
         {

@@ -127,10 +127,11 @@ impl Session {
 
     /// Ready when it is sure that the volume was this server's until now; false when it is another one's.
     pub async fn holds(&self) -> bool {
-        match &self.ownership {
-            Some(ownership) => ownership.holds().await,
-            None => true,
+        let Some(ownership) = &self.ownership else { return true };
+        if self.volume.is_fenced() {
+            ownership.lose();
         }
+        ownership.holds().await
     }
 
     /// Whether that is sure now.

@@ -77,6 +77,8 @@ fn a_server_that_was_frozen_for_any_time_says_nothing_old_and_undoes_nothing() {
         must_hold(&format!("--seed {seed} --steps 700 --kinds LeftBehind,TakenOver,ServerFreezes"));
         must_hold(&format!("--seed {seed} --steps 700 --kinds LeftBehind,ServerFreezes --durability local"));
     }
+    // A thawed server showed what it had just executed and could not commit any more.
+    must_hold("--seed 3369508020 --steps 1000");
     // They found changes that lost their times because the server's clock was behind after the freeze.
     must_hold("--seed 4048410267 --steps 800 --kinds ServerFreezes");
     must_hold("--seed 2069839897 --steps 400 --kinds ServerFreezes --durability local");

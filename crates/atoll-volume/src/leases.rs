@@ -305,8 +305,8 @@ impl Volume {
     }
 
     /// Hold an answer back until what it shows is durable, or cannot be taken by a crash unnoticed. Not for long: what is
-    /// waited for becomes durable at once.
-    pub(crate) async fn until_heard(&self, unheard: Unheard) {
+    /// waited for becomes durable at once. Nobody is shown what never will be.
+    pub(crate) async fn until_heard(&self, unheard: Unheard) -> Result<(), Errno> {
         let leases = &self.inner.leases;
         if let Some(ask) = leases.ask.get() {
             unheard.of.iter().for_each(|(session, _)| ask(*session));
@@ -324,13 +324,16 @@ impl Volume {
         let mut all_heard = std::pin::pin!(all_heard);
         // What they say is mostly on its way, and costs less than a commit.
         if tokio::time::timeout(HEARD_TIMEOUT, &mut all_heard).await.is_ok() {
-            return;
+            return Ok(());
         }
         tokio::select! {
             biased;
-            () = all_heard => {}
-            // A disk that is full keeps nobody from reading.
-            _ = self.until_durable(unheard.ordered) => {}
+            () = all_heard => Ok(()),
+            durable = self.until_durable(unheard.ordered) => match durable {
+                // A disk that is full keeps nobody from reading.
+                Err(Errno::ENOSPC) => Ok(()),
+                durable => durable,
+            }
         }
     }
 

@@ -552,8 +552,11 @@ impl Volume {
         self.take_back(leasing.to_be_asked().chain(leasing.trashed()));
         self.take_back_roots(leasing.take_tightened());
         let (earned, unheard) = leasing.end();
-        if !unheard.is_nothing() && !is_broken(Mutation::Unheard) {
-            self.until_heard(unheard).await;
+        if !unheard.is_nothing()
+            && !is_broken(Mutation::Unheard)
+            && let Err(errno) = self.until_heard(unheard).await
+        {
+            return (Err(errno), Earned::default());
         }
         (result, earned)
     }
@@ -906,6 +909,11 @@ impl Volume {
     /// Whether a commit failed: nothing more is committed here.
     pub(crate) fn has_failed(&self) -> bool {
         self.inner.progress.borrow().failed.is_some()
+    }
+
+    /// Whether a commit failed because the volume is another server's.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self.inner.progress.borrow().failed, Some(VolumeError::Store(StoreError::Fenced)))
     }
 
     /// Fail when commits failed, wait while too much is uncommitted.
