@@ -26,7 +26,8 @@ fn name(text: &str) -> Name {
 
 async fn make(volume: &Volume, sequence: u64, text: &str) {
     let caller = Caller::default();
-    let mark = Mark::Numbered { sequence: OperationSeq(sequence), acknowledged: OperationSeq(0), released: OperationSeq(0) };
+    let mark =
+        Mark::Numbered { sequence: OperationSeq(sequence), acknowledged: OperationSeq(0), released: OperationSeq(0) };
     let operation = Operation::MakeDirectory { parent: InodeId::ROOT, name: name(text), permissions: 0o755, umask: 0 };
     let asking = Asking { mark, ..Asking::new(OURS, &caller) };
     volume.execute_asked(asking, operation).await.0.unwrap();
