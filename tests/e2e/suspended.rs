@@ -3,6 +3,7 @@
 //! `ATOLL_SUSPENDED_SECONDS` is for how long; 8 without it, which is more than anything waits for a mount.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -65,4 +66,22 @@ fn a_suspended_server_takes_nothing_from_its_mounts() {
 #[test]
 fn a_suspended_machine_goes_on_where_it_was() {
     suspend_beside_work(true);
+}
+
+/// A mount that is away while the server is killed and started has seconds to come back. They are the server's own.
+#[test]
+fn a_server_that_stands_still_right_after_a_crash_waits_for_its_mounts_all_the_same() {
+    let mut site = Site::new();
+    let mount = site.mount("m");
+    let mut file = fs::File::create(mount.join("file")).unwrap();
+    file.write_all(b"not durable").unwrap();
+    let away = Frozen::new(site.process_of(&mount));
+    site.kill();
+    site.start();
+    let frozen = site.freeze_server();
+    drop(away);
+    std::thread::sleep(suspended());
+    drop(frozen);
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"not durable");
 }

@@ -27,7 +27,7 @@ use crate::connection;
 use crate::credentials::Credentials;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
-use crate::sessions::Sessions;
+use crate::sessions::{EXPIRE_INTERVAL, Sessions};
 use crate::tokens::Tokens;
 
 /// Most client connections at a time.
@@ -264,7 +264,7 @@ impl Server {
         tasks.spawn(async move {
             loop {
                 tokio::select! {
-                    _ = tokio::time::sleep(Duration::from_secs(1)) => expiring.sessions.expire().await,
+                    _ = tokio::time::sleep(EXPIRE_INTERVAL) => expiring.sessions.expire().await,
                     _ = expiring.stopping() => return,
                 }
             }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_lease::{Notice, Recall};
 use atoll_types::mutation::{Mutation, is_broken};
@@ -18,8 +18,10 @@ use tokio::sync::{mpsc, watch};
 use crate::names::parts;
 use crate::ownership::Ownership;
 
-/// How long a session without a connection is kept.
-pub(crate) const SESSION_KEPT: Duration = Duration::from_secs(30);
+/// How often it is looked for sessions without a connection …
+pub(crate) const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// … and how often such a one is kept: 30 s of this process's own time.
+const MISSED_MAX: u32 = 30;
 /// Most answers kept for one session.
 const ANSWERS_MAX: usize = 16_384;
 
@@ -59,7 +61,8 @@ struct State {
     /// How many there are of each generation: a control connection begins one, for what the client has sent before it
     /// sends again.
     connections: BTreeMap<u64, usize>,
-    idle_since: Option<Instant>,
+    /// How often [`Sessions::expire`] has found it without a connection since it had one.
+    missed: u32,
     ended: bool,
     /// Where recalls go: the newest control connection.
     recalls: Option<mpsc::UnboundedSender<BytesMut>>,
@@ -72,6 +75,18 @@ struct State {
     begun: JournalPosition,
     /// It has not made everything again that the server before may have lost.
     returning: Option<Returning>,
+}
+
+impl State {
+    /// Whether the session ends now, since its client has been away for too long.
+    fn is_given_up(&mut self) -> bool {
+        if self.ended || !self.connections.is_empty() {
+            return false;
+        }
+        self.missed += 1;
+        self.ended = self.missed > MISSED_MAX;
+        self.ended
+    }
 }
 
 /// A session of an earlier server on its way back.
@@ -104,8 +119,6 @@ impl Session {
         journal: JournalPosition,
         returning: Option<Returning>,
     ) -> Arc<Session> {
-        // Nobody is connected yet.
-        let idle_since = Some(Instant::now());
         Arc::new(Session {
             id,
             secret: info.secret,
@@ -117,7 +130,7 @@ impl Session {
             restored: returning.is_some(),
             again: Arc::default(),
             heard: AtomicU64::new(0),
-            state: Mutex::new(State { begun: journal, returning, idle_since, ..State::default() }),
+            state: Mutex::new(State { begun: journal, returning, ..State::default() }),
             executed: watch::Sender::new(journal),
             over: watch::Sender::new(false),
             newest: watch::Sender::new(0),
@@ -151,7 +164,7 @@ impl Session {
         }
         let generation = *self.newest.borrow() + u64::from(lane == Lane::Control);
         *state.connections.entry(generation).or_default() += 1;
-        state.idle_since = None;
+        state.missed = 0;
         self.newest.send_replace(generation);
         self.note_oldest(&state);
         Some(generation)
@@ -164,9 +177,6 @@ impl Session {
             if *count == 0 {
                 state.connections.remove(&generation);
             }
-        }
-        if state.connections.is_empty() {
-            state.idle_since = Some(Instant::now());
         }
         self.note_oldest(&state);
     }
@@ -465,17 +475,13 @@ impl Sessions {
         }
     }
 
-    /// End sessions whose client has been away for too long.
+    /// End sessions whose client has been away for too long. Called each [`EXPIRE_INTERVAL`]; what a server that stood still
+    /// did not look at counts for nobody.
     pub async fn expire(&self) {
         let sessions: Vec<_> = self.table.lock().values().cloned().collect();
         for session in sessions {
-            let away = {
-                let mut state = session.state.lock();
-                let away = !state.ended && state.idle_since.is_some_and(|since| since.elapsed() >= SESSION_KEPT);
-                state.ended |= away;
-                away
-            };
-            if away {
+            let is_given_up = session.state.lock().is_given_up();
+            if is_given_up {
                 tracing::info!(session = %session.id, "session expired");
                 self.end(&session).await;
             }
@@ -490,6 +496,21 @@ mod tests {
 
     fn state() -> Mutex<State> {
         Mutex::default()
+    }
+
+    #[test]
+    fn a_session_is_kept_for_as_long_as_it_was_looked_for() {
+        let mut state = State::default();
+        for _ in 0..2 {
+            assert!((0..MISSED_MAX).all(|_| !state.is_given_up()));
+            state.connections.insert(1, 1);
+            state.missed = 0;
+            assert!((0..2 * MISSED_MAX).all(|_| !state.is_given_up()));
+            state.connections.clear();
+        }
+        assert!((0..MISSED_MAX).all(|_| !state.is_given_up()));
+        assert!(state.is_given_up());
+        assert!(!state.is_given_up(), "it is over already");
     }
 
     #[test]

@@ -17,6 +17,11 @@ use tokio::sync::futures::Notified;
 /// The longest that operations wait for sessions of an earlier authority, while these make changes again.
 const GRACE_MAX: Duration = Duration::from_secs(60);
 
+/// How often it is looked at who is missing, at least, while somebody waits.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// When nobody has looked for so long, this process did not run, and nobody could come back.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
 /// Before it has said what it makes again, a session may come with anything.
 const UNHEARD: Issue = Issue(0);
 
@@ -35,9 +40,16 @@ struct State {
     /// How long a member may be silent.
     term: Duration,
     until_max: Instant,
+    looked: Instant,
 }
 
 impl State {
+    fn new(sessions: impl IntoIterator<Item = SessionId>, term: Duration, now: Instant) -> State {
+        let unheard = |session| (session, Member { at: UNHEARD, until: now + term, waiting: 0 });
+        let members = sessions.into_iter().map(unheard).collect();
+        State { members, term, until_max: now + term.max(GRACE_MAX), looked: now }
+    }
+
     /// Whether everything that stood before `order` is made again. What two sessions were answered at the same place, which is then
     /// no matter of their order, they make again one after the other: otherwise each would wait for the other.
     fn is_next(&self, session: SessionId, order: Issue) -> bool {
@@ -45,8 +57,14 @@ impl State {
         others.all(|(other, member)| (member.at, *other) > (order, session))
     }
 
-    /// Members whose time is over.
+    /// Members whose time is over. Time in which this process did not run is nobody's.
     fn overdue(&mut self, now: Instant) -> Vec<SessionId> {
+        let unseen = now.saturating_duration_since(self.looked);
+        self.looked = now;
+        if unseen >= STOOD_STILL {
+            self.until_max += unseen;
+            self.members.values_mut().for_each(|member| member.until += unseen);
+        }
         let is_over = now >= self.until_max;
         let overdue = |member: &Member| is_over || (member.waiting == 0 && now >= member.until);
         let overdue = self.members.iter().filter(|(_, member)| overdue(member)).map(|(session, _)| *session);
@@ -57,10 +75,10 @@ impl State {
         overdue
     }
 
-    /// When somebody's time is over next.
+    /// When somebody's time is over next, or it is to be looked at again.
     fn next(&self) -> Instant {
         let silent = self.members.values().filter(|member| member.waiting == 0).map(|member| member.until);
-        silent.min().unwrap_or(self.until_max).min(self.until_max)
+        silent.min().unwrap_or(self.until_max).min(self.until_max).min(self.looked + LOOK_INTERVAL)
     }
 }
 
@@ -76,11 +94,9 @@ pub(crate) struct Grace {
 
 impl Grace {
     pub fn begin(&self, sessions: impl IntoIterator<Item = SessionId>, term: Duration) {
-        let now = Instant::now();
-        let unheard = |session| (session, Member { at: UNHEARD, until: now + term, waiting: 0 });
-        let members: HashMap<SessionId, Member> = sessions.into_iter().map(unheard).collect();
-        if !members.is_empty() {
-            *self.state.lock() = Some(State { members, term, until_max: now + term.max(GRACE_MAX) });
+        let state = State::new(sessions, term, Instant::now());
+        if !state.members.is_empty() {
+            *self.state.lock() = Some(state);
             self.active.store(true, Ordering::Release);
         }
     }
@@ -267,6 +283,25 @@ mod tests {
         grace.over().await;
         assert!(!grace.may_return(A), "it was silent for as long");
         assert_eq!(grace.missed().len(), 2);
+    }
+
+    #[test]
+    fn the_time_of_a_server_that_stood_still_is_taken_from_nobody() {
+        let (begin, term) = (Instant::now(), Duration::from_secs(4));
+        let mut state = State::new([A, B], term, begin);
+        let looks = |state: &mut State, from: Instant, until: Instant| {
+            let mut now = from;
+            while now < until {
+                assert!(state.overdue(now).is_empty());
+                now = state.next().min(until);
+            }
+            state.overdue(until).len()
+        };
+        let frozen = begin + term / 2;
+        assert_eq!(looks(&mut state, begin, frozen), 0);
+        let thawed = frozen + GRACE_MAX * 2;
+        assert_eq!(looks(&mut state, thawed, thawed + term / 2 - Duration::from_millis(1)), 0);
+        assert_eq!(looks(&mut state, thawed + term / 2, thawed + term / 2), 2);
     }
 
     #[tokio::test]
