@@ -19,7 +19,11 @@ use futures_util::future::{join, try_join_all};
 use object_store::path::Path;
 use parking_lot::Mutex;
 use slatedb::admin::AdminBuilder;
-use slatedb::config::{CompactionWorkerOptions, CompactorOptions, FlushOptions, FlushType, ScanOptions, Settings};
+use slatedb::config::{
+    CompactionWorkerOptions, CompactorOptions, FlushOptions, FlushType, ScanOptions, Settings, SstBlockSize,
+};
+use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
+use slatedb::db_cache::{DEFAULT_META_CACHE_CAPACITY, DbCache, SplitCache};
 use slatedb::{CloneSourceSpec, Db, DbReadOps, ErrorKind, WriteBatch};
 use tokio::sync::watch;
 
@@ -50,6 +54,11 @@ const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
 const LOG_FOUND_BYTES_MAX: u64 = 16 << 20;
 /// What a log says is applied in batches of this size, in bytes.
 const REPLAYED_TOGETHER: usize = 8 << 20;
+/// What is read of a table at once. The inodes of a directory's files, and its names, mostly lie together: a store of millions of
+/// files answers the next lookup there without another read.
+const BLOCK: SstBlockSize = SstBlockSize::Block16Kib;
+/// Blocks that are kept in memory, in bytes; indexes and filters are kept beside them, up to 128 MiB.
+const BLOCKS_KEPT_MAX: u64 = 384 << 20;
 /// A scan reads this far ahead, in bytes: for each entry that is asked for …
 const READ_AHEAD_ENTRY: usize = 256;
 /// … and at most. A request for each block would take seconds where thousands follow each other.
@@ -136,6 +145,14 @@ impl SlateConfig {
 }
 
 /// What compaction replaces stays for as long as the garbage collection lets readers take.
+/// What is kept in memory of what was read.
+fn caches() -> SplitCache {
+    let of = |max_capacity| -> Option<Arc<dyn DbCache>> {
+        Some(Arc::new(MokaCache::new_with_opts(MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() })))
+    };
+    SplitCache::new().with_block_cache(of(BLOCKS_KEPT_MAX)).with_meta_cache(of(DEFAULT_META_CACHE_CAPACITY))
+}
+
 fn compactor(garbage_interval: Duration) -> CompactorOptions {
     let mut options = CompactorOptions::default();
     options.checkpoint_lifetime = 2 * garbage_interval;
@@ -227,6 +244,8 @@ impl SlateStore {
         };
         let mut db = Db::builder(config.database(), config.root.store.clone())
             .with_settings(settings)
+            .with_sst_block_size(BLOCK)
+            .with_db_cache(Arc::new(caches()), 0)
             .with_system_clock(clock.clone());
         if let Some(sealing) = &config.sealing {
             db = db.with_block_transformer(sealing.blocks());
