@@ -107,17 +107,19 @@ impl Reference {
         TrashReport { files: kept.len() as u64, bytes }
     }
 
-    /// An answer that is not that of other names: the trash is found by its name, and nothing else gets it.
+    /// An answer that is not that of other names: the trash is found by its name, and nothing else gets it while there is
+    /// one, or may be.
     pub fn by_hidden_name(&self, operation: &Operation) -> Option<Result<Answer>> {
         let is_taken = self.entries(InodeId::ROOT).iter().any(|(name, _)| name.as_bytes() == NAME);
         let is_hidden = |(parent, name): (InodeId, &Name)| parent == InodeId::ROOT && name.as_bytes() == NAME;
-        if is_taken || !self.nodes.contains_key(&InodeId::TRASH) || !names(operation).into_iter().any(is_hidden) {
+        if is_taken || !names(operation).into_iter().any(is_hidden) {
             return None;
         }
-        Some(match operation {
-            Operation::Lookup { .. } => Ok(Answer::Entry(InodeId::TRASH)),
-            _ => Err(Errno::EPERM),
-        })
+        let is_there = self.nodes.contains_key(&InodeId::TRASH);
+        match operation {
+            Operation::Lookup { .. } => is_there.then_some(Ok(Answer::Entry(InodeId::TRASH))),
+            _ => (is_there || self.trash.retention.is_some()).then_some(Err(Errno::EPERM)),
+        }
     }
 
     /// It has lost this name. If that was the last one of a file, it is kept.
@@ -197,8 +199,11 @@ impl Reference {
 
 impl Generator {
     pub fn trash_step(&mut self, model: &Reference) -> Step {
+        let is_on = model.trash.retention.is_some();
         let step = match self.random.below(20) {
-            0..=2 => TrashStep::SetRetention(self.random.chance(75).then_some(RETENTION)),
+            0..=9 if !is_on => TrashStep::SetRetention(Some(RETENTION)),
+            0..=1 => TrashStep::SetRetention(None),
+            2 => TrashStep::SetRetention(Some(Retention(2 * RETENTION.0))),
             3 => TrashStep::Empty,
             4 => TrashStep::Look(self.due(model)),
             5..=6 => TrashStep::Crash(self.losing(model), self.random.below(3)),
@@ -213,7 +218,8 @@ impl Generator {
     /// Mostly when the first hour is just due, or just not.
     fn due(&mut self, model: &Reference) -> Timestamp {
         let hour = model.entries(InodeId::TRASH).first().map(|(_, hour)| model.nodes[hour].created.known());
-        let due = hour.unwrap_or(Timestamp::now()).seconds + (RETENTION.0 + HOUR) as i64;
+        let kept = model.trash.retention.unwrap_or(RETENTION).0;
+        let due = hour.unwrap_or(Timestamp::now()).seconds + (kept + HOUR) as i64;
         Timestamp { seconds: due - self.random.pick(&[0, 0, 1]), nanos: 0 }
     }
 
