@@ -2,8 +2,7 @@
 //!
 //! `ATOLL_SUSPENDED_SECONDS` is for how long; 8 without it, which is more than anything waits for a mount.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,15 +72,19 @@ fn a_suspended_machine_goes_on_where_it_was() {
 fn a_server_that_stands_still_right_after_a_crash_waits_for_its_mounts_all_the_same() {
     let mut site = Site::new();
     let mount = site.mount("m");
-    let mut file = fs::File::create(mount.join("file")).unwrap();
-    file.write_all(b"not durable").unwrap();
-    let away = Frozen::new(site.process_of(&mount));
+    let path = mount.join("file");
+    fs::write(&path, b"before").unwrap();
+    let process = site.process_of(&mount);
+    let frozen = site.freeze_server();
+    fs::write(&path, b"the server has not heard of it").unwrap();
+    let away = Frozen::new(process);
     site.kill();
+    drop(frozen);
     site.start();
     let frozen = site.freeze_server();
     drop(away);
     std::thread::sleep(suspended());
     drop(frozen);
-    file.sync_all().unwrap();
-    assert_eq!(fs::read(mount.join("file")).unwrap(), b"not durable");
+    File::open(&path).unwrap().sync_all().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"the server has not heard of it");
 }

@@ -327,7 +327,7 @@ impl Volume {
         }
     }
 
-    /// The trash is there once something was in it, and then nothing else gets its name.
+    /// The trash is there once something was in it. Nothing else gets its name then, nor while something may come into it.
     async fn to_trash(&self, operation: &mut Operation) -> Option<Route> {
         let is_there = match self.alone(|core| core.attributes(InodeId::TRASH)).await {
             Ok(_) => true,
@@ -336,6 +336,8 @@ impl Volume {
         };
         match (operation.mutates(), is_there) {
             (true, true) => Some(Route::Refused(Errno::EPERM)),
+            // It would hide what is kept from then on.
+            (true, false) if self.retention().is_some() => Some(Route::Refused(Errno::EPERM)),
             (true, false) => None,
             (false, true) => {
                 *operation = Operation::GetAttributes { inode: InodeId::TRASH };

@@ -16,6 +16,7 @@ mod model {
     pub mod quotas;
     pub mod random;
     pub mod reference;
+    pub mod trash;
 }
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ const PLAIN: Case = Case {
     locks_percent: 2,
     quotas: false,
     encrypted: false,
+    trash: false,
 };
 
 /// These must have happened often enough for the run to say something.
@@ -97,8 +99,16 @@ fn agrees_with_the_model_when_directories_have_quotas() {
 }
 
 #[test]
+fn agrees_with_the_model_when_files_are_kept_in_the_trash() {
+    let tally = run(Case { seed: 7, inode_cache_max: 12, quotas: true, trash: true, ..PLAIN });
+    must_have(&tally, &["kept Regular", "kept Symlink", "kept Regular, open", "kept Regular, charged"]);
+    must_have(&tally, &["files restored", "files emptied", "files due", "retention set"]);
+    must_have(&tally, &["crash before a loss", "crash after a loss"]);
+}
+
+#[test]
 fn agrees_with_the_model_from_a_fresh_seed() {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
     println!("ATOLL_SEED={seed}");
-    run(Case { seed, inode_cache_max: 12, locks_percent: 5, quotas: true, ..PLAIN });
+    run(Case { seed, inode_cache_max: 12, locks_percent: 5, quotas: true, trash: true, ..PLAIN });
 }

@@ -224,6 +224,20 @@ async fn nothing_is_put_into_the_trash_but_by_its_removal() {
 }
 
 #[tokio::test]
+async fn with_a_retention_nothing_gets_the_name_of_the_trash_before_it_is_there() {
+    let volume = Site::new().await.open().await;
+    volume.set_retention(Some(WEEK)).await.unwrap();
+    write(&volume, ROOT, "file", "x").await;
+    let make = Operation::MakeDirectory { parent: ROOT, name: name(".trash"), permissions: 0o700, umask: 0 };
+    assert_eq!(ask(&volume, make.clone()).await, Err(Errno::EPERM));
+    assert_eq!(ask(&volume, rename(ROOT, &name("file"), ROOT, ".trash")).await, Err(Errno::EPERM));
+    assert_eq!(lookup(&volume, ROOT, ".trash").await, Err(Errno::ENOENT));
+    ask(&volume, unlink(ROOT, "file")).await.unwrap();
+    assert_eq!(lookup(&volume, ROOT, ".trash").await.unwrap().inode, InodeId::TRASH);
+    assert_eq!(kept(&volume).await.len(), 1);
+}
+
+#[tokio::test]
 async fn what_was_kept_for_long_enough_is_destroyed_and_an_open_file_lives_on() {
     let volume = Site::new().await.open().await;
     volume.set_retention(Some(WEEK)).await.unwrap();

@@ -27,6 +27,7 @@ use tokio::runtime::Runtime;
 use super::generator::{Generator, Step};
 use super::quotas::QuotaRoot;
 use super::reference::{Answer, Body, Reference, Time};
+use super::trash::TrashStep;
 use crate::support::{tree, tree_below};
 
 /// How many steps before a difference are shown.
@@ -50,14 +51,16 @@ pub struct Case {
     /// Directories get quotas and lose them.
     pub quotas: bool,
     pub encrypted: bool,
+    /// Files are kept that lose their last name, at times.
+    pub trash: bool,
 }
 
 type Reply = Result<Outcome, Errno>;
 /// What is different, in words.
-type Check = Result<(), String>;
+pub type Check = Result<(), String>;
 
-const NOBODY: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-const LOOKING: SessionId = SessionId(9);
+pub const NOBODY: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+pub const LOOKING: SessionId = SessionId(9);
 
 struct Waiter {
     number: u64,
@@ -76,9 +79,9 @@ pub struct Driver {
     case: Case,
     remains: Remains,
     /// One for each life of the authority: without it, every task of that life is gone.
-    runtime: Runtime,
+    pub runtime: Runtime,
     volume: Option<Volume>,
-    model: Reference,
+    pub model: Reference,
     generator: Generator,
     waiters: Vec<Waiter>,
     /// Snapshots, and what they must show.
@@ -100,7 +103,7 @@ fn poll<T>(runtime: &Runtime, future: &mut Pin<Box<dyn Future<Output = T>>>) -> 
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
-fn expect<T: PartialEq + std::fmt::Debug>(what: &str, volume: T, model: T) -> Check {
+pub fn expect<T: PartialEq + std::fmt::Debug>(what: &str, volume: T, model: T) -> Check {
     if volume == model {
         return Ok(());
     }
@@ -165,7 +168,7 @@ impl Driver {
         Driver {
             model: Reference::new(root.changed, "object"),
             last_change: root.changed,
-            generator: Generator::new(case.seed, case.locks_percent, case.quotas),
+            generator: Generator::new(&case),
             waiters: Vec::new(),
             snapshots: VecDeque::new(),
             shown: VecDeque::new(),
@@ -184,6 +187,9 @@ impl Driver {
             let step = self.generator.step(&self.model, &waiting);
             self.show(number, &step);
             let mut check = self.step(&step).and_then(|()| self.check_quotas());
+            if matches!(step, Step::Trash(TrashStep::Crash(..))) {
+                check = check.and_then(|()| self.audit());
+            }
             if number % STEPS_BETWEEN_AUDITS == 0 || matches!(step, Step::Reopen | Step::Crash) {
                 check = check.and_then(|()| self.audit()).and_then(|()| self.audit_snapshots(number));
             }
@@ -207,6 +213,7 @@ impl Driver {
         self.runtime.block_on(volume.close()).expect("the volume closes");
         drop(volume);
         self.restore();
+        self.tally.append(&mut self.model.trash.tally);
         self.tally
     }
 
@@ -219,6 +226,7 @@ impl Driver {
             self.runtime.block_on(atoll_volume::restore(&store, &name)).expect("the snapshot is restored");
             self.volume = Some(self.remains.open(&self.case, &self.runtime));
             assert!(self.runtime.block_on(tree(self.volume())) == then, "{name} was restored to something else");
+            assert_eq!(self.volume().retention(), self.model.trash.retention, "{name} has changed the retention");
             let report = self.check();
             assert!(report.is_clean(), "{name}: {:?}", report.findings);
             let data = Bytes::from(vec![at as u8; 200_000]);
@@ -291,11 +299,11 @@ impl Driver {
         }
     }
 
-    fn volume(&self) -> &Volume {
+    pub fn volume(&self) -> &Volume {
         self.volume.as_ref().expect("an open volume")
     }
 
-    fn look(&self, operation: Operation) -> Reply {
+    pub fn look(&self, operation: Operation) -> Reply {
         self.runtime.block_on(self.volume().execute(LOOKING, &NOBODY, operation))
     }
 
@@ -319,9 +327,12 @@ impl Driver {
             Step::SetQuota(directory, limits) => {
                 let set = self.volume().set_directory_quota(*directory, *limits, |_| ());
                 let set = self.runtime.block_on(set);
-                let fits = self.model.set_quota(*directory, *limits);
-                let model = if fits { Ok(()) } else { Err(QuotaError::TooDeep) };
-                *self.tally.entry(format!("set quota {set:?}")).or_default() += 1;
+                let model = match self.model.is_of_trash(*directory) {
+                    true => Err(QuotaError::Other(Errno::EPERM)),
+                    false if self.model.set_quota(*directory, *limits) => Ok(()),
+                    false => Err(QuotaError::TooDeep),
+                };
+                self.note(&format!("set quota {set:?}"), 1);
                 expect("setting a quota", set, model)
             }
             Step::RemoveQuota(directory) => {
@@ -330,6 +341,7 @@ impl Driver {
                 self.model.remove_quota(*directory);
                 expect("removing a quota", removed, Ok(()))
             }
+            Step::Trash(step) => self.trash_step(step),
             Step::Reopen | Step::Crash => {
                 self.reopen(matches!(step, Step::Crash));
                 Ok(())
@@ -346,24 +358,35 @@ impl Driver {
         expect("quotas", self.volume().directory_quotas(), self.model.quotas.iter().map(quota).collect())
     }
 
+    pub fn note(&mut self, what: &str, count: u64) {
+        if count > 0 {
+            *self.tally.entry(what.to_owned()).or_default() += count;
+        }
+    }
+
     fn count_compacted(&mut self) {
-        *self.tally.entry("bytes compacted".into()).or_default() += self.volume().report().bytes_compacted;
+        self.note("bytes compacted", self.volume().report().bytes_compacted);
     }
 
     fn reopen(&mut self, crash: bool) {
+        if crash {
+            self.look(Operation::Sync).expect("the volume syncs");
+        }
+        self.begin_anew(crash);
+        self.model.restart();
+    }
+
+    /// Another authority has the volume; the last one ends in order, or it crashes.
+    pub fn begin_anew(&mut self, crash: bool) {
         self.waiters.clear();
         self.count_compacted();
         let volume = self.volume.take().expect("an open volume");
-        if crash {
-            let sync = volume.execute(LOOKING, &NOBODY, Operation::Sync);
-            self.runtime.block_on(sync).expect("the volume syncs");
-        } else {
+        if !crash {
             self.runtime.block_on(volume.close()).expect("the volume closes");
         }
         drop(volume);
         std::mem::replace(&mut self.runtime, runtime()).shutdown_background();
         self.volume = Some(self.remains.open(&self.case, &self.runtime));
-        self.model.restart();
     }
 
     // ---- locks
@@ -403,7 +426,7 @@ impl Driver {
             Ok(_) => "done".to_owned(),
             Err(errno) => format!("{errno:?}"),
         };
-        *self.tally.entry(format!("{kind} {end}")).or_default() += 1;
+        self.note(&format!("{kind} {end}"), 1);
     }
 
     fn withdraw(&mut self, number: u64) -> Check {
@@ -426,7 +449,7 @@ impl Driver {
 
     // ---- operations
 
-    fn execute(&mut self, session: SessionId, caller: Caller, operation: &Operation) -> Check {
+    pub fn execute(&mut self, session: SessionId, caller: Caller, operation: &Operation) -> Check {
         let started = Timestamp::now();
         let volume = self.volume().clone();
         let reply = if let Operation::SetLock { .. } = operation {
@@ -445,6 +468,10 @@ impl Driver {
             Some(self.runtime.block_on(volume.execute(session, &caller, operation.clone())))
         };
         let new = self.new_inode(operation, &reply);
+        let may_lose = self.case.trash && matches!(operation, Operation::Unlink { .. } | Operation::Rename { .. });
+        if may_lose {
+            self.model.trash.hour = self.hour_since(started);
+        }
         let (answer, granted) = self.model.execute(session, &caller, operation, new);
         self.count(operation, &answer);
         match (reply, answer) {
@@ -459,6 +486,9 @@ impl Driver {
             }
         }
         self.settle_waiters(granted, None)?;
+        if may_lose {
+            self.check_trash()?;
+        }
         for _ in 0..2 {
             let inode = self.generator.any(&self.model);
             self.check_node(inode)?;
@@ -491,7 +521,7 @@ impl Driver {
     }
 
     /// Learn the times that the operation moved: they are of now, and all later than every change before.
-    fn settle(&mut self, started: Timestamp) -> Check {
+    pub fn settle(&mut self, started: Timestamp) -> Check {
         let mut newest = self.last_change;
         for inode in std::mem::take(&mut self.model.touched) {
             let real = self.attributes(inode)?;
@@ -538,7 +568,7 @@ impl Driver {
         expect(&of("creation time"), Time::Is(real.created), node.created)
     }
 
-    fn compare(&self, operation: &Operation, reply: Reply, answer: Result<Answer, Errno>) -> Check {
+    pub fn compare(&self, operation: &Operation, reply: Reply, answer: Result<Answer, Errno>) -> Check {
         match (reply, answer) {
             (Ok(Outcome::Done), Ok(Answer::Done)) => Ok(()),
             (Ok(Outcome::Entry(real)), Ok(Answer::Entry(inode))) => self.check_attributes(inode, &real),
@@ -633,6 +663,9 @@ impl Driver {
         let report = self.check();
         if !report.is_clean() {
             return Err(format!("not a sound volume: {:?}", report.findings));
+        }
+        if self.case.trash {
+            self.audit_trash()?;
         }
         self.ask(&Operation::Statistics { inode: InodeId::ROOT })
     }

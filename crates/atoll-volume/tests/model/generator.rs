@@ -9,9 +9,11 @@ use atoll_volume::Quota;
 use bytes::Bytes;
 
 use super::acl;
+use super::driver::Case;
 use super::locks::CELLS;
 use super::random::Random;
 use super::reference::{Body, Node, Reference};
+use super::trash::{self, TrashStep};
 
 /// Directories stop being made above this many nodes, so that the tree keeps changing.
 const NODES_MANY: usize = 60;
@@ -33,19 +35,22 @@ pub enum Step {
     Reopen,
     SetQuota(InodeId, Quota),
     RemoveQuota(InodeId),
+    Trash(TrashStep),
     /// Make everything durable, then end without a word.
     Crash,
 }
 
 pub struct Generator {
-    random: Random,
+    pub random: Random,
     locks_percent: u64,
     quotas: bool,
+    trash: bool,
 }
 
 impl Generator {
-    pub fn new(seed: u64, locks_percent: u64, quotas: bool) -> Self {
-        Generator { random: Random::new(seed), locks_percent, quotas }
+    pub fn new(case: &Case) -> Self {
+        let &Case { seed, locks_percent, quotas, trash, .. } = case;
+        Generator { random: Random::new(seed), locks_percent, quotas, trash }
     }
 
     pub fn step(&mut self, model: &Reference, waiting: &[u64]) -> Step {
@@ -59,6 +64,7 @@ impl Generator {
                 return if self.random.chance(50) { Step::Withdraw(waiter) } else { Step::LoseGrant(waiter) };
             }
             40..=54 if self.quotas => return self.quota(model),
+            55..=94 if self.trash => return self.trash_step(model),
             _ => {}
         }
         let uid = self.random.pick(&[0, 1000, 1001]);
@@ -117,6 +123,8 @@ impl Generator {
 
     fn name(&mut self) -> Name {
         let name = match self.random.below(8) {
+            2 if self.trash && self.random.chance(25) => trash::NAME.to_vec(),
+            3 if self.trash && self.random.chance(25) => "é".repeat(127).into_bytes(),
             0 => vec![b'x'; 255],
             1 => vec![0xff, 0xfe],
             n => vec![b'a' + n as u8],
@@ -137,7 +145,7 @@ impl Generator {
     }
 
     /// A directory and a name in it that `wanted` likes, if there is one.
-    fn entry(&mut self, model: &Reference, wanted: impl Fn(&Node) -> bool) -> (InodeId, Name) {
+    pub fn entry(&mut self, model: &Reference, wanted: impl Fn(&Node) -> bool) -> (InodeId, Name) {
         let mut found = Vec::new();
         for (parent, node) in &model.nodes {
             if let Body::Directory(directory) = &node.body {

@@ -16,6 +16,7 @@ use super::acl;
 use super::content::Content;
 use super::locks::{Locks, Set};
 use super::quotas::QuotaRoot;
+use super::trash::Trash;
 
 pub type Result<T> = std::result::Result<T, Errno>;
 
@@ -30,7 +31,7 @@ pub enum Time {
 }
 
 impl Time {
-    fn known(self) -> Timestamp {
+    pub fn known(self) -> Timestamp {
         match self {
             Time::Is(time) => time,
             Time::Moved => panic!("nobody looked at a time that moved"),
@@ -81,6 +82,27 @@ pub struct Node {
 }
 
 impl Node {
+    /// An empty directory that belongs to root.
+    pub fn directory_of_root(permissions: u32, parent: InodeId, time: Time) -> Self {
+        Node {
+            kind: FileKind::Directory,
+            permissions,
+            links: 2,
+            uid: 0,
+            gid: 0,
+            device: 0,
+            accessed: time,
+            modified: time,
+            changed: time,
+            created: time,
+            xattrs: BTreeMap::new(),
+            body: Body::Directory(Directory { names: BTreeMap::new(), parent, next_cookie: 1 }),
+            opens: BTreeMap::new(),
+            quota_root: InodeId::NONE,
+            linkable: false,
+        }
+    }
+
     pub fn size(&self) -> u64 {
         match &self.body {
             Body::File(content) => content.size,
@@ -153,6 +175,7 @@ pub struct Reference {
     pub nodes: BTreeMap<InodeId, Node>,
     pub locks: Locks,
     pub quotas: BTreeMap<InodeId, QuotaRoot>,
+    pub trash: Trash,
     /// Nodes that the last operation may have changed.
     pub touched: BTreeSet<InodeId>,
     /// Inodes that are no more.
@@ -162,28 +185,12 @@ pub struct Reference {
 
 impl Reference {
     pub fn new(root_time: Timestamp, durability: &'static str) -> Self {
-        let time = Time::Is(root_time);
-        let root = Node {
-            kind: FileKind::Directory,
-            permissions: 0o755,
-            links: 2,
-            uid: 0,
-            gid: 0,
-            device: 0,
-            accessed: time,
-            modified: time,
-            changed: time,
-            created: time,
-            xattrs: BTreeMap::new(),
-            body: Body::Directory(Directory { names: BTreeMap::new(), parent: InodeId::ROOT, next_cookie: 1 }),
-            opens: BTreeMap::new(),
-            quota_root: InodeId::NONE,
-            linkable: false,
-        };
+        let root = Node::directory_of_root(0o755, InodeId::ROOT, Time::Is(root_time));
         Reference {
             nodes: BTreeMap::from([(InodeId::ROOT, root)]),
             locks: Locks::default(),
             quotas: BTreeMap::new(),
+            trash: Trash::default(),
             touched: BTreeSet::new(),
             gone: Vec::new(),
             durability,
@@ -196,7 +203,7 @@ impl Reference {
         self.nodes.get(&inode).ok_or(Errno::ESTALE)
     }
 
-    fn touch(&mut self, inode: InodeId) -> &mut Node {
+    pub fn touch(&mut self, inode: InodeId) -> &mut Node {
         self.touched.insert(inode);
         self.nodes.get_mut(&inode).expect("a node that was found")
     }
@@ -213,6 +220,9 @@ impl Reference {
     }
 
     fn must_be_alive(&self, parent: InodeId) -> Result<()> {
+        if self.is_of_trash(parent) {
+            return Err(Errno::EPERM);
+        }
         if self.node(parent)?.links == 0 { Err(Errno::ENOENT) } else { Ok(()) }
     }
 
@@ -254,7 +264,7 @@ impl Reference {
 
     // ---- names
 
-    fn add_name(&mut self, parent: InodeId, name: &Name, inode: InodeId) {
+    pub fn add_name(&mut self, parent: InodeId, name: &Name, inode: InodeId) {
         let node = self.touch(parent);
         node.modified = Time::Moved;
         node.changed = Time::Moved;
@@ -269,7 +279,7 @@ impl Reference {
         }
     }
 
-    fn remove_name(&mut self, parent: InodeId, name: &Name) -> InodeId {
+    pub fn remove_name(&mut self, parent: InodeId, name: &Name) -> InodeId {
         let node = self.touch(parent);
         node.modified = Time::Moved;
         node.changed = Time::Moved;
@@ -282,7 +292,7 @@ impl Reference {
     }
 
     /// One name less; without names and opens it is gone.
-    fn drop_link(&mut self, inode: InodeId) {
+    pub fn drop_link(&mut self, inode: InodeId) {
         let node = self.touch(inode);
         node.links = if node.is_directory() { 0 } else { node.links - 1 };
         node.changed = Time::Moved;
@@ -389,6 +399,9 @@ impl Reference {
         if self.node(source)?.is_directory() && self.is_above(source, new_parent) {
             return Err(Errno::EINVAL);
         }
+        if mode == RenameMode::Exchange {
+            self.must_be_alive(parent)?;
+        }
         if let Some(target) = target
             && self.node(target)?.is_directory()
             && self.is_above(target, parent)
@@ -425,12 +438,13 @@ impl Reference {
         }
         let quota_root = self.moved_root(source, parent, new_parent)?;
         if mode == RenameMode::Whiteout {
+            self.must_be_alive(parent)?;
             self.check_birth(parent)?;
         }
         self.touch(source).quota_root = quota_root;
         if let Some(target) = target {
             self.remove_name(new_parent, new_name);
-            self.drop_link(target);
+            self.lose(target, new_parent, new_name)?;
         }
         self.remove_name(parent, name);
         self.add_name(new_parent, new_name, source);
@@ -744,6 +758,9 @@ impl Reference {
         new: Option<InodeId>,
     ) -> Result<Answer> {
         use Operation as O;
+        if let Some(answer) = self.by_hidden_name(operation) {
+            return answer;
+        }
         let fresh = || new.ok_or(Errno::EPROTO);
         match operation {
             O::Lookup { parent, name } => Ok(Answer::Entry(self.child(*parent, name)?.ok_or(Errno::ENOENT)?)),
@@ -833,7 +850,7 @@ impl Reference {
                     return Err(Errno::EISDIR);
                 }
                 self.remove_name(*parent, name);
-                self.drop_link(inode);
+                self.lose(inode, *parent, name)?;
                 Ok(Answer::Done)
             }
             O::RemoveDirectory { parent, name } => {

@@ -14,15 +14,25 @@ async fn ask(volume: &Volume, operation: Operation) -> Outcome {
         .unwrap_or_else(|e| panic!("{operation:?}: {e}"))
 }
 
-/// Each path, with everything that is there but the time of the last access.
+/// Where the trash is among the paths, which the root may have an entry for.
+const TRASH: &str = "(trash)";
+
+/// Each path, the trash included, with everything that is there but the time of the last access.
 pub async fn tree(volume: &Volume) -> BTreeMap<String, String> {
     tree_below(volume, InodeId::ROOT).await
 }
 
-/// The same below a directory, inodes by their own numbers.
+/// The same below a directory, which may be the root of a snapshot, inodes by their own numbers.
 pub async fn tree_below(volume: &Volume, directory: InodeId) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(directory, FileKind::Directory, String::new())];
+    if directory.in_volume() == InodeId::ROOT {
+        let trash = directory.snapshot().map_or(InodeId::TRASH, |number| InodeId::TRASH.in_snapshot(number));
+        let look = Operation::GetAttributes { inode: trash };
+        if volume.execute(LOOKING, &Caller::default(), look).await.is_ok() {
+            todo.push((trash, FileKind::Directory, TRASH.to_owned()));
+        }
+    }
     while let Some((inode, kind, path)) = todo.pop() {
         let Outcome::Entry(mut attributes) = ask(volume, Operation::GetAttributes { inode }).await else { panic!() };
         attributes.accessed = Timestamp::default();
