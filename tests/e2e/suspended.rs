@@ -71,9 +71,14 @@ fn a_suspended_machine_goes_on_where_it_was() {
 #[test]
 fn a_server_that_stands_still_right_after_a_crash_waits_for_its_mounts_all_the_same() {
     let mut site = Site::new();
-    let mount = site.mount("m");
-    let path = mount.join("file");
+    let (mount, other) = (site.mount("m1"), site.mount("m2"));
+    fs::create_dir(other.join("other")).unwrap();
+    // In a directory of its own a mount changes everything alone.
+    let folder = mount.join("folder");
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("file");
     fs::write(&path, b"before").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"before");
     let process = site.process_of(&mount);
     let frozen = site.freeze_server();
     fs::write(&path, b"the server has not heard of it").unwrap();
@@ -81,6 +86,10 @@ fn a_server_that_stands_still_right_after_a_crash_waits_for_its_mounts_all_the_s
     site.kill();
     drop(frozen);
     site.start();
+    // The other mount comes back: from then on the server waits for the first one.
+    eventually("both sessions are known", || {
+        site.atoll(["--json", "status"]).must_succeed().contains("\"sessions\": 2")
+    });
     let frozen = site.freeze_server();
     drop(away);
     std::thread::sleep(suspended());
