@@ -129,7 +129,7 @@ impl Site {
     pub fn start(&mut self) {
         assert!(self.server.is_none());
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("server.log")).expect("log");
-        let mut child = Command::new(BINARY)
+        let child = Command::new(BINARY)
             .arg("serve")
             .arg("--data")
             .arg(self.path("data"))
@@ -142,10 +142,10 @@ impl Site {
             .stderr(log)
             .spawn()
             .expect("the server starts");
-        let line = first_line(&mut child);
+        // Known before it is waited for: one that is not ready in time is ended with the site.
+        let line = first_line(self.server.insert(child));
         assert!(line.starts_with("ready"), "expected `ready`, got {line:?}: {}", self.server_log());
         self.ready = line;
-        self.server = Some(child);
     }
 
     /// The address with this scheme in the `ready` line.

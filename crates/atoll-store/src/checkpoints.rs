@@ -1,16 +1,13 @@
 //! Named checkpoints of SlateDB: what we keep, beside those of the [garbage collection](crate::garbage), which have no
 //! name.
 
-use std::sync::Arc;
-
 use atoll_object::ObjectRoot;
 use object_store::path::Path;
 use slatedb::admin::{Admin, AdminBuilder};
 use slatedb::config::{CheckpointOptions, CheckpointScope, DbReaderOptions};
-use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::{Db, DbReader, DbReaderMode};
 
-use crate::slate::{STORE_RETRIES_MAX, db_error};
+use crate::slate::{STORE_RETRIES_MAX, cache, db_error};
 use crate::{Checkpoint, Result, Sealing, StoreError};
 
 /// Memory for what one reader has decoded, in bytes.
@@ -86,11 +83,10 @@ impl Checkpoints {
             object_store_max_retries: Some(STORE_RETRIES_MAX),
             ..DbReaderOptions::default()
         };
-        let cache = MokaCache::new_with_opts(MokaCacheOptions { max_capacity: CACHE_BYTES_MAX, ..Default::default() });
         let mut reader = DbReader::builder(self.path.clone(), self.root.store.clone())
             .with_reader_mode(DbReaderMode::Checkpoint(found.id))
             .with_options(options)
-            .with_db_cache(Arc::new(cache), 0);
+            .with_db_cache(cache(CACHE_BYTES_MAX), 0);
         if let Some(sealing) = &self.sealing {
             reader = reader.with_block_transformer(sealing.blocks());
         }

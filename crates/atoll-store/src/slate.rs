@@ -144,15 +144,12 @@ impl SlateConfig {
     }
 }
 
-/// What compaction replaces stays for as long as the garbage collection lets readers take.
-/// What is kept in memory of what was read.
-fn caches() -> SplitCache {
-    let of = |max_capacity| -> Option<Arc<dyn DbCache>> {
-        Some(Arc::new(MokaCache::new_with_opts(MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() })))
-    };
-    SplitCache::new().with_block_cache(of(BLOCKS_KEPT_MAX)).with_meta_cache(of(DEFAULT_META_CACHE_CAPACITY))
+/// What was read of tables, in memory, up to so many bytes.
+pub(crate) fn cache(max_capacity: u64) -> Arc<dyn DbCache> {
+    Arc::new(MokaCache::new_with_opts(MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() }))
 }
 
+/// What compaction replaces stays for as long as the garbage collection lets readers take.
 fn compactor(garbage_interval: Duration) -> CompactorOptions {
     let mut options = CompactorOptions::default();
     options.checkpoint_lifetime = 2 * garbage_interval;
@@ -242,10 +239,13 @@ impl SlateStore {
             compactor_options: Some(compactor(config.garbage_interval)),
             ..Settings::default()
         };
+        let caches = SplitCache::new()
+            .with_block_cache(Some(cache(BLOCKS_KEPT_MAX)))
+            .with_meta_cache(Some(cache(DEFAULT_META_CACHE_CAPACITY)));
         let mut db = Db::builder(config.database(), config.root.store.clone())
             .with_settings(settings)
             .with_sst_block_size(BLOCK)
-            .with_db_cache(Arc::new(caches()), 0)
+            .with_db_cache(Arc::new(caches), 0)
             .with_system_clock(clock.clone());
         if let Some(sealing) = &config.sealing {
             db = db.with_block_transformer(sealing.blocks());
