@@ -36,3 +36,4 @@ mod suspended;
 mod taken_over;
 mod trash;
 mod two_worlds;
+mod working_directory;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use atoll_lease::{Issue, Leaving, Recall};
 use atoll_types::locks::Lock;
 use atoll_types::operation::OpenFlags;
-use atoll_types::{Caller, Errno, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
+use atoll_types::{Caller, Errno, FileKind, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -60,6 +60,14 @@ impl Answer {
     }
 }
 
+/// A name that may not be kept any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OldName {
+    pub name: Name,
+    /// It stood for a directory, in which somebody may work, or on which something may be mounted.
+    pub is_directory: bool,
+}
+
 /// A kernel that keeps what answers said it may. Each call returns when the kernel has dropped it; called from
 /// threads that serve no request.
 ///
@@ -70,7 +78,7 @@ pub trait Kernel: Send + Sync {
     /// Whether names can be dropped at any time; if not, none may be kept.
     fn keeps_names(&self) -> bool;
     /// Names of a directory, also that they are not there; `busy`: not one by one. `shown`: of a listing, which the kernel may be taking in.
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool, shown: bool);
+    fn drop_names(&self, directory: InodeId, names: Vec<OldName>, busy: bool, shown: bool);
     /// Wait until it has taken in listings of these directories, if it does before long.
     fn settles(&self, directories: Vec<InodeId>) -> bool;
     /// All names at once, without waiting for anything: may be called by who serves a request.
@@ -432,8 +440,8 @@ impl Client {
     }
 
     /// The kernel was told of an inode once more; it says so before the kernel is.
-    pub fn looked_up(&self, inode: InodeId) {
-        self.shared.cache.lock().looked_up(inode);
+    pub fn looked_up(&self, inode: InodeId, kind: FileKind) {
+        self.shared.cache.lock().looked_up(inode, kind);
     }
 
     /// The kernel forgot an inode that it was told of so many times.
@@ -863,13 +871,17 @@ impl Shared {
             return;
         }
         drop(self.answering.write());
+        let keeps_names = duty.keeps_names();
         if let Some(kernel) = self.kernel.get() {
-            if duty.keeps_names() {
+            if keeps_names {
                 kernel.drop_names(duty.inode, duty.names, duty.busy || duty.more_names, duty.shown);
             }
             if duty.attributes {
                 kernel.drop_attributes(duty.inode, duty.via, duty.busy);
             }
+        }
+        if keeps_names {
+            self.cache.lock().dropped(duty.inode);
         }
     }
 }

@@ -20,7 +20,7 @@ mod session;
 
 pub use address::ServerAddress;
 pub use chronicle::{Chronicle, Handles, SENT_AGAIN};
-pub use client::{Answer, Client, ClientState, Kernel};
+pub use client::{Answer, Client, ClientState, Kernel, OldName};
 pub use clock::Clocks;
 pub use connection::{Dialer, Halves};
 pub use session::{Admin, Session};

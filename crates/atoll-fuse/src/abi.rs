@@ -61,6 +61,8 @@ pub const READDIRPLUS: u32 = 44;
 
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// In the flags of [`NOTIFY_INVAL_ENTRY`] (Linux 6.2; older kernels do not look at them): the name is to be looked up again, and stays.
+pub const EXPIRE_ONLY: u32 = 1;
 pub const NOTIFY_DELETE: i32 = 6;
 pub const NOTIFY_RESEND: i32 = 7;
 pub const NOTIFY_INC_EPOCH: i32 = 8;

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::{self, Body, Fields, Header};
+use crate::lookups::Lookups;
 use crate::remote::{Lifetimes, Remote};
 use crate::session::Reply;
 use crate::uptake::{Asker, Effect, Turn, Uptake};
@@ -68,6 +69,7 @@ pub struct VolumeFs {
     root: InodeId,
     /// Where the kernel is told when what it keeps is old.
     uptake: Option<Arc<Uptake>>,
+    lookups: Arc<Lookups>,
     chronicle: Option<Arc<Chronicle>>,
 }
 
@@ -154,7 +156,8 @@ impl VolumeFs {
     pub fn new(remote: impl Remote) -> Self {
         let chronicle = remote.chronicle();
         let (remote, next_handle) = (Arc::new(remote), AtomicU64::new(1));
-        VolumeFs { remote, locked: Mutex::default(), next_handle, root: InodeId::ROOT, uptake: None, chronicle }
+        let (locked, lookups) = (Mutex::default(), Arc::default());
+        VolumeFs { remote, locked, next_handle, root: InodeId::ROOT, uptake: None, lookups, chronicle }
     }
 
     /// For a remote that tells the kernel, by [`KernelCaches`], when what it keeps is old.
@@ -227,6 +230,10 @@ impl VolumeFs {
         self.uptake.clone()
     }
 
+    pub(crate) fn lookups(&self) -> Arc<Lookups> {
+        self.lookups.clone()
+    }
+
     /// Submit what tells the kernel attributes, or changes what it has of them.
     fn submit_telling(&self, from: Header, operation: Operation, finish: impl FnOnce(Answer) + Send + 'static) {
         match &self.uptake {
@@ -257,7 +264,7 @@ impl VolumeFs {
                 // Above a directory that was moved out of the mount; the kernel would take it for the mount's root.
                 return Err(Errno::ESTALE);
             }
-            remote.looked_up(attributes.inode);
+            remote.looked_up(attributes.inode, attributes.kind());
             let is_root = attributes.inode == root;
             let body = Body::default();
             Ok(if is_root { body.root(&attributes, lifetimes) } else { body.entry(&attributes, lifetimes) })
@@ -266,14 +273,22 @@ impl VolumeFs {
     }
 
     /// Like an entry, but the kernel may keep that the name is not there.
-    fn lookup(&self, from: Header, operation: Operation, reply: Reply) {
-        let remote = self.remote.clone();
+    fn lookup(&self, from: Header, parent: InodeId, name: Name, reply: Reply) {
+        let (remote, lookups, thread) = (self.remote.clone(), self.lookups.clone(), from.pid);
+        let operation = Operation::Lookup { parent, name: name.clone() };
         let done = move |answer: Answer| {
             let lifetimes = lifetimes(&answer);
             match answer.result.and_then(attributes) {
                 Ok(attributes) => {
-                    remote.looked_up(attributes.inode);
-                    reply.ok(Body::default().entry(&attributes, lifetimes));
+                    remote.looked_up(attributes.inode, attributes.kind());
+                    let body = Body::default().entry(&attributes, lifetimes);
+                    if attributes.kind() == FileKind::Directory && !lifetimes.entry.is_zero() {
+                        lookups.gives(thread, parent, name);
+                        reply.ok(body);
+                        lookups.gave(thread);
+                    } else {
+                        reply.ok(body);
+                    }
                 }
                 Err(Errno::ENOENT) if !lifetimes.entry.is_zero() => reply.ok(Body::default().absent(lifetimes)),
                 Err(errno) => reply.error(errno),
@@ -336,6 +351,7 @@ impl VolumeFs {
         if let Some(uptake) = &self.uptake {
             uptake.heard_of(header.pid);
         }
+        self.lookups.heard_of(header.pid);
         let mut f = Fields::new(body);
         if let Err((reply, errno)) = self.try_dispatch(header, &mut f, reply) {
             reply.error(errno);
@@ -353,7 +369,7 @@ impl VolumeFs {
         }
         match operation {
             Parsed::Entry(operation) => self.entry(header, operation, reply),
-            Parsed::Lookup(operation) => self.lookup(header, operation, reply),
+            Parsed::Lookup(name) => self.lookup(header, inode, name, reply),
             Parsed::Attr(operation) => {
                 let body = |outcome, lifetimes| Ok(Body::default().attr(&attributes(outcome)?, lifetimes));
                 self.submit_telling(header, operation, answering(reply, body));
@@ -391,7 +407,7 @@ impl VolumeFs {
                 let (remote, chronicle) = (self.remote.clone(), self.chronicle.clone());
                 let body = move |outcome, lifetimes| {
                     let attributes = attributes(outcome)?;
-                    remote.looked_up(attributes.inode);
+                    remote.looked_up(attributes.inode, attributes.kind());
                     if let Some(chronicle) = chronicle {
                         chronicle.opened(header.unique, handle, attributes.inode);
                     }
@@ -557,10 +573,10 @@ impl VolumeFs {
                     break;
                 }
                 if known {
-                    told.push(entry.inode);
+                    told.push((entry.inode, entry.kind));
                 }
             }
-            told.into_iter().for_each(|inode| remote.looked_up(inode));
+            told.into_iter().for_each(|(inode, kind)| remote.looked_up(inode, kind));
             reply.ok(Body(body));
         };
         self.remote.submit(header.unique, header.caller(), operation, Box::new(done));
@@ -575,7 +591,7 @@ impl VolumeFs {
                 b"." => Parsed::Entry(O::GetAttributes { inode }),
                 b".." if inode == self.root => Parsed::Entry(O::GetAttributes { inode }),
                 b".." => Parsed::Entry(O::Parent { inode }),
-                bytes => Parsed::Lookup(O::Lookup { parent, name: name(bytes)? }),
+                bytes => Parsed::Lookup(name(bytes)?),
             },
             abi::GETATTR => Parsed::Attr(O::GetAttributes { inode }),
             abi::STATX => Parsed::Statx(O::GetAttributes { inode }),
@@ -746,7 +762,7 @@ fn is_killed(thread: u32) -> bool {
 /// A request, by how its outcome is answered.
 enum Parsed {
     Entry(Operation),
-    Lookup(Operation),
+    Lookup(Name),
     Attr(Operation),
     Statx(Operation),
     Done(Operation),

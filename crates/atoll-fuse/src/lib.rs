@@ -10,11 +10,13 @@
 mod abi;
 mod adapter;
 mod gate;
+mod lookups;
 mod mount;
 mod notify;
 mod null;
 mod remote;
 mod session;
+mod threads;
 mod uptake;
 
 pub use adapter::{FsState, VolumeFs};

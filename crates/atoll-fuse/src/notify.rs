@@ -5,6 +5,8 @@
 //! mounts that each make a name in one directory hold such locks and wait for each
 //! other; so a name that is not dropped in time is dropped with all others at once,
 //! which needs no lock.
+//!
+//! A name of a directory is not dropped but expires, if it can: see [`crate::lookups`].
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -12,13 +14,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use atoll_client::Kernel;
+use atoll_client::{Kernel, OldName};
 use atoll_types::{InodeId, Name};
 use parking_lot::Mutex;
 
 use crate::abi::{self, Body};
 use crate::adapter::VolumeFs;
 use crate::gate::Gate;
+use crate::lookups::Lookups;
 use crate::uptake::Uptake;
 
 /// Sends to the kernel of one mount.
@@ -27,13 +30,15 @@ pub struct Notifier {
     device: Arc<File>,
     has_epochs: bool,
     uptake: Option<Arc<Uptake>>,
+    lookups: Arc<Lookups>,
     gate: Arc<Gate>,
     root: InodeId,
 }
 
 impl Notifier {
     pub(crate) fn new(device: Arc<File>, has_epochs: bool, filesystem: &VolumeFs, gate: Arc<Gate>) -> Self {
-        Notifier { device, has_epochs, uptake: filesystem.uptake(), gate, root: filesystem.root() }
+        let (uptake, lookups) = (filesystem.uptake(), filesystem.lookups());
+        Notifier { device, has_epochs, uptake, lookups, gate, root: filesystem.root() }
     }
 
     /// How the kernel calls it.
@@ -53,10 +58,30 @@ impl Notifier {
         self.send(abi::NOTIFY_INVAL_INODE, Body::default().u64(self.node(inode)).u64(NO_BYTES).u64(0), &[])
     }
 
-    /// What a name stands for, that it is not there included.
+    /// What a name stands for, that it is not there included. A directory has no path until it is looked up again, and
+    /// what is mounted on it is unmounted.
     pub fn entry(&self, parent: InodeId, name: &Name) -> std::io::Result<bool> {
+        self.old_entry(parent, name, 0)
+    }
+
+    /// Let a name expire: it is asked for when it is used again. A lookup of it that was answered may be taken in later,
+    /// with the right to keep the name.
+    pub fn expire(&self, parent: InodeId, name: &Name) -> std::io::Result<bool> {
+        self.old_entry(parent, name, abi::EXPIRE_ONLY)
+    }
+
+    fn old_entry(&self, parent: InodeId, name: &Name, flags: u32) -> std::io::Result<bool> {
         let name = name.as_bytes();
-        self.send(abi::NOTIFY_INVAL_ENTRY, Body::default().u64(self.node(parent)).u32(name.len() as u32).u32(0), name)
+        let body = Body::default().u64(self.node(parent)).u32(name.len() as u32).u32(flags);
+        self.send(abi::NOTIFY_INVAL_ENTRY, body, name)
+    }
+
+    /// The same in the way that suits what it stood for.
+    fn old_name(&self, parent: InodeId, OldName { name, is_directory }: &OldName) -> std::io::Result<bool> {
+        match *is_directory && !self.lookups.is_under_way(parent, name) {
+            true => self.expire(parent, name),
+            false => self.entry(parent, name),
+        }
     }
 
     /// A name was removed with what it stood for: who works in it is told.
@@ -102,11 +127,11 @@ const INODE_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a listing is waited for whose names the kernel may be taking in; it holds its directory's lock.
 const LISTING_TIMEOUT: Duration = Duration::from_millis(200);
 /// More names than this are dropped all at once.
-const NAMES_ONE_BY_ONE_MAX: usize = 256;
+const NAMES_ONE_BY_ONE_MAX: usize = 1024;
 
 struct Job {
     directory: InodeId,
-    names: Vec<Name>,
+    names: Vec<OldName>,
     done: Sender<()>,
 }
 
@@ -138,7 +163,7 @@ impl KernelCaches {
     }
 
     /// True when the names were dropped in time. If not, all names are dropped when they are.
-    fn one_by_one(&self, directory: InodeId, names: Vec<Name>, timeout: Duration) -> bool {
+    fn one_by_one(&self, directory: InodeId, names: Vec<OldName>, timeout: Duration) -> bool {
         self.start(directory, names).recv_timeout(timeout).is_ok()
     }
 
@@ -151,7 +176,7 @@ impl KernelCaches {
     }
 
     /// Drop names; answers when that is done.
-    fn start(&self, directory: InodeId, names: Vec<Name>) -> Receiver<()> {
+    fn start(&self, directory: InodeId, names: Vec<OldName>) -> Receiver<()> {
         {
             let mut load = self.load.lock();
             load.1 += 1;
@@ -172,7 +197,7 @@ fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>, load: &Mutex<(u
         let next = queue.lock().recv();
         let Ok(Job { directory, names, done }) = next else { return };
         for name in &names {
-            report(notifier.entry(directory, name));
+            report(notifier.old_name(directory, name));
         }
         load.lock().1 -= 1;
         if done.send(()).is_err() && notifier.has_epochs {
@@ -183,8 +208,8 @@ fn drop_names(notifier: &Notifier, queue: &Mutex<Receiver<Job>>, load: &Mutex<(u
 }
 
 /// One that is as good as any to wait for a directory's lock.
-fn any_name() -> Name {
-    Name::new(&b"\x01"[..]).expect("a name")
+fn any_name() -> OldName {
+    OldName { name: Name::new(&b"\x01"[..]).expect("a name"), is_directory: false }
 }
 
 fn report(result: std::io::Result<bool>) -> bool {
@@ -202,7 +227,7 @@ impl Kernel for KernelCaches {
         self.notifier.has_epochs
     }
 
-    fn drop_names(&self, directory: InodeId, names: Vec<Name>, busy: bool, shown: bool) {
+    fn drop_names(&self, directory: InodeId, names: Vec<OldName>, busy: bool, shown: bool) {
         if shown {
             self.settle(vec![directory], LISTING_TIMEOUT);
         }

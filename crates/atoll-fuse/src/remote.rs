@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_client::{Answer, Chronicle, Client, Session};
-use atoll_types::{Caller, Errno, InodeId, Operation};
+use atoll_types::{Caller, Errno, FileKind, InodeId, Operation};
 
 /// How long the kernel may use what an answer says without asking again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,7 +31,7 @@ pub trait Remote: Send + Sync + 'static {
     /// False when there is no such request, or not yet.
     fn interrupt(&self, id: u64, is_killed: fn(u32) -> bool) -> bool;
     /// The kernel is about to be told of an inode once more.
-    fn looked_up(&self, _inode: InodeId) {}
+    fn looked_up(&self, _inode: InodeId, _kind: FileKind) {}
     /// The kernel forgot inodes that it was told of so many times.
     fn forget(&self, _forgotten: &[(InodeId, u64)]) {}
     /// Why changes of an inode are lost that were answered before they were executed, once.
@@ -59,8 +59,8 @@ impl Remote for Client {
         Client::interrupt(self, id, is_killed)
     }
 
-    fn looked_up(&self, inode: InodeId) {
-        Client::looked_up(self, inode);
+    fn looked_up(&self, inode: InodeId, kind: FileKind) {
+        Client::looked_up(self, inode, kind);
     }
 
     fn forget(&self, forgotten: &[(InodeId, u64)]) {

@@ -29,6 +29,8 @@ use atoll_types::InodeId;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
+use crate::threads::{UNSEEN, is_idle, run_nanos};
+
 /// How long an asker is waited for that is not seen to run.
 const TAKEN_TIMEOUT: Duration = Duration::from_millis(100);
 /// The same of one that cannot be seen: it lives in a process namespace that this process does not see into.
@@ -44,9 +46,6 @@ const DISPUTE: Duration = Duration::from_secs(3);
 const DISPUTED_MAX: usize = 4096;
 /// How often it is looked for such as are in dispute no more, when there are that many.
 const CLEAR_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What the kernel calls every thread that this process cannot see.
-const UNSEEN: u32 = 0;
 
 /// Goes on with an answer that has waited.
 type Next = Box<dyn FnOnce() + Send>;
@@ -350,21 +349,6 @@ impl Uptake {
     }
 }
 
-/// For how long a thread has run in all.
-fn run_nanos(thread: u32) -> Option<u64> {
-    std::fs::read_to_string(format!("/proc/{thread}/schedstat")).ok()?.split(' ').next()?.parse().ok()
-}
-
-/// Whether a thread that was woken waits for something again, or is gone: it has run since.
-fn is_idle(thread: u32) -> bool {
-    let Some(id) = i32::try_from(thread).ok().and_then(rustix::process::Pid::from_raw) else { return false };
-    match std::fs::read_to_string(format!("/proc/{thread}/stat")) {
-        // The name before it may hold anything.
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('R')),
-        Err(_) => rustix::process::test_kill_process(id) == Err(rustix::io::Errno::SRCH),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,7 +443,7 @@ mod tests {
         let (hold, held) = mpsc::channel::<()>();
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
-            tell.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            tell.send(crate::threads::own_id()).unwrap();
             let _ = held.recv();
         });
         let sleeper = told.recv().unwrap();
@@ -502,7 +486,7 @@ mod tests {
     fn who_waits_goes_on_when_the_asker_makes_no_request_any_more() {
         let uptake = Arc::new(Uptake::default());
         let (sender, receiver) = std::sync::mpsc::channel();
-        let own_id = || rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        use crate::threads::own_id;
         let gone = std::thread::spawn(own_id).join().unwrap();
         // One that computes, as long as it is heard.
         let (computes, computing) = std::sync::mpsc::channel();

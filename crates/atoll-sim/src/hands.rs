@@ -122,7 +122,7 @@ impl Hands {
         let done = move |answer: Answer| {
             // As the adapter does: the kernel is told of the inode.
             if let Some(attributes) = answer.result.as_ref().ok().and_then(Outcome::attributes).filter(|_| tells) {
-                client.looked_up(attributes.inode);
+                client.looked_up(attributes.inode, attributes.kind());
             }
             let _ = sender.send(answer.result);
         };

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_client::{Admin, Client, ClientConfig, Kernel, ServerAddress};
+use atoll_client::{Admin, Client, ClientConfig, Kernel, OldName, ServerAddress};
 use atoll_object::ObjectRoot;
 use atoll_server::{Server, ServerConfig};
-use atoll_types::{InodeId, Name};
+use atoll_types::InodeId;
 use atoll_wire::AdminRequest;
 use atoll_wire::clock::Clock;
 
@@ -96,7 +96,7 @@ impl Kernel for ForgetfulKernel {
         true
     }
 
-    fn drop_names(&self, _: InodeId, _: Vec<Name>, _: bool, _: bool) {}
+    fn drop_names(&self, _: InodeId, _: Vec<OldName>, _: bool, _: bool) {}
 
     fn settles(&self, _: Vec<InodeId>) -> bool {
         true

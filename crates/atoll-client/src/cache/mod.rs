@@ -10,6 +10,7 @@ mod names;
 mod prefetch;
 
 use std::collections::VecDeque;
+use std::collections::hash_map;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use atoll_wire::Made;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::chronicle::{Chronicle, Entry, Known};
-use crate::client::Asker;
+use crate::client::{Asker, OldName};
 use crate::journal::{Change, Journal};
 use crate::locks::{Locks, Moves, Owner, Request};
 use changes::Numbers;
@@ -37,7 +38,7 @@ pub(crate) struct Kept {
     pub attributes: bool,
     /// Of each entry of a listing: the attributes.
     pub listed: Vec<bool>,
-    /// The kernel moves a name, with its right to be kept, to a directory whose names may not be kept.
+    /// The kernel moves a name, perhaps with its right to be kept, to a directory whose names may not be kept.
     pub moved: bool,
 }
 
@@ -98,7 +99,7 @@ pub(crate) struct Duty {
     /// The kernel keeps attributes.
     pub attributes: bool,
     /// Names that the kernel keeps.
-    pub names: Vec<Name>,
+    pub names: Vec<OldName>,
     /// It keeps more of this directory.
     pub more_names: bool,
     pub via: Option<InodeId>,
@@ -145,6 +146,11 @@ pub(crate) struct Cache {
     nodes: FxHashMap<InodeId, Box<Node>>,
     /// How often the kernel was told of an inode and has not forgotten it.
     lookups: FxHashMap<InodeId, u64>,
+    /// Those of them that are directories.
+    directories: FxHashSet<InodeId>,
+    /// Directories whose names the kernel may keep although the right to that was recalled, and how many recalls that
+    /// is.
+    dropping: FxHashMap<InodeId, u32>,
     /// Directories with a page of their listing, its number, and how many entries it was kept with; the oldest first.
     paged: VecDeque<(InodeId, u64, usize)>,
     /// The sum of them.
@@ -577,7 +583,9 @@ impl Cache {
                 self.rename(*parent, name, named, order);
             }
             O::Rename { parent, name, new_parent, new_name, .. } if result.is_ok() => {
-                kept.moved = [parent, new_parent].iter().any(|directory| !self.holds_names(**directory));
+                let kept_by_kernel = |directory| self.holds_names(directory) || self.dropping.contains_key(&directory);
+                kept.moved = !(self.holds_names(*parent) && self.holds_names(*new_parent))
+                    && (kept_by_kernel(*parent) || kept_by_kernel(*new_parent));
                 self.rename(*parent, name, Named::Unknown, order);
                 self.rename(*new_parent, new_name, Named::Unknown, order);
             }
@@ -807,9 +815,25 @@ impl Cache {
             && let Some(names) = &mut node.names
         {
             duty.shown = names.shown && !is_locked;
-            (duty.names, duty.more_names) = names.clear();
+            let (told, more) = names.clear();
+            let is_directory = |named| matches!(named, Named::Child(child) if self.directories.contains(&child));
+            let old = |(name, named)| OldName { name, is_directory: is_directory(named) };
+            (duty.names, duty.more_names) = (told.into_iter().map(old).collect(), more);
+            if duty.keeps_names() {
+                *self.dropping.entry(recall.inode).or_default() += 1;
+            }
         }
         duty
+    }
+
+    /// The kernel has dropped the names of a recall.
+    pub fn dropped(&mut self, directory: InodeId) {
+        if let hash_map::Entry::Occupied(mut count) = self.dropping.entry(directory) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 
     /// The journal was executed: what comes of it for locks.
@@ -874,11 +898,14 @@ impl Cache {
     }
 
     /// The kernel was told of an inode once more.
-    pub fn looked_up(&mut self, inode: InodeId) {
+    pub fn looked_up(&mut self, inode: InodeId, kind: FileKind) {
         let count = self.lookups.entry(inode).or_default();
         *count += 1;
         if *count == 1 {
             self.journal.note(|| Entry::Shown(inode));
+        }
+        if kind == FileKind::Directory {
+            self.directories.insert(inode);
         }
         if let Some(node) = self.nodes.get_mut(&inode) {
             node.is_forgotten = false;
@@ -893,6 +920,7 @@ impl Cache {
                 return None;
             }
             self.lookups.remove(&inode);
+            self.directories.remove(&inode);
             self.journal.note(|| Entry::Forgotten(inode));
         }
         let node = self.nodes.get_mut(&inode)?;
@@ -1055,6 +1083,55 @@ mod tests {
         assert_eq!(cache.answer(&get).unwrap().0, Ok(Outcome::Entry(file(2))));
     }
 
+    fn old(name: Name) -> OldName {
+        OldName { name, is_directory: false }
+    }
+
+    #[test]
+    fn a_name_that_is_dropped_is_known_to_be_of_a_directory_as_long_as_the_kernel_knows_it() {
+        for forgets in [false, true] {
+            let mut cache = Cache::default();
+            looked_up(&mut cache, 1, 1);
+            cache.looked_up(FILE, FileKind::Directory);
+            if forgets {
+                cache.looked_up(FILE, FileKind::Directory);
+                cache.forget(FILE, 2);
+            }
+            let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
+            assert_eq!(duty.names, [OldName { name: name(), is_directory: !forgets }]);
+        }
+    }
+
+    #[test]
+    fn a_name_moves_with_the_right_to_be_kept_only_if_the_kernel_may_keep_it() {
+        let to = InodeId(9);
+        let moved = |cache: &mut Cache, order| {
+            let (new_parent, new_name, mode) = (to, name(), RenameMode::Replace);
+            let rename = Operation::Rename { parent: DIRECTORY, name: name(), new_parent, new_name, mode };
+            cache.starts(&rename);
+            cache.install(&rename, Ok(&Outcome::Done), ASKED, &[], Issue(order)).moved
+        };
+        let recall = |inode, issue| Recall { inode, rights: Rights::NAMES, issue: Issue(issue) };
+        let mut cache = Cache::default();
+        assert!(!moved(&mut cache, 1), "it was never kept");
+        looked_up(&mut cache, 2, 2);
+        assert!(moved(&mut cache, 3));
+        looked_up(&mut cache, 4, 4);
+        let duty = cache.recall(&recall(DIRECTORY, 4));
+        assert!(duty.keeps_names() && moved(&mut cache, 5), "it is kept until it was dropped");
+        cache.dropped(DIRECTORY);
+        assert!(!moved(&mut cache, 6));
+
+        looked_up(&mut cache, 7, 7);
+        let names = [Grant { inode: to, rights: Rights::NAMES, issue: Issue(7) }];
+        let lookup = Operation::Lookup { parent: to, name: Name::new(&b"other"[..]).unwrap() };
+        cache.starts(&lookup);
+        cache.install(&lookup, Err(Errno::ENOENT), ASKED, &names, Issue(7));
+        assert!(!moved(&mut cache, 8), "it may be kept where it is now");
+        cache.recall(&recall(to, 7));
+        assert!(moved(&mut cache, 9));
+    }
+
     #[test]
     fn a_name_that_we_moved_away_is_not_answered() {
         let mut cache = Cache::default();
@@ -1078,7 +1155,7 @@ mod tests {
         cache.install(&make, Ok(&Outcome::Entry(made)), ASKED, &grant, Issue(1));
         assert_eq!(cache.answer(&lookup()).unwrap().0, Err(Errno::ENOENT));
         let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(1) });
-        assert_eq!(duty.names, [name()], "the kernel may keep that it is not there");
+        assert_eq!(duty.names, [old(name())], "the kernel may keep that it is not there");
         assert!(cache.answer(&lookup()).is_none());
     }
 
@@ -1161,7 +1238,7 @@ mod tests {
     fn what_was_forgotten_is_given_up_and_older_grants_are_void() {
         let mut cache = Cache::default();
         looked_up(&mut cache, 1, 3);
-        cache.looked_up(FILE);
+        cache.looked_up(FILE, FileKind::Regular);
         let given_up = cache.forget(FILE, 1).unwrap();
         assert_eq!((given_up.rights, given_up.issue), (Rights::INODE, Issue(3)));
         assert!(!looked_up(&mut cache, 1, 2).attributes);
@@ -1218,7 +1295,7 @@ mod tests {
         assert!(cache.recall(&recall(20)).is_nothing());
         assert!(cache.recall(&recall(30)).attributes);
         let duty = cache.recall(&Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(2) });
-        assert_eq!(duty.names, [Name::new(&b"30"[..]).unwrap()]);
+        assert_eq!(duty.names, [old(entry(30).name)]);
     }
 
     #[test]
@@ -1278,7 +1355,8 @@ mod tests {
         let recall = |issue| Recall { inode: DIRECTORY, rights: Rights::NAMES, issue: Issue(issue) };
         assert!(listed(&mut cache, 1));
         let duty = cache.recall(&recall(1));
-        assert_eq!((duty.names, duty.shown), (vec![entry(20).name], true), "it is told only of what has attributes");
+        let names = vec![old(entry(20).name)];
+        assert_eq!((duty.names, duty.shown), (names, true), "it is told only of what has attributes");
         assert!(!listed(&mut cache, 1), "the recall overtook it");
         assert!(!cache.recall(&recall(1)).shown);
         assert!(listed(&mut cache, 2));

@@ -176,8 +176,9 @@ impl Names {
         true
     }
 
-    /// The right is gone; answers the names that the kernel may keep, and whether there are more.
-    pub fn clear(&mut self) -> (Vec<Name>, bool) {
+    /// The right is gone; answers the names that the kernel may keep, with what they stood for, and whether there are
+    /// more.
+    pub fn clear(&mut self) -> (Vec<(Name, Named)>, bool) {
         self.complete = false;
         self.listed = 0;
         self.page = None;
@@ -185,7 +186,8 @@ impl Names {
         self.ahead.stop();
         self.passing = Default::default();
         let known = std::mem::take(&mut self.known).into_iter();
-        let told = known.filter(|(_, word)| word.is_told()).filter_map(|(name, _)| Name::new(name).ok()).collect();
+        let told = known.filter(|(_, word)| word.is_told());
+        let told = told.filter_map(|(name, word)| Some((Name::new(name).ok()?, word.named()))).collect();
         (told, std::mem::take(&mut self.told_more))
     }
 
