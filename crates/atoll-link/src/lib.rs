@@ -22,5 +22,5 @@ pub use key::ObjectKey;
 pub use memory::{Fault, MemoryBucket, Request, RequestKind};
 pub use queue::{MESSAGES_MAX, Message, Queue, QueueError, QueueUrl, WAIT_MAX};
 pub use s3::{Capabilities, S3Bucket, Sent};
+pub use settings::{BUDGET_DEFAULT, RECHECK_SECONDS_DEFAULT, RECHECK_SECONDS_MAX, RECHECK_SECONDS_MIN};
 pub use settings::{Freshness, LinkSettings, OnConflict, Publish};
-pub use settings::{RECHECK_SECONDS_DEFAULT, RECHECK_SECONDS_MAX, RECHECK_SECONDS_MIN};

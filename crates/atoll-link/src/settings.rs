@@ -143,7 +143,12 @@ pub struct LinkSettings {
     pub on_conflict: OnConflict,
     /// Where notifications of the bucket are read, of a link that hears hints.
     pub queue: Option<QueueUrl>,
+    /// How many bytes of a file may be sent within ten minutes beyond what was written to it; `None`: any number.
+    pub budget: Option<u64>,
 }
+
+/// Of a link that names none.
+pub const BUDGET_DEFAULT: u64 = 1 << 30;
 
 impl LinkSettings {
     /// Of `s3://bucket/prefix`, everything else by default.
@@ -167,6 +172,7 @@ impl LinkSettings {
             publish: Publish::default(),
             on_conflict: OnConflict::default(),
             queue: None,
+            budget: Some(BUDGET_DEFAULT),
         })
     }
 

@@ -26,7 +26,8 @@ fn settings(link: Link) -> Result<LinkSettings> {
         let parsed = name.map(|name| name.parse()).transpose();
         Ok(parsed.map_err(|error| format!("--{what}: {error}"))?.unwrap_or_default())
     }
-    let Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict, queue } = link;
+    let Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict, queue, budget } =
+        link;
     let parsed = LinkSettings::parse(&url)?;
     if let Some(endpoint) = &endpoint
         && !endpoint.starts_with("https://")
@@ -53,6 +54,11 @@ fn settings(link: Link) -> Result<LinkSettings> {
         publish: named("publish", publish)?,
         on_conflict: named("on-conflict", on_conflict)?,
         queue: queue.map(|url| url.try_into()).transpose().map_err(|error| format!("--queue: {error}"))?,
+        budget: match budget {
+            None => parsed.budget,
+            Some(0) => None,
+            some => some,
+        },
         ..parsed
     })
 }
@@ -102,6 +108,7 @@ fn shown(settings: &LinkSettings) -> Link {
         publish: Some(settings.publish.to_string()),
         on_conflict: Some(settings.on_conflict.to_string()),
         queue: settings.queue.as_ref().map(|url| url.to_string()),
+        budget: Some(settings.budget.unwrap_or(0)),
     }
 }
 
@@ -211,6 +218,10 @@ impl Registry {
             unpublished: link.unpublished as u64,
             deleting: link.deleting as u64,
             conflicts: link.conflicts,
+            written: link.traffic.written,
+            sent: link.traffic.sent,
+            copied: link.traffic.copied,
+            held_back: link.held_back as u64,
             trouble: link.trouble.map(cut),
             hints: link.hints.map(heard),
             queue: self.queues.info(&link.settings).map(|info| QueueInfo { trouble: info.trouble.map(cut), ..info }),
@@ -283,13 +294,17 @@ mod tests {
             publish: Some("manual".into()),
             on_conflict: Some("fail".into()),
             queue: Some("http://host:9324/0/queue".into()),
+            budget: Some(5 << 20),
         };
         let parsed = settings(all.clone()).unwrap();
         assert_eq!(
             (parsed.freshness, parsed.publish, parsed.on_conflict),
             (Freshness::Events { recheck_seconds: 5 }, Publish::Manual, OnConflict::Fail)
         );
-        assert_eq!(shown(&parsed), all);
+        assert_eq!((parsed.budget, shown(&parsed)), (Some(5 << 20), all));
+        let boundless = Link { budget: Some(0), ..link("s3://bucket") };
+        assert_eq!(settings(boundless.clone()).unwrap().budget, None);
+        assert_eq!(shown(&settings(boundless).unwrap()).budget, Some(0));
     }
 
     #[test]

@@ -156,6 +156,10 @@ impl Metrics {
                 set("unpublished", link.unpublished as u64);
                 set("deleting", link.deleting as u64);
                 set("conflicts", link.conflicts);
+                set("written_bytes", link.traffic.written);
+                set("sent_bytes", link.traffic.sent);
+                set("copied_bytes", link.traffic.copied);
+                set("held_back", link.held_back as u64);
                 set("in_trouble", u64::from(link.trouble.is_some()));
                 if let Some(heard) = link.hints {
                     set("hints", heard.hints);

@@ -5,7 +5,7 @@
 //! bounded and never panics: stored bytes are not trusted.
 
 use atoll_blob::{Codec, Compression, Location};
-use atoll_link::{LinkSettings, ObjectKey};
+use atoll_link::{BUDGET_DEFAULT, LinkSettings, ObjectKey};
 use atoll_types::limits::{NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX};
 use atoll_types::{Epoch, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -15,13 +15,15 @@ use crate::extents::Extent;
 use crate::links::record::{self, Gone, Linked};
 
 /// Version of everything below. A volume with a larger one is refused untouched; values of smaller ones are read.
-pub const FORMAT_VERSION: u8 = 4;
+pub const FORMAT_VERSION: u8 = 5;
 /// The last one whose inodes had no quota root.
 const WITHOUT_QUOTA_ROOTS: u8 = 1;
 /// The last one whose inodes knew of no bucket.
 const WITHOUT_LINKS: u8 = 2;
 /// The last one whose links had no queue.
 const WITHOUT_QUEUES: u8 = 3;
+/// The last one whose links had no budget.
+const WITHOUT_BUDGETS: u8 = 4;
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -475,11 +477,10 @@ pub fn encode_link(settings: &LinkSettings) -> Bytes {
 
 pub fn decode_link(bytes: &[u8]) -> Result<LinkSettings> {
     let Fields { rest, version, what } = Fields::new(bytes, "link")?;
-    if version > WITHOUT_QUEUES {
-        return record::decode(rest, what);
-    }
-    // They end before the queue: as if there were none.
-    record::decode(&[rest, &[0]].concat(), what)
+    // They end before the queue, as if there were none, or before the budget.
+    let queue: &[u8] = if version > WITHOUT_QUEUES { &[] } else { &[0] };
+    let budget = if version > WITHOUT_BUDGETS { Vec::new() } else { record::encode(&Some(BUDGET_DEFAULT)) };
+    record::decode(&[rest, queue, &budget].concat(), what)
 }
 
 pub fn encode_gone(gone: &Gone) -> Bytes {
@@ -992,8 +993,11 @@ mod tests {
         assert_eq!(VolumeSettings::decode(&settings.encode()).unwrap(), settings);
         let mut link = LinkSettings::parse("s3://bucket/prefix").unwrap();
         let new = encode_link(&link);
-        let of_old = [&[WITHOUT_QUEUES], &new[1..new.len() - 1]].concat();
-        assert_eq!(decode_link(&of_old).unwrap(), link);
+        let end = new.len() - record::encode(&link.budget).len();
+        for (version, end) in [(WITHOUT_QUEUES, end - 1), (WITHOUT_BUDGETS, end)] {
+            assert_eq!(decode_link(&[&[version], &new[1..end]].concat()).unwrap(), link);
+        }
+        link.budget = None;
         link.queue = Some("https://sqs.us-east-1.amazonaws.com/1/q".to_owned().try_into().unwrap());
         assert_eq!(decode_link(&encode_link(&link)).unwrap(), link);
         let segment = SegmentRecord { state: SegmentState::Doomed, live: -3, written: 9 };

@@ -44,7 +44,7 @@ pub use directory_quotas::QuotaError;
 pub use error::VolumeError;
 pub use format::{Ancestor, DirectoryQuota, Durability, Quota, QuotaState, Retention, Usage, VolumeSettings};
 pub use leases::Earned;
-pub use links::{Connect, HintReport, LinkError, LinkReport, Published, Unpublished};
+pub use links::{Connect, HintReport, LinkError, LinkReport, Published, Traffic, Unpublished};
 pub use portable::{Imported, Record, import, settle};
 pub use sessions::{Mark, Results, SessionInfo};
 pub use snapshots::{Snapshot, adopt, clones, restore};

@@ -5,7 +5,7 @@ mod linked;
 use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, Request, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
 use atoll_types::{Errno, FileKind, Operation, Outcome};
-use atoll_volume::LinkError;
+use atoll_volume::{LinkError, Traffic};
 
 use linked::*;
 
@@ -89,6 +89,42 @@ async fn what_is_made_or_emptied_is_no_object_before_it_is_closed() {
     }
     settle(&volume).await;
     assert_eq!(site.objects(), tree(&[("new", ""), ("old", "")]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_rewritten_all_the_time_waits_when_its_budget_is_used_up() {
+    let site = Site::new().await;
+    let settings = LinkSettings { budget: Some(10_000), ..LinkSettings::parse("s3://data").unwrap() };
+    let volume = site.linked_as(settings).await;
+    let inode = write(&volume, ROOT, "hot", &"-".repeat(4_000)).await;
+    settle(&volume).await;
+    let report = async || volume.links().await.remove(0);
+    assert_eq!(report().await.traffic, Traffic { written: 4_000, sent: 4_000, copied: 0 });
+    // Each of them sends 3,999 bytes more than were written.
+    for round in 0..3 {
+        put(&volume, inode, round, "x").await;
+        settle(&volume).await;
+    }
+    put(&volume, inode, 3, "x").await;
+    let minute = std::time::Duration::from_secs(60);
+    tokio::time::sleep(minute).await;
+    assert_eq!(site.requests(RequestKind::Put), 4);
+    let held = report().await;
+    assert_eq!((held.unpublished, held.held_back), (1, 1));
+    assert!(held.waiting[0].why.contains("budget"), "{:?}", held.waiting);
+    assert_eq!(held.traffic, Traffic { written: 4_003, sent: 16_000, copied: 0 });
+    // Another file has a budget of its own, and who asks does not wait.
+    write(&volume, ROOT, "cold", "bytes").await;
+    tokio::time::sleep(minute / 60).await;
+    assert_eq!(site.objects()["cold"], "bytes");
+    volume.publish(inode).await.unwrap();
+    assert!(site.objects()["hot"].starts_with("xxxx-"));
+    put(&volume, inode, 4, "x").await;
+    tokio::time::sleep(minute).await;
+    assert!(site.objects()["hot"].starts_with("xxxx-"));
+    tokio::time::sleep(minute * 5).await;
+    assert!(site.objects()["hot"].starts_with("xxxxx-"), "as much as is sent too much has come back");
+    assert_eq!(report().await.held_back, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 11;
+pub const VERSION: u16 = 12;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.
@@ -423,6 +423,8 @@ pub struct Link {
     pub on_conflict: Option<String>,
     /// Of freshness `events`: the URL of the queue that notifications are read from.
     pub queue: Option<String>,
+    /// Bytes of a file that may be sent within ten minutes beyond what was written to it; 0: any number.
+    pub budget: Option<u64>,
 }
 
 /// What requests to a bucket are signed with. Does not show in `Debug`.
@@ -560,6 +562,13 @@ pub struct LinkInfo {
     pub deleting: u64,
     /// Since the volume was opened.
     pub conflicts: u64,
+    /// Bytes that were written to files that have become objects, that were sent for them, and that were copied within the bucket, since
+    /// the volume was opened.
+    pub written: u64,
+    pub sent: u64,
+    pub copied: u64,
+    /// Files that wait because rewriting them has used up their budget.
+    pub held_back: u64,
     /// Why the bucket cannot be used now.
     pub trouble: Option<String>,
     /// Of a link with freshness `events`.

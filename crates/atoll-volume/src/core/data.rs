@@ -79,6 +79,7 @@ impl Core {
         }
         self.count_written(locations);
         self.bytes_changed(inode);
+        self.links.wrote(inode, length);
         self.apply_changes(inode, changes);
         self.touch_data(inode, end.max(size), drop);
         Ok((start, length, self.attributes(inode)?))
@@ -194,6 +195,7 @@ impl Core {
             map.insert(target_offset + offset, extent, &mut changes);
         }
         self.bytes_changed(target);
+        self.links.wrote(target, bytes);
         self.apply_changes(target, changes);
         self.touch_data(target, end.max(target_size), false);
         Ok((target_offset, range.len(), self.attributes(target)?))

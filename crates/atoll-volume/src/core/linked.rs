@@ -34,6 +34,8 @@ const ATTEMPTS_KEPT: usize = 64;
 pub(crate) struct Waiting {
     pub link: InodeId,
     pub changed: Instant,
+    /// Bytes that were written to it since it was an object, as far as that is known.
+    pub written: u64,
 }
 
 /// Links of a volume, as far as they are in memory.
@@ -170,7 +172,24 @@ impl Links {
 
     /// An earlier authority had not published this one.
     pub fn left(&mut self, inode: InodeId) {
-        self.unpublished.insert(inode, Waiting { link: InodeId::NONE, changed: Instant::now() });
+        self.unpublished.insert(inode, Waiting { link: InodeId::NONE, changed: Instant::now(), written: 0 });
+    }
+
+    /// Bytes were written to a file, which is known to be unpublished if it is linked.
+    pub fn wrote(&mut self, inode: InodeId, bytes: u64) {
+        if let Some(waiting) = self.unpublished.get_mut(&inode) {
+            waiting.written += bytes;
+        }
+    }
+
+    /// See [`LinkSettings::budget`].
+    pub fn budget(&self, link: InodeId) -> Option<u64> {
+        self.roots.get(&link).and_then(|settings| settings.budget)
+    }
+
+    /// See [`Waiting::written`].
+    pub fn written(&self, inode: InodeId) -> u64 {
+        self.unpublished.get(&inode).map_or(0, |waiting| waiting.written)
     }
 
     pub fn is_unpublished(&self, inode: InodeId) -> bool {
@@ -324,7 +343,8 @@ impl Core {
         if !self.links.is_unpublished(inode) {
             self.write(format::unpublished_key(inode), Some(Bytes::from_static(&[format::FORMAT_VERSION])));
         }
-        self.links.unpublished.insert(inode, Waiting { link, changed: Instant::now() });
+        let written = self.links.written(inode);
+        self.links.unpublished.insert(inode, Waiting { link, changed: Instant::now(), written });
         self.links.work.notify_one();
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Content {
     pub map: ExtentMap,
     /// Of a symlink.
     pub target: Bytes,
+    /// Bytes that were written to it since it was an object before.
+    pub written: u64,
 }
 
 /// What an unpublished inode needs.
@@ -90,7 +92,7 @@ impl Core {
         let record = self.record(inode)?;
         let (kind, target) = (record.kind(), record.target.clone());
         let map = if kind == FileKind::Regular { self.extents(inode)?.clone() } else { ExtentMap::new() };
-        Ok(Content { attributes, map, target })
+        Ok(Content { attributes, map, target, written: self.links.written(inode) })
     }
 
     pub fn plan_publication(&mut self, inode: InodeId) -> Step<Job> {
@@ -200,6 +202,9 @@ impl Core {
             None => false,
         };
         let attributes = self.attributes(inode)?;
+        if let (Some(content), Some(waiting)) = (content, self.links.unpublished.get_mut(&inode)) {
+            waiting.written = waiting.written.saturating_sub(content.written);
+        }
         let mut dirty = linked.dirty;
         let mut stored = None;
         if let Some(content) = content {

@@ -1,9 +1,11 @@
 //! Linked directories: what a bucket holds is a file, and what is written becomes an object.
 //!
 //! `record` is what is stored, `core::linked` and `core::publishing` the rules; here is what asks the bucket: `ask` for one name, `list` for
-//! a directory, `objects` for bytes, `hints` is what it says unasked. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`.
+//! a directory, `objects` for bytes, `hints` is what it says unasked. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`, within a
+//! `budget`.
 
 mod ask;
+mod budget;
 mod conflicts;
 mod hints;
 mod list;
@@ -31,6 +33,7 @@ use atoll_types::operation::DirectoryEntry;
 use atoll_types::{Errno, FileKind, InodeId, SessionId};
 
 use crate::volume::Volume;
+pub use budget::Traffic;
 pub use hints::HintReport;
 
 /// Opens the bucket of a link. Nothing is sent yet.
@@ -92,6 +95,9 @@ pub struct LinkReport {
     pub deleting: usize,
     /// Since the volume was opened.
     pub conflicts: u64,
+    pub traffic: Traffic,
+    /// Files that wait since rewriting them has used up their budget.
+    pub held_back: usize,
     /// Why the bucket cannot be used now.
     pub trouble: Option<String>,
     /// Of a link that hears hints.
@@ -110,6 +116,7 @@ pub(crate) struct LinkService {
     pub checks: ask::Checks,
     pub pages: pages::Pages,
     pub objects: objects::Objects,
+    pub budgets: budget::Budgets,
     requested: Mutex<publish::Requested>,
     failed: Mutex<publish::Failures>,
     /// A publication or deletion has ended.
@@ -167,6 +174,15 @@ impl LinkService {
         let (trouble, _) = troubles.get(&link).filter(|(_, at)| at.elapsed() < TROUBLE_SHOWN)?;
         Some(trouble.clone())
     }
+}
+
+/// Why a file waits for its budget.
+fn waits_for_budget(wait: std::time::Duration) -> String {
+    format!(
+        "it is rewritten all the time, and its budget is used up: it waits {} s (`atoll publish` does not); a file like that is \
+         better kept outside of links, or in a link with a larger --budget",
+        wait.as_secs() + 1
+    )
 }
 
 /// How often who waits for a publication looks, should it not be told.
@@ -251,6 +267,10 @@ impl Volume {
             let deleting = deleting.count();
             (unpublished, deleting)
         };
+        let held_back = unpublished
+            .iter()
+            .filter(|inode| self.inner.links.budgets.wait(**inode, settings.budget).is_some())
+            .count();
         let mut waiting = Vec::new();
         for &inode in unpublished.iter().take(WAITING_LISTED) {
             let key = self.alone(|core| core.key_of(inode)).await.unwrap_or(None);
@@ -258,7 +278,10 @@ impl Volume {
             let why = match failed {
                 Some(failed) => failed.trouble.to_string(),
                 None if self.inner.shared.core.lock().links.is_being_written(inode) => "it is open for writing".into(),
-                None => "it is to be published".into(),
+                None => match self.inner.links.budgets.wait(inode, settings.budget) {
+                    Some(wait) => waits_for_budget(wait),
+                    None => "it is to be published".into(),
+                },
             };
             waiting.push(Unpublished { inode, key, why });
         }
@@ -267,6 +290,8 @@ impl Volume {
             root,
             unpublished: unpublished.len(),
             deleting,
+            traffic: links.budgets.traffic(root),
+            held_back,
             conflicts: links.conflicts.lock().get(&root).copied().unwrap_or_default(),
             trouble: links.trouble(root),
             hints: self.hints_of(root, &settings),
@@ -298,6 +323,7 @@ impl Volume {
         }
         let ordered = ended?;
         self.inner.links.buckets.lock().remove(&directory);
+        self.inner.links.budgets.forget(directory);
         self.inner.shared.work.notify_one();
         Ok(self.until_durable(ordered).await?)
     }

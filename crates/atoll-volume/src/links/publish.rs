@@ -213,7 +213,12 @@ impl Volume {
             if running.contains(&task) || !may_try(&task) {
                 continue;
             }
-            if requested.contains_key(&inode) || core.is_due(inode, waiting.link, now.duration_since(waiting.changed)) {
+            let is_requested = requested.contains_key(&inode);
+            if !is_requested && !core.is_due(inode, waiting.link, now.duration_since(waiting.changed)) {
+                continue;
+            }
+            // One that waits for its budget is looked at again after [`LOOK`].
+            if is_requested || links.budgets.wait(inode, core.links.budget(waiting.link)).is_none() {
                 ready.push(task);
             }
         }

@@ -10,6 +10,7 @@ use atoll_link::{
 use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Timestamp};
 use bytes::Bytes;
 
+use super::budget::Traffic;
 use super::publish::Trouble;
 use super::record::BaseObject;
 use crate::core::{Content, ReadPlan};
@@ -63,14 +64,16 @@ impl Volume {
         headers.metadata.insert(GENERATION.into(), self.generation(inode));
         let size = content.attributes.size;
         self.begin_object(inode, key).await?;
+        let mut traffic = Traffic { written: content.written, sent: size, copied: 0 };
         let written = if content.attributes.mode.kind() == Some(FileKind::Symlink) {
             bucket.put(key, content.target.clone(), &headers, condition).await
         } else if size <= PART_BYTES {
             let bytes = self.content_bytes(link, base, &content.map, ByteRange::new(0, size)).await?;
             bucket.put(key, bytes, &headers, condition).await
         } else {
-            let mut parts = Parts { volume: self, link, base, content, at: 0, failed: None };
+            let mut parts = Parts { volume: self, link, base, content, at: 0, copied: 0, failed: None };
             let written = bucket.put_parts(key, &mut parts, &headers, condition).await;
+            (traffic.sent, traffic.copied) = (size.saturating_sub(parts.copied), parts.copied);
             if let Some(errno) = parts.failed {
                 return Err(errno.into());
             }
@@ -79,6 +82,7 @@ impl Volume {
         match written {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, Some(content))).await?;
+                self.inner.links.budgets.published(link, inode, self.budget(link), traffic);
                 Ok(false)
             }
             Err(BucketError::Changed) => match bucket.head(key, None).await? {
@@ -87,6 +91,10 @@ impl Volume {
             },
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn budget(&self, link: InodeId) -> Option<u64> {
+        self.inner.shared.core.lock().links.budget(link)
     }
 
     /// Before an object is written: should that not be noted, for a crash or a lost answer, it is looked for.
@@ -170,6 +178,8 @@ impl Volume {
         match bucket.copy(&base.key, Source::Told(&source), key, Some(&headers), condition).await {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, content)).await?;
+                let traffic = Traffic { copied: source.size, ..Traffic::default() };
+                self.inner.links.budgets.published(link, inode, self.budget(link), traffic);
                 Ok(false)
             }
             Err(BucketError::Changed | BucketError::Absent) => {
@@ -221,6 +231,7 @@ struct Parts<'a> {
     base: Option<&'a BaseObject>,
     content: &'a Content,
     at: u64,
+    copied: u64,
     failed: Option<Errno>,
 }
 
@@ -273,6 +284,7 @@ impl PartSource for Parts<'_> {
             };
             if end - at >= COPY_BYTES_MIN || end == size {
                 self.at = end;
+                self.copied += end - at;
                 let (key, version) = (base.key.clone(), base.version.clone());
                 return Ok(Some(Part::Copy { key, version, range: ByteRange::new(at, end) }));
             }

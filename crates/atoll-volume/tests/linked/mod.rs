@@ -70,8 +70,11 @@ impl Site {
     }
 
     pub async fn linked_with(&self, freshness: Freshness) -> Volume {
+        self.linked_as(LinkSettings { freshness, ..LinkSettings::parse("s3://data").unwrap() }).await
+    }
+
+    pub async fn linked_as(&self, settings: LinkSettings) -> Volume {
         let volume = self.open().await;
-        let settings = LinkSettings { freshness, ..LinkSettings::parse("s3://data").unwrap() };
         volume.link(ROOT, settings).await.unwrap();
         volume
     }

@@ -113,12 +113,26 @@ pub struct LinkOptions {
     /// `.atoll/conflicts`; ours replaces the bucket's; ours is dropped; ours stays unpublished [default: keep-both]
     #[arg(long, value_parser = PossibleValuesParser::new(OnConflict::NAMES))]
     pub on_conflict: Option<String>,
+    /// How many bytes of one file may be sent within ten minutes beyond what was written to it: then a file that is rewritten all the time
+    /// waits. 0: any number [default: 1 GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub budget: Option<u64>,
 }
 
 impl LinkOptions {
     pub fn of(self, url: String) -> Link {
-        let LinkOptions { endpoint, region, credentials, freshness, recheck, queue, publish, on_conflict } = self;
-        Link { url, endpoint, region, credentials, freshness, recheck_seconds: recheck, publish, on_conflict, queue }
+        let LinkOptions {
+            endpoint,
+            region,
+            credentials,
+            freshness,
+            recheck: recheck_seconds,
+            queue,
+            publish,
+            on_conflict,
+            budget,
+        } = self;
+        Link { url, endpoint, region, credentials, freshness, recheck_seconds, publish, on_conflict, queue, budget }
     }
 }
 
@@ -148,11 +162,12 @@ mod tests {
     #[test]
     fn a_link_is_added_in_short_and_in_full() {
         for line in ["atoll link s3://b/p v:/d", "atoll link add s3://b/p v:/d"] {
-            let add = added(&format!("{line} --publish fsync --endpoint http://h:1 --on-conflict fail"));
+            let add = added(&format!("{line} --publish fsync --endpoint http://h:1 --on-conflict fail --budget 5"));
             assert_eq!((add.link.as_str(), add.target.as_str()), ("s3://b/p", "v:/d"));
             let link = add.options.of(add.link);
             assert_eq!((link.publish.as_deref(), link.on_conflict.as_deref()), (Some("fsync"), Some("fail")));
             assert_eq!((link.endpoint.as_deref(), link.freshness, link.region), (Some("http://h:1"), None, None));
+            assert_eq!(link.budget, Some(5));
             // As it is typed, options come first or last.
             assert_eq!(added(&line.replace("s3:", "--freshness frozen s3:")).options.freshness.unwrap(), "frozen");
         }

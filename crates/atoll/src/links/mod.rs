@@ -145,6 +145,8 @@ pub fn as_value(volume: &str, info: &LinkInfo) -> serde_json::Value {
     json!({"volume": volume, "path": info.path, "directory": info.directory.to_string(), "url": link.url,
            "endpoint": link.endpoint, "region": link.region, "credentials": link.credentials,
            "freshness": link.freshness, "recheck_seconds": link.recheck_seconds, "publish": link.publish, "on_conflict": link.on_conflict,
+           "budget": link.budget, "written_bytes": info.written, "sent_bytes": info.sent, "copied_bytes": info.copied,
+           "held_back": info.held_back,
            "unpublished": info.unpublished, "deleting": info.deleting, "conflicts": info.conflicts,
            "trouble": info.trouble, "hints": info.hints.as_ref().map(hints_value),
            "queue": info.queue.as_ref().map(|queue| queue_value(link, queue)), "capabilities": capabilities,
@@ -168,6 +170,22 @@ fn heard(hints: &HintsInfo) -> String {
     }
 }
 
+/// What was sent for what was written.
+fn traffic(info: &LinkInfo) -> String {
+    let amplification = match info.written {
+        0 => String::new(),
+        written => format!(" ({:.1} times)", info.sent as f64 / written as f64),
+    };
+    let held_back = match info.held_back {
+        0 => String::new(),
+        files => format!("; {files} files wait for their budget"),
+    };
+    format!(
+        "{} bytes sent for {} written{amplification}, {} copied within the bucket{held_back}",
+        info.sent, info.written, info.copied
+    )
+}
+
 /// `VOLUME:/path is s3://…`, what is not in the bucket, what it has told, and what is wrong.
 pub fn line(volume: &str, info: &LinkInfo) -> String {
     let path = info.path.clone().unwrap_or_else(|| format!("(directory {})", info.directory));
@@ -187,6 +205,9 @@ fn show(volume: &str, info: &LinkInfo) {
         freshness = format!("{freshness} (recheck {seconds} s)");
     }
     println!("  freshness {freshness}, publish {publish}, on conflict {}", text(&link.on_conflict));
+    if info.sent > 0 {
+        println!("  {}", traffic(info));
+    }
     if let (Some(url), Some(queue)) = (&link.queue, &info.queue) {
         let answered = queue.answered_seconds.map_or("not read yet".into(), |seconds| format!("read {seconds} s ago"));
         println!("  queue {url}: {} messages, {answered}", queue.messages);
