@@ -58,6 +58,11 @@ impl Readahead {
         Some(ByteRange::at(next, len.min(STEP_BYTES)))
     }
 
+    /// Whether the last read followed the ones before, or began at the start.
+    pub fn is_sequential(&self) -> bool {
+        self.window > 0
+    }
+
     /// Asks for more once less than half a window is left in front of the reader, or a step is missing in a full one.
     fn extend(&mut self, window_max: u64) -> Option<ByteRange> {
         let left = self.ahead.saturating_sub(self.front);

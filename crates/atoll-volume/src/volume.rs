@@ -35,8 +35,8 @@ use crate::format::{
 };
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
-use crate::links::LinkService;
 use crate::links::record::BaseObject;
+use crate::links::{LinkService, Pattern};
 use crate::rebase;
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 use crate::snapshot_directory::SnapshotDirectory;
@@ -1112,13 +1112,13 @@ impl Volume {
                 Ok(plan)
             })
             .await?;
-        self.read_ahead(inode, plan.range, plan.base.as_ref());
-        self.fetch(plan).await
+        let pattern = self.read_ahead(inode, plan.range, plan.base.as_ref());
+        self.fetch(plan, pattern).await
     }
 
-    pub(crate) async fn fetch(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+    pub(crate) async fn fetch(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
         if plan.pieces.iter().any(Piece::is_of_object) {
-            return self.fetch_linked(plan).await;
+            return self.fetch_linked(plan, pattern).await;
         }
         let wanted: Vec<_> = plan
             .pieces
@@ -1143,7 +1143,7 @@ impl Volume {
     }
 
     /// The same, where some pieces are an object's.
-    async fn fetch_linked(&self, plan: ReadPlan) -> Result<Bytes, Errno> {
+    async fn fetch_linked(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
         let (link, object) = plan.base.as_ref().ok_or(Errno::EIO)?;
         let bucket = self.bucket(*link).map_err(|error| self.told(*link, error))?;
         let mut parts = Vec::with_capacity(plan.pieces.len());
@@ -1152,7 +1152,7 @@ impl Volume {
                 Piece::Hole { range } => Bytes::from(vec![0; range.len() as usize]),
                 Piece::Data { extent, .. } => match rebase::base_range(extent) {
                     Some(range) => {
-                        let read = self.inner.links.objects.read(&bucket, *link, object, range).await;
+                        let read = self.inner.links.objects.read(&bucket, *link, object, range, pattern).await;
                         let bytes = read.map_err(|error| self.told_of(*link, object, error))?;
                         if bytes.len() as u64 != range.len() {
                             return Err(Errno::EIO);
@@ -1175,18 +1175,20 @@ impl Volume {
         Ok(bytes.freeze())
     }
 
-    /// Fetch ahead of a reader whose pattern is known.
-    fn read_ahead(&self, inode: InodeId, range: ByteRange, base: Option<&(InodeId, BaseObject)>) {
+    /// Fetch ahead of a reader whose pattern is known. Answers with the pattern.
+    fn read_ahead(&self, inode: InodeId, range: ByteRange, base: Option<&(InodeId, BaseObject)>) -> Pattern {
         if range.is_empty() {
-            return;
+            return Pattern::Random;
         }
         let window_max = self.inner.shared.blob.window_bytes_max();
-        let ahead = {
+        let (ahead, pattern) = {
             let mut readers = self.inner.readers.lock();
             if readers.len() >= READERS_MAX && !readers.contains_key(&inode) {
                 readers.clear();
             }
-            readers.entry(inode).or_default().observe(range.start, range.len(), window_max)
+            let reader = readers.entry(inode).or_default();
+            let ahead = reader.observe(range.start, range.len(), window_max);
+            (ahead, if reader.is_sequential() { Pattern::Sequential } else { Pattern::Random })
         };
         if let Some(ahead) = ahead {
             let locations = self.inner.shared.core.lock().plan_prefetch(inode, ahead);
@@ -1194,9 +1196,10 @@ impl Volume {
             if let Some((link, object)) = base
                 && let Ok(bucket) = self.bucket(*link)
             {
-                self.inner.links.objects.ahead(&bucket, *link, object, ahead);
+                self.inner.links.objects.ahead(&bucket, *link, object, ahead, pattern);
             }
         }
+        pattern
     }
 
     // ---- listings

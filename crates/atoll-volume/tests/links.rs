@@ -4,7 +4,7 @@ mod linked;
 
 use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, Request, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
-use atoll_types::{Errno, FileKind, Operation, Outcome};
+use atoll_types::{ByteRange, Errno, FileKind, Operation, Outcome};
 use atoll_volume::{LinkError, Traffic};
 
 use linked::*;
@@ -514,6 +514,23 @@ async fn a_large_object_is_rewritten_with_the_parts_that_changed() {
     assert!(site.bucket.objects()[&key("big")] == expected);
     assert!(site.requests(RequestKind::CopyPart) >= 2, "{:?}", site.bucket.requests());
     assert!(site.requests(RequestKind::Get) <= 12, "{:?}", site.bucket.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_all_over_a_large_object_fetch_pieces_and_who_begins_at_its_start_a_block() {
+    let site = Site::new().await;
+    for large in ["one", "other"] {
+        site.bucket.put_object(&key(large), vec![7; 40 << 20]);
+    }
+    let volume = site.linked().await;
+    for (large, places, requests) in [("one", [21, 23, 22], [1, 1, 0]), ("other", [0, 3, 1], [1, 0, 0])] {
+        let inode = walk(&volume, large).await.unwrap().inode;
+        for (mib, expected) in places.into_iter().zip(requests) {
+            let before = site.requests(RequestKind::Get);
+            ask(&volume, Operation::Read { inode, range: ByteRange::at(mib << 20, 4096) }).await.unwrap();
+            assert_eq!(site.requests(RequestKind::Get) - before, expected, "{large} {mib}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@ use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Timestamp};
 use bytes::Bytes;
 
 use super::budget::Traffic;
+use super::objects::Pattern;
 use super::publish::Trouble;
 use super::record::BaseObject;
 use crate::core::{Content, ReadPlan};
@@ -141,7 +142,8 @@ impl Volume {
         range: ByteRange,
     ) -> Result<Bytes, Errno> {
         let pieces = map.read(range);
-        self.fetch(ReadPlan { range, pieces, base: base.map(|base| (link, base.clone())) }).await
+        let plan = ReadPlan { range, pieces, base: base.map(|base| (link, base.clone())) };
+        self.fetch(plan, Pattern::Sequential).await
     }
 
     /// True when it is to be begun anew.
