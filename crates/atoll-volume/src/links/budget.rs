@@ -67,7 +67,9 @@ impl Budgets {
             let mut all: Vec<(u64, InodeId)> =
                 files.iter().map(|(inode, used)| (used.left_at(now, budget), *inode)).collect();
             all.select_nth_unstable(FILES_MAX / 2);
-            all[..FILES_MAX / 2].iter().for_each(|(_, inode)| drop(files.remove(inode)));
+            for (_, inode) in &all[..FILES_MAX / 2] {
+                files.remove(inode);
+            }
         }
     }
 
