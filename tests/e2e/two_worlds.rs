@@ -299,7 +299,10 @@ impl Worlds {
         let file = mount.join(&path);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, &ours).unwrap();
+        // Half of the time the server stands still just then, and publishes nothing first.
+        let frozen = (self.random.below(2) == 0).then(|| self.site.freeze_server());
         let replaced = self.boto.swap(&Self::key(&path), &theirs);
+        drop(frozen);
         self.files.insert(path, theirs);
         let is_lost = replaced.as_ref() != Some(&ours);
         self.note(format!("which it {} first", if is_lost { "did not reach" } else { "reached" }));
