@@ -327,7 +327,7 @@ impl Worlds {
     /// Every mount shows what a path is.
     fn look(&self, path: &str) {
         for mount in self.linked() {
-            must_show(&mount, path, self.files.get(path));
+            must_be(&mount, path, self.files.get(path), fs::read(mount.join(path)));
         }
     }
 
@@ -406,10 +406,10 @@ impl Kills {
     }
 }
 
-/// `None`: there is nothing.
+/// What was read of a path. `None`: there is nothing.
 #[track_caller]
-pub fn must_show(mount: &Path, path: &str, expected: Option<&Vec<u8>>) {
-    match (expected, fs::read(mount.join(path))) {
+pub fn must_be(mount: &Path, path: &str, expected: Option<&Vec<u8>>, found: std::io::Result<Vec<u8>>) {
+    match (expected, found) {
         (Some(bytes), Ok(found)) if found == *bytes => {}
         (None, Err(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
         (expected, found) => panic!(
