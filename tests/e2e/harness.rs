@@ -53,6 +53,13 @@ impl Site {
         site
     }
 
+    /// The same with SeaweedFS, whose objects are entries of directories, with metadata of their own.
+    pub fn with_seaweedfs() -> Site {
+        let mut site = Site::empty();
+        site.use_s3(S3::start(&site.path("s3"), Some("seaweedfs"), &[]));
+        site
+    }
+
     fn use_s3(&mut self, s3: S3) {
         self.environment = s3.environment();
         self.s3 = Some(s3);

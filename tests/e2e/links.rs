@@ -85,18 +85,29 @@ impl Plain {
 /// A server with its `AWS_*` settings, a volume `vol`, and a client of the bucket `bucket`.
 fn site() -> (Site, Plain) {
     let mut site = Site::with_s3();
+    let plain = start(&mut site);
+    (site, plain)
+}
+
+fn start(site: &mut Site) -> Plain {
     site.serve = ["--http", "127.0.0.1:0"].map(String::from).to_vec();
     site.start();
     site.atoll(["volume", "create", "vol"]).must_succeed();
-    let plain = Plain::of(&site);
-    (site, plain)
+    Plain::of(site)
 }
 
 /// The same, with `vol:/data` linked to `bucket/data`.
 pub fn linked_site() -> (Site, Plain) {
-    let (site, plain) = site();
-    link(&site, &[]);
+    let mut site = Site::with_s3();
+    let plain = linked(&mut site);
     (site, plain)
+}
+
+/// The same at the site's S3 server.
+pub fn linked(site: &mut Site) -> Plain {
+    let plain = start(site);
+    link(site, &[]);
+    plain
 }
 
 fn link(site: &Site, arguments: &[&str]) -> String {

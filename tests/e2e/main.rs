@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod boto;
 mod care;
 mod clocks;
 mod coherence;
@@ -35,5 +36,6 @@ mod store_faults;
 mod suspended;
 mod taken_over;
 mod trash;
+mod two_hands;
 mod two_worlds;
 mod working_directory;
