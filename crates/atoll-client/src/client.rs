@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use atoll_lease::{Issue, Leaving, Recall};
 use atoll_types::locks::Lock;
 use atoll_types::operation::OpenFlags;
-use atoll_types::{Caller, Errno, FileKind, InodeId, JournalPosition, Name, Operation, Outcome, Timestamp};
+use atoll_types::{Caller, Errno, FileKind, InodeId, JournalPosition, Operation, Outcome, Timestamp};
 use atoll_wire::TERM_MS;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::aside::{self, Crew};
-use crate::cache::{Cache, Duty, Kept, Miss, Told, widened};
+use crate::cache::{Cache, Duty, Kept, Miss, OldName, Told, widened};
 use crate::chronicle::{Chronicle, Entry, Known, SENT_AGAIN, With};
 use crate::clock::{Clock, Moment, Offset, Term};
 use crate::journal::{Batch, Executed, Journal};
@@ -58,14 +58,6 @@ impl Answer {
             listed: kept.listed.into_iter().map(|keeps| of(keeps, left.attributes)).collect(),
         }
     }
-}
-
-/// A name that may not be kept any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OldName {
-    pub name: Name,
-    /// It stood for a directory, in which somebody may work, or on which something may be mounted.
-    pub is_directory: bool,
 }
 
 /// A kernel that keeps what answers said it may. Each call returns when the kernel has dropped it; called from

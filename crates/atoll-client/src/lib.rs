@@ -19,8 +19,9 @@ mod retained;
 mod session;
 
 pub use address::ServerAddress;
+pub use cache::OldName;
 pub use chronicle::{Chronicle, Handles, SENT_AGAIN};
-pub use client::{Answer, Client, ClientState, Kernel, OldName};
+pub use client::{Answer, Client, ClientState, Kernel};
 pub use clock::Clocks;
 pub use connection::{Dialer, Halves};
 pub use session::{Admin, Session};

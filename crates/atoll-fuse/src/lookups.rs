@@ -116,7 +116,8 @@ impl Lookups {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, mpsc};
 
     use super::*;
 
@@ -130,17 +131,42 @@ mod tests {
         lookups.is_under_way(DIRECTORY, &name(text))
     }
 
-    /// One that computes until what is returned is dropped.
-    fn computing() -> (u32, mpsc::Receiver<u32>) {
-        let (computes, computing) = mpsc::channel();
-        std::thread::spawn(move || while computes.send(threads::own_id()).is_ok() {});
-        (computing.recv().unwrap(), computing)
+    /// A thread that computes, and waits for nothing.
+    struct Computing {
+        thread: u32,
+        ends: Arc<AtomicBool>,
+    }
+
+    impl Computing {
+        fn start() -> Computing {
+            let ends = Arc::<AtomicBool>::default();
+            let (tell, told) = mpsc::channel();
+            let until = ends.clone();
+            std::thread::spawn(move || {
+                tell.send(threads::own_id()).unwrap();
+                while !until.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            let thread = told.recv().unwrap();
+            while threads::is_idle(thread) {
+                std::thread::yield_now();
+            }
+            Computing { thread, ends }
+        }
+    }
+
+    impl Drop for Computing {
+        fn drop(&mut self) {
+            self.ends.store(true, Ordering::Relaxed);
+        }
     }
 
     #[test]
     fn an_answer_is_under_way_until_its_asker_is_heard_of() {
         let lookups = Lookups::default();
-        let (thread, _computes) = computing();
+        let computing = Computing::start();
+        let thread = computing.thread;
         assert!(!is_under_way(&lookups, "a"));
         lookups.gives(thread, DIRECTORY, name("a"));
         lookups.gave(thread);

@@ -24,7 +24,7 @@ use atoll_wire::Made;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::chronicle::{Chronicle, Entry, Known};
-use crate::client::{Asker, OldName};
+use crate::client::Asker;
 use crate::journal::{Change, Journal};
 use crate::locks::{Locks, Moves, Owner, Request};
 use changes::Numbers;
@@ -91,6 +91,14 @@ const HELD_MAX: usize = 150_000;
 const HELD_LEFT: usize = HELD_MAX / 5 * 4;
 /// Of an inode that the kernel was told of nobody knows how often.
 const LOOKUPS_UNKNOWN: u64 = 1 << 62;
+
+/// A name that may not be kept any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OldName {
+    pub name: Name,
+    /// It stood for a directory, in which somebody may work, or on which something may be mounted.
+    pub is_directory: bool,
+}
 
 /// What has to happen outside before rights are given up.
 #[derive(Debug, Default)]
