@@ -99,14 +99,14 @@ fn start(site: &mut Site) -> Plain {
 /// The same, with `vol:/data` linked to `bucket/data`.
 pub fn linked_site() -> (Site, Plain) {
     let mut site = Site::with_s3();
-    let plain = linked(&mut site, &[]);
+    let plain = linked(&mut site);
     (site, plain)
 }
 
-/// The same at the site's S3 server, with these arguments of the link.
-pub fn linked(site: &mut Site, arguments: &[&str]) -> Plain {
+/// The same at the site's S3 server.
+pub fn linked(site: &mut Site) -> Plain {
     let plain = start(site);
-    link(site, arguments);
+    link(site, &[]);
     plain
 }
 

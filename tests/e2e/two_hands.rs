@@ -122,7 +122,7 @@ fn what_one_side_changes_the_other_one_shows_at_once_while_both_work() {
     let (seed, rounds) = (fresh_seed(), from_environment("ATOLL_TWO_HANDS_ROUNDS").unwrap_or(ROUNDS));
     println!("seed {seed}");
     let mut site = Site::with_s3();
-    let plain = linked(&mut site, &[]);
+    let plain = linked(&mut site);
     let mounts = [site.mount("m1"), site.mount("m2")];
     let linked = mounts.each_ref().map(|mount| mount.join("data"));
     // Made on a mount, so that they stay when nothing is in them.
