@@ -41,28 +41,26 @@ impl Site {
 
     /// A scratch folder and a real S3 server with an empty bucket `bucket`, which the site's server will use.
     pub fn with_s3() -> Site {
-        let mut site = Site::empty();
-        site.use_s3(S3::start(&site.path("s3"), None, &[]));
-        site
+        Site::with(None)
     }
 
     /// The same with moto, which passes what happens in its buckets on to its queues.
     pub fn with_moto() -> Site {
-        let mut site = Site::empty();
-        site.use_s3(S3::start(&site.path("s3"), Some("moto"), &[]));
-        site
+        Site::with(Some("moto"))
     }
 
     /// The same with SeaweedFS, whose objects are entries of directories, with metadata of their own.
     pub fn with_seaweedfs() -> Site {
-        let mut site = Site::empty();
-        site.use_s3(S3::start(&site.path("s3"), Some("seaweedfs"), &[]));
-        site
+        Site::with(Some("seaweedfs"))
     }
 
-    fn use_s3(&mut self, s3: S3) {
-        self.environment = s3.environment();
-        self.s3 = Some(s3);
+    /// With a server that `tests/s3/serve` knows by this name.
+    fn with(server: Option<&str>) -> Site {
+        let mut site = Site::empty();
+        let s3 = S3::start(&site.path("s3"), server, &[]);
+        site.environment = s3.environment();
+        site.s3 = Some(s3);
+        site
     }
 
     /// A scratch folder and a server with the keys of an S3 server that is started later, by [`Site::start_s3`].

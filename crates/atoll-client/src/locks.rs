@@ -502,7 +502,7 @@ fn send<D>(sent: &mut FxHashMap<u64, Pending<D>>, request: Request<D>, moves: &m
 fn weaken(table: &mut LockTable, inode: InodeId, wish: &Lock) {
     for held in table.of(inode, SELF) {
         let is_own = held.space == wish.space && held.owner == wish.owner && held.kind == LockKind::Exclusive;
-        let range = ByteRange::new(held.range.start.max(wish.range.start), held.range.end.min(wish.range.end));
+        let range = held.range.intersection(&wish.range);
         if is_own && !range.is_empty() {
             table.take(inode, SELF, &Lock { kind: LockKind::Shared, range, ..held });
         }

@@ -230,7 +230,7 @@ impl LockTable {
         self.cut(inode, granted.session, wish.space, wish.owner, wish.range);
         for mut held in before {
             let range = &mut held.lock.range;
-            *range = ByteRange::new(range.start.max(wish.range.start), range.end.min(wish.range.end));
+            *range = range.intersection(&wish.range);
             if range.is_empty() {
                 continue;
             }

@@ -30,6 +30,11 @@ impl ByteRange {
         self.start >= self.end
     }
 
+    /// What lies in both; empty when they do not overlap.
+    pub fn intersection(&self, other: &ByteRange) -> ByteRange {
+        ByteRange { start: self.start.max(other.start), end: self.end.min(other.end) }
+    }
+
     pub fn overlaps(&self, other: &ByteRange) -> bool {
         self.start < other.end && other.start < self.end
     }

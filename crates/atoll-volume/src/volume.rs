@@ -36,7 +36,7 @@ use crate::format::{
 use crate::fsck;
 use crate::leases::{Earned, Leases, Leasing};
 use crate::links::record::BaseObject;
-use crate::links::{LinkService, Pattern};
+use crate::links::{LinkService, Pattern, Reading};
 use crate::rebase;
 use crate::sessions::{Mark, Results, SessionInfo, SessionRecord};
 use crate::snapshot_directory::SnapshotDirectory;
@@ -1146,13 +1146,14 @@ impl Volume {
     async fn fetch_linked(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
         let (link, object) = plan.base.as_ref().ok_or(Errno::EIO)?;
         let bucket = self.bucket(*link).map_err(|error| self.told(*link, error))?;
+        let reading = Reading { bucket: &bucket, link: *link, object, pattern };
         let mut parts = Vec::with_capacity(plan.pieces.len());
         for piece in &plan.pieces {
             parts.push(match piece {
                 Piece::Hole { range } => Bytes::from(vec![0; range.len() as usize]),
                 Piece::Data { extent, .. } => match rebase::base_range(extent) {
                     Some(range) => {
-                        let read = self.inner.links.objects.read(&bucket, *link, object, range, pattern).await;
+                        let read = self.inner.links.objects.read(reading, range).await;
                         let bytes = read.map_err(|error| self.told_of(*link, object, error))?;
                         if bytes.len() as u64 != range.len() {
                             return Err(Errno::EIO);
@@ -1196,7 +1197,7 @@ impl Volume {
             if let Some((link, object)) = base
                 && let Ok(bucket) = self.bucket(*link)
             {
-                self.inner.links.objects.ahead(&bucket, *link, object, ahead, pattern);
+                self.inner.links.objects.ahead(Reading { bucket: &bucket, link: *link, object, pattern }, ahead);
             }
         }
         pattern

@@ -35,7 +35,7 @@ use atoll_types::{Errno, FileKind, InodeId, SessionId};
 use crate::volume::Volume;
 pub use budget::Traffic;
 pub use hints::HintReport;
-pub(crate) use objects::Pattern;
+pub(crate) use objects::{Pattern, Reading};
 
 /// Opens the bucket of a link. Nothing is sent yet.
 pub type Connect = Arc<dyn Fn(&LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> + Send + Sync>;

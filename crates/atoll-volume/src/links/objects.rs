@@ -34,6 +34,15 @@ pub(crate) enum Pattern {
     Random,
 }
 
+/// What is read, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Reading<'a> {
+    pub bucket: &'a Arc<dyn Bucket>,
+    pub link: InodeId,
+    pub object: &'a BaseObject,
+    pub pattern: Pattern,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct BlockId {
     link: InodeId,
@@ -89,23 +98,13 @@ impl Default for Objects {
 
 impl Objects {
     /// Bytes of an object; what others ask for at the same time is fetched once.
-    pub async fn read(
-        &self,
-        bucket: &Arc<dyn Bucket>,
-        link: InodeId,
-        object: &BaseObject,
-        range: ByteRange,
-        pattern: Pattern,
-    ) -> Result<Bytes, BucketError> {
-        let range = ByteRange::new(range.start, range.end.min(object.size));
+    pub async fn read(&self, reading: Reading<'_>, range: ByteRange) -> Result<Bytes, BucketError> {
+        let range = ByteRange::new(range.start, range.end.min(reading.object.size));
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let parts = (range.start / BLOCK_BYTES..=(range.end - 1) / BLOCK_BYTES).map(|number| {
-            let block = block(object, number);
-            let part = ByteRange::new(range.start.max(block.start), range.end.min(block.end));
-            self.part(bucket, link, object, part, pattern)
-        });
+        let parts = (range.start / BLOCK_BYTES..=(range.end - 1) / BLOCK_BYTES)
+            .map(|number| self.part(reading, range.intersection(&block(reading.object, number))));
         let parts = try_join_all(parts).await?;
         if let [part] = &parts[..] {
             return Ok(part.clone());
@@ -116,14 +115,8 @@ impl Objects {
     }
 
     /// Bytes of one block.
-    async fn part(
-        &self,
-        bucket: &Arc<dyn Bucket>,
-        link: InodeId,
-        object: &BaseObject,
-        part: ByteRange,
-        pattern: Pattern,
-    ) -> Result<Bytes, BucketError> {
+    async fn part(&self, reading: Reading<'_>, part: ByteRange) -> Result<Bytes, BucketError> {
+        let Reading { bucket, link, object, pattern } = reading;
         let number = part.start / BLOCK_BYTES;
         let block = block(object, number);
         let id = BlockId { link, key: object.key.clone(), version: object.version.clone(), number };
@@ -144,14 +137,8 @@ impl Objects {
     }
 
     /// Fetch what a reader will want next.
-    pub fn ahead(
-        &self,
-        bucket: &Arc<dyn Bucket>,
-        link: InodeId,
-        object: &BaseObject,
-        range: ByteRange,
-        pattern: Pattern,
-    ) {
+    pub fn ahead(&self, reading: Reading<'_>, range: ByteRange) {
+        let Reading { bucket, link, object, pattern } = reading;
         let end = range.end.min(object.size);
         if range.start >= end {
             return;
@@ -163,10 +150,13 @@ impl Objects {
             let block = block(&object, number);
             let part = match pattern {
                 Pattern::Sequential => block,
-                Pattern::Random => ByteRange::new(range.start.max(block.start), end.min(block.end)),
+                Pattern::Random => range.intersection(&block),
             };
             // Who reads it asks again, and is told what is wrong.
-            tokio::spawn(async move { objects.part(&bucket, link, &object, part, pattern).await.map(drop).ok() });
+            tokio::spawn(async move {
+                let reading = Reading { bucket: &bucket, link, object: &object, pattern };
+                objects.part(reading, part).await.map(drop).ok()
+            });
         }
     }
 }
@@ -232,7 +222,8 @@ mod tests {
 
         async fn read(&self, start: u64, length: u64, pattern: Pattern) {
             let range = ByteRange::at(start, length);
-            let read = self.objects.read(&self.bucket, LINK, &self.object, range, pattern).await.unwrap();
+            let reading = Reading { bucket: &self.bucket, link: LINK, object: &self.object, pattern };
+            let read = self.objects.read(reading, range).await.unwrap();
             assert!(read == self.bytes.slice(start as usize..SIZE.min(start + length) as usize), "{range:?}");
         }
 

@@ -6,7 +6,7 @@ use atoll_blob::Location;
 use atoll_link::{Head, ObjectKey};
 use atoll_types::{ByteRange, Errno, InodeId};
 
-use super::objects::Pattern;
+use super::objects::{Pattern, Reading};
 use super::publish::{Failed, Task, Trouble};
 use super::record::BaseObject;
 use super::under_way::Subject;
@@ -182,10 +182,11 @@ impl Volume {
         let mut places: BTreeMap<u64, Location> = BTreeMap::new();
         for (_, extent) in map.iter() {
             let Some(range) = rebase::base_range(extent) else { continue };
+            let reading = Reading { bucket: &bucket, link, object: base, pattern: Pattern::Sequential };
             let mut at = range.start;
             while at < range.end {
                 let part = ByteRange::new(at, range.end.min(at + LOCAL_BYTES));
-                let read = self.inner.links.objects.read(&bucket, link, base, part, Pattern::Sequential).await;
+                let read = self.inner.links.objects.read(reading, part).await;
                 let bytes = read.map_err(|error| Trouble::Errno(super::objects::bucket_errno(&error)))?;
                 for location in self.inner.shared.blob.append(bytes).await.map_err(|error| {
                     tracing::error!(%error, "file data");

@@ -83,7 +83,7 @@ impl Volume {
         match written {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, Some(content))).await?;
-                self.inner.links.budgets.published(link, inode, self.budget(link), traffic);
+                self.count_traffic(link, inode, traffic);
                 Ok(false)
             }
             Err(BucketError::Changed) => match bucket.head(key, None).await? {
@@ -94,8 +94,10 @@ impl Volume {
         }
     }
 
-    fn budget(&self, link: InodeId) -> Option<u64> {
-        self.inner.shared.core.lock().links.budget(link)
+    /// A file's object was written or copied, and what that took.
+    fn count_traffic(&self, link: InodeId, inode: InodeId, traffic: Traffic) {
+        let budget = self.inner.shared.core.lock().links.budget(link);
+        self.inner.links.budgets.published(link, inode, budget, traffic);
     }
 
     /// Before an object is written: should that not be noted, for a crash or a lost answer, it is looked for.
@@ -180,8 +182,7 @@ impl Volume {
         match bucket.copy(&base.key, Source::Told(&source), key, Some(&headers), condition).await {
             Ok(version) => {
                 self.alone(|core| core.published(inode, link, key, &version, content)).await?;
-                let traffic = Traffic { copied: source.size, ..Traffic::default() };
-                self.inner.links.budgets.published(link, inode, self.budget(link), traffic);
+                self.count_traffic(link, inode, Traffic { copied: source.size, ..Traffic::default() });
                 Ok(false)
             }
             Err(BucketError::Changed | BucketError::Absent) => {
