@@ -48,6 +48,16 @@ impl Boto {
         self.ask(json!({"do": "put_parts", "key": key, "text": text(bytes)}));
     }
 
+    /// An upload of which one part is there, and that nobody completes.
+    pub fn begin_parts(&mut self, key: &str, bytes: &[u8]) {
+        self.ask(json!({"do": "begin_parts", "key": key, "text": text(bytes)}));
+    }
+
+    /// Key and number of parts of each upload that is not completed.
+    pub fn uploads(&mut self) -> Vec<(String, u64)> {
+        serde_json::from_value(self.ask(json!({"do": "uploads"}))).expect("uploads")
+    }
+
     /// Within the bucket.
     pub fn copy(&mut self, source: &str, key: &str) {
         self.ask(json!({"do": "copy", "source": source, "key": key}));

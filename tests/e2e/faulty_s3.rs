@@ -1,9 +1,10 @@
 //! A proxy before a real S3 server that passes requests on, or does what networks and stores do on bad days.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What becomes of requests.
@@ -33,9 +34,12 @@ pub enum Fault {
     Truncated,
     /// Connections are closed instead of deleting messages of a queue.
     Undeleted,
+    /// 20 ms later, and of four equal requests one is answered with 503, and one is done with a connection that is reset: no request has bad
+    /// luck twice.
+    Moody,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     Fault::None,
     Fault::Away,
     Fault::Unavailable,
@@ -48,6 +52,7 @@ const FAULTS: [Fault; 12] = [
     Fault::WrongBytes,
     Fault::Truncated,
     Fault::Undeleted,
+    Fault::Moody,
 ];
 
 /// Ends with the process; it holds nothing.
@@ -63,13 +68,14 @@ impl Proxy {
         let port = listener.local_addr().expect("its number").port();
         let (fault, requests) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicU64::new(0)));
         let proxy = Proxy { port, fault: fault.clone(), requests: requests.clone() };
+        let equal = Arc::<Equal>::default();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let (fault, requests) = (fault.clone(), requests.clone());
+                let (fault, requests, equal) = (fault.clone(), requests.clone(), equal.clone());
                 std::thread::spawn(move || {
                     let current = || FAULTS[fault.load(Ordering::Acquire) as usize];
                     // An error is a peer that went away.
-                    let _ = serve(client, upstream, &current, &requests);
+                    let _ = serve(client, upstream, &current, &requests, &equal);
                 });
             }
         });
@@ -84,6 +90,9 @@ impl Proxy {
         self.requests.load(Ordering::Acquire)
     }
 }
+
+/// How often a request was made.
+type Equal = Mutex<HashMap<String, u64>>;
 
 /// A message of HTTP as it came: start line and headers, then the body.
 struct Message {
@@ -159,6 +168,7 @@ fn serve(
     upstream: u16,
     current: &dyn Fn() -> Fault,
     requests: &AtomicU64,
+    equal: &Equal,
 ) -> std::io::Result<()> {
     let mut from_client = BufReader::new(client.try_clone()?);
     let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
@@ -172,6 +182,19 @@ fn serve(
         let fault = match current() {
             Fault::Away => return Ok(()),
             Fault::Flaky if number.is_multiple_of(3) => Fault::Unavailable,
+            fault => fault,
+        };
+        let mut is_lost = false;
+        let fault = match fault {
+            Fault::Moody => {
+                std::thread::sleep(Duration::from_millis(20));
+                let line = request.head.lines().next().unwrap_or_default().to_owned();
+                let mut equal = equal.lock().unwrap();
+                let count = equal.entry(line).or_default();
+                *count += 1;
+                is_lost = *count % 4 == 3;
+                if *count % 4 == 1 { Fault::Unavailable } else { Fault::None }
+            }
             fault => fault,
         };
         let refusal = match fault {
@@ -200,7 +223,7 @@ fn serve(
         if fault == Fault::Lossy && number.is_multiple_of(2) {
             return Ok(());
         }
-        if fault == Fault::Reset && number % 3 == 1 {
+        if is_lost || (fault == Fault::Reset && number % 3 == 1) {
             return reset(&client);
         }
         // Objects, not lists of them.

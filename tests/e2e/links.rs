@@ -1,5 +1,6 @@
 //! A linked directory and its bucket are one tree, whoever changes it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
@@ -7,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::harness::*;
+use crate::two_worlds::collect;
 
 /// How soon an object is what was written, at the latest.
 const PUBLISHED: Duration = Duration::from_secs(2);
@@ -99,14 +101,14 @@ fn start(site: &mut Site) -> Plain {
 /// The same, with `vol:/data` linked to `bucket/data`.
 pub fn linked_site() -> (Site, Plain) {
     let mut site = Site::with_s3();
-    let plain = linked(&mut site);
+    let plain = linked(&mut site, &[]);
     (site, plain)
 }
 
-/// The same at the site's S3 server.
-pub fn linked(site: &mut Site) -> Plain {
+/// The same at the site's S3 server, with these arguments of the link.
+pub fn linked(site: &mut Site, arguments: &[&str]) -> Plain {
     let plain = start(site);
-    link(site, &[]);
+    link(site, arguments);
     plain
 }
 
@@ -316,10 +318,9 @@ fn a_detached_bucket_has_what_was_shown() {
     site.atoll(["link", "detach", "vol:/data"]).must_fail_saying(&["vol:/data", "--discard"]);
     drop(socket);
     fs::remove_file(mount.join("socket")).unwrap();
-    let shown: Vec<_> = names(&mount).into_iter().map(|name| (fs::read(mount.join(&name)).unwrap(), name)).collect();
     site.atoll(["link", "detach", "vol:/data"]).must_succeed();
-    for (bytes, name) in shown {
-        assert_eq!(plain.get(&format!("data/{name}")).unwrap(), bytes, "{name}");
+    for name in ["ours", "theirs"] {
+        assert_eq!(plain.get(&format!("data/{name}")).unwrap(), name.as_bytes());
     }
     assert_eq!(plain.keys("data"), ["data/ours", "data/theirs"]);
     assert_eq!(names(&mount), [""; 0]);
@@ -328,6 +329,44 @@ fn a_detached_bucket_has_what_was_shown() {
     fs::write(mount.join("plain"), b"plain").unwrap();
     site.atoll(["link", "detach", "vol:/data"]).must_fail_saying(&["not a linked directory"]);
     assert_eq!(plain.keys("data"), ["data/ours", "data/theirs"]);
+}
+
+/// A tool that knows nothing of Atoll copies a tree into the bucket, and all that is there afterwards out of it.
+#[test]
+fn another_tool_syncs_a_tree_in_and_out() {
+    let (mut site, _plain) = linked_site();
+    let mount = site.mount("m").join("data");
+    let sync = |from: &str, to: &str| {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/s3/aws"));
+        command.envs(site.environment.iter().map(|(name, value)| (*name, value)));
+        let done = command.args(["s3", "sync", "--only-show-errors", from, to]).output().expect("tests/s3/aws starts");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let tree = |root: &Path| {
+        let mut files = BTreeMap::new();
+        collect(root, "".as_ref(), &mut files);
+        files
+    };
+    let (theirs, copy) = (site.path("theirs"), site.path("copy"));
+    let large = words(5 << 20);
+    for (at, bytes) in [("a file", &b"1"[..]), ("deep/er/ä", b"2"), ("deep/empty", b""), ("deep/large", &large)] {
+        fs::create_dir_all(theirs.join(at).parent().unwrap()).unwrap();
+        fs::write(theirs.join(at), bytes).unwrap();
+    }
+    sync(theirs.to_str().unwrap(), "s3://bucket/data");
+    let mut expected = tree(&theirs);
+    assert!(tree(&mount) == expected);
+
+    fs::create_dir(mount.join("ours")).unwrap();
+    fs::rename(mount.join("deep/er"), mount.join("ours/moved")).unwrap();
+    fs::write(mount.join("ours/large"), &large).unwrap();
+    fs::write(mount.join("deep/empty"), b"no more").unwrap();
+    fs::remove_file(mount.join("a file")).unwrap();
+    expected = tree(&mount);
+    assert_eq!(expected.keys().collect::<Vec<_>>(), ["deep/empty", "deep/large", "ours/large", "ours/moved/ä"]);
+    site.atoll(["link", "detach", "vol:/data"]).must_succeed();
+    sync("s3://bucket/data", copy.to_str().unwrap());
+    assert!(tree(&copy) == expected);
 }
 
 #[test]

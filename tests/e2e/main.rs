@@ -38,4 +38,5 @@ mod taken_over;
 mod trash;
 mod two_hands;
 mod two_worlds;
+mod uploads;
 mod working_directory;

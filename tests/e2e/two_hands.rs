@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +25,6 @@ struct Hand<'a> {
     /// Linked directories.
     mounts: &'a [PathBuf],
     boto: Boto,
-    /// Twice how often the server was killed; odd while it is.
-    kills: &'a AtomicU64,
     files: BTreeMap<String, Vec<u8>>,
     written: u64,
 }
@@ -52,14 +49,7 @@ impl Hand<'_> {
 
     fn look(&self, path: &str) {
         for mount in self.mounts {
-            let before = self.kills.load(Ordering::SeqCst);
-            let mut found = fs::read(mount.join(path));
-            let is_stale = found.as_ref().is_err_and(|error| error.kind() == ErrorKind::StaleNetworkFileHandle);
-            // A killed server takes with it what it has just found, for whoever has opened that.
-            if is_stale && (before % 2 == 1 || self.kills.load(Ordering::SeqCst) != before) {
-                found = fs::read(mount.join(path));
-            }
-            must_be(mount, path, self.files.get(path), found);
+            must_be(mount, path, self.files.get(path), fs::read(mount.join(path)));
         }
     }
 
@@ -122,15 +112,14 @@ fn what_one_side_changes_the_other_one_shows_at_once_while_both_work() {
     let (seed, rounds) = (fresh_seed(), from_environment("ATOLL_TWO_HANDS_ROUNDS").unwrap_or(ROUNDS));
     println!("seed {seed}");
     let mut site = Site::with_s3();
-    let plain = linked(&mut site);
+    let plain = linked(&mut site, &[]);
     let mounts = [site.mount("m1"), site.mount("m2")];
     let linked = mounts.each_ref().map(|mount| mount.join("data"));
     // Made on a mount, so that they stay when nothing is in them.
     fs::create_dir_all(linked[0].join("d/deep")).unwrap();
-    let server_kills = AtomicU64::new(0);
     let hand = |name, seed| {
-        let (mounts, boto, kills) = (&linked[..], Boto::of(&site), &server_kills);
-        Hand { name, random: Random(seed), mounts, boto, kills, files: BTreeMap::new(), written: 0 }
+        let (mounts, boto) = (&linked[..], Boto::of(&site));
+        Hand { name, random: Random(seed), mounts, boto, files: BTreeMap::new(), written: 0 }
     };
     let (mut ours, mut theirs) = (hand("ours", seed), hand("theirs", !seed));
     let (site, done) = (RwLock::new(site), AtomicU64::new(0));
@@ -158,11 +147,7 @@ fn what_one_side_changes_the_other_one_shows_at_once_while_both_work() {
                 return number - 1;
             }
             match random.below(3) {
-                2 => {
-                    server_kills.fetch_add(1, Ordering::SeqCst);
-                    kills.server(&mut site.write().unwrap(), &mounts);
-                    server_kills.fetch_add(1, Ordering::SeqCst);
-                }
+                2 => kills.server(&mut site.write().unwrap(), &mounts),
                 mount => kills.mount(&site.read().unwrap(), &mounts, mount as usize),
             }
         }

@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::boto::Boto;
+use crate::faulty_s3::{Fault, Proxy};
 use crate::harness::*;
 use crate::links::{Plain, linked};
 
@@ -36,6 +37,7 @@ struct Worlds {
     /// Roots of the mounts; the linked directory is in each.
     mounts: Vec<PathBuf>,
     kills: Kills,
+    seed: u64,
     random: Random,
     /// What both sides show, by path.
     files: BTreeMap<String, Vec<u8>>,
@@ -45,8 +47,8 @@ struct Worlds {
 }
 
 impl Worlds {
-    fn new(mut site: Site, seed: u64) -> Worlds {
-        let plain = linked(&mut site);
+    fn new(mut site: Site, seed: u64, link: &[&str]) -> Worlds {
+        let plain = linked(&mut site, link);
         let boto = Boto::of(&site);
         let mounts = vec![site.mount("m1"), site.mount("m2")];
         Worlds {
@@ -55,6 +57,7 @@ impl Worlds {
             boto,
             mounts,
             kills: Kills::default(),
+            seed,
             random: Random(seed),
             files: BTreeMap::new(),
             raced: Vec::new(),
@@ -444,10 +447,13 @@ pub fn collect(root: &Path, below: &Path, found: &mut BTreeMap<String, Vec<u8>>)
     }
 }
 
-fn run_with(site: Site, kills: bool) {
-    let seed = fresh_seed();
-    let mut worlds = Worlds::new(site, seed);
-    let steps = from_environment("ATOLL_TWO_WORLDS_STEPS").unwrap_or(STEPS);
+fn run(site: Site, kills: bool) {
+    run_on(Worlds::new(site, fresh_seed(), &[]), kills, STEPS);
+}
+
+fn run_on(mut worlds: Worlds, kills: bool, steps: u64) {
+    let seed = worlds.seed;
+    let steps = from_environment("ATOLL_TWO_WORLDS_STEPS").unwrap_or(steps);
     let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for step in 0..steps {
             match step % 14 {
@@ -484,16 +490,29 @@ pub fn fresh_seed() -> u64 {
 
 #[test]
 fn a_tree_and_its_bucket_are_one() {
-    run_with(Site::with_s3(), false);
+    run(Site::with_s3(), false);
 }
 
 #[test]
 fn a_tree_and_its_bucket_are_one_while_servers_and_mounts_are_killed() {
-    run_with(Site::with_s3(), true);
+    run(Site::with_s3(), true);
 }
 
 /// Another server, which lists directory by directory and keeps no empty one.
 #[test]
 fn a_tree_and_its_bucket_are_one_in_seaweedfs() {
-    run_with(Site::with_seaweedfs(), true);
+    run(Site::with_seaweedfs(), true);
+}
+
+/// The server reaches the bucket by a way that delays, refuses and loses; the other clients do not.
+#[test]
+fn a_tree_and_its_bucket_are_one_when_the_way_to_it_is_bad() {
+    let site = Site::with_s3();
+    let way = Proxy::start(site.s3_port());
+    let endpoint = format!("http://127.0.0.1:{}", way.port);
+    let worlds = Worlds::new(site, fresh_seed(), &["--endpoint", &endpoint]);
+    // What the bucket can do is not found out so.
+    way.set(Fault::Moody);
+    // Each of its steps takes seconds.
+    run_on(worlds, true, STEPS / 6);
 }

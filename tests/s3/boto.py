@@ -28,6 +28,20 @@ def put_parts(key, text):
     s3.upload_fileobj(io.BytesIO(text.encode("latin-1")), BUCKET, key, Config=config)
 
 
+def begin_parts(key, text):
+    """An upload of which one part is there, and that nobody completes."""
+    upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+    s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=1, Body=text.encode("latin-1"))
+
+
+def uploads():
+    """Key and number of parts of each upload that is not completed."""
+    return [
+        (found["Key"], len(s3.list_parts(Bucket=BUCKET, Key=found["Key"], UploadId=found["UploadId"]).get("Parts", [])))
+        for found in s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+    ]
+
+
 def copy(source, key):
     """By the server, in parts where there is more than one."""
     config = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
@@ -78,7 +92,7 @@ def swap(key, text):
     raise RuntimeError(f"{key} is replaced all the time")
 
 
-COMMANDS = {each.__name__: each for each in (put, put_parts, copy, delete, get, keys, swap)}
+COMMANDS = {each.__name__: each for each in (put, put_parts, begin_parts, uploads, copy, delete, get, keys, swap)}
 
 for line in sys.stdin:
     command = json.loads(line)

@@ -230,6 +230,19 @@ pub trait Bucket: Send + Sync + fmt::Debug {
 
     /// Delete the object if it is that version. An absent object is [`Ok`]: it is deleted.
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError>;
+
+    /// Give up an upload in parts, by the id of which [`UploadLog::begun`] has told. One that is not there is [`Ok`].
+    async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError>;
+}
+
+/// Is told of uploads in parts, whose parts cost until they are completed or aborted: to abort what a process that was killed has left.
+#[async_trait]
+pub trait UploadLog: Send + Sync + fmt::Debug {
+    /// Nothing is sent of it before this returns; an error ends it.
+    async fn begun(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError>;
+
+    /// It is completed or aborted; with `may_be_left`, or neither, as far as that is known.
+    fn ended(&self, upload: &str, may_be_left: bool);
 }
 
 /// Gives the parts of an object, in order.

@@ -16,7 +16,7 @@ mod settings;
 
 pub use bucket::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, PART_BYTES, Page, Part, PartSource, Source,
-    Version,
+    UploadLog, Version,
 };
 pub use key::ObjectKey;
 pub use memory::{Fault, MemoryBucket, Request, RequestKind};

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::{
     Bucket, BucketError, Condition, Head, Headers, Listed, ObjectInfo, ObjectKey, PART_BYTES, Page, Part, PartSource,
-    Source, Version,
+    Source, UploadLog, Version,
 };
 
 /// As S3 has it.
@@ -57,6 +58,11 @@ pub enum Fault {
     Away,
     /// It has its effect, and no answer.
     LostAnswer,
+    /// It has its effect so late, and its answer comes so long after that.
+    Late {
+        effect: Duration,
+        answer: Duration,
+    },
 }
 
 type Faults = Box<dyn Fn(&Request) -> Fault + Send + Sync>;
@@ -68,6 +74,7 @@ pub struct MemoryBucket {
     versions: bool,
     delay: Duration,
     faults: Mutex<Option<Faults>>,
+    uploads: Mutex<Option<Arc<dyn UploadLog>>>,
     state: Mutex<State>,
 }
 
@@ -218,6 +225,7 @@ impl MemoryBucket {
             versions: false,
             delay: Duration::ZERO,
             faults: Mutex::new(None),
+            uploads: Mutex::new(None),
             state: Mutex::new(State::default()),
         }
     }
@@ -235,6 +243,11 @@ impl MemoryBucket {
     /// Ask this what becomes of each request.
     pub fn set_faults(&self, faults: impl Fn(&Request) -> Fault + Send + Sync + 'static) {
         *self.faults.lock() = Some(Box::new(faults));
+    }
+
+    /// Tell this of uploads that begin from now on.
+    pub fn set_uploads(&self, uploads: Arc<dyn UploadLog>) {
+        *self.uploads.lock() = Some(uploads);
     }
 
     /// How many requests there were.
@@ -300,16 +313,22 @@ impl MemoryBucket {
         self.wait().await;
         let request = Request { kind, key: key.clone() };
         let fault = self.faults.lock().as_ref().map_or(Fault::None, |faults| faults(&request));
+        if let Fault::Late { effect, .. } = fault {
+            tokio::time::sleep(effect).await;
+        }
         let answer = {
             let mut state = self.state.lock();
             *state.requests.entry(kind).or_default() += 1;
             match fault {
-                Fault::None => effect(&mut state),
+                Fault::None | Fault::Late { .. } => effect(&mut state),
                 Fault::Away => Err(no_answer()),
                 Fault::LostAnswer => effect(&mut state).and(Err(no_answer())),
             }
         };
         self.wait().await;
+        if let Fault::Late { answer, .. } = fault {
+            tokio::time::sleep(answer).await;
+        }
         // Whatever the answer would have been.
         if fault == Fault::LostAnswer { Err(no_answer()) } else { answer }
     }
@@ -422,26 +441,38 @@ impl Bucket for MemoryBucket {
             Ok(state.uploads_begun)
         });
         let upload = created.await?;
-        let written = match self.upload(key, parts).await {
-            Err(error) => Err(error),
-            Ok((bytes, count)) => {
-                let completed = self.request(RequestKind::CompleteUpload, key, |state| {
-                    state.check(key, condition)?;
-                    state.uploads.remove(&upload);
-                    Ok(state.write(key, bytes, headers.clone(), Some(count), self.versions))
-                });
-                completed.await
+        let (id, log) = (upload.to_string(), self.uploads.lock().clone());
+        let written = async {
+            if let Some(log) = &log {
+                log.begun(key, &id).await?;
             }
-        };
-        if written.is_err() {
-            let aborted = self.request(RequestKind::AbortUpload, key, |state| {
-                state.uploads.remove(&upload);
-                Ok(())
+            let (bytes, count) = self.upload(key, parts).await?;
+            let completed = self.request(RequestKind::CompleteUpload, key, |state| {
+                state.check(key, condition)?;
+                if !state.uploads.remove(&upload) {
+                    return Err(no_answer());
+                }
+                Ok(state.write(key, bytes, headers.clone(), Some(count), self.versions))
             });
-            // When it fails, too, why nothing was written is the answer all the same.
-            aborted.await.ok();
+            completed.await
+        };
+        let written = written.await;
+        // When that fails, too, why nothing was written is the answer all the same.
+        let is_left = written.is_err() && self.abort(key, &id).await.is_err();
+        if let Some(log) = log {
+            log.ended(&id, is_left);
         }
         written
+    }
+
+    async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError> {
+        let aborted = self.request(RequestKind::AbortUpload, key, |state| {
+            if let Ok(upload) = upload.parse() {
+                state.uploads.remove(&upload);
+            }
+            Ok(())
+        });
+        aborted.await
     }
 
     async fn copy(

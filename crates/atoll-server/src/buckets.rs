@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use atoll_link::{
     Bucket, BucketError, Capabilities, Condition, Head, Headers, LinkSettings, ObjectKey, Page, PartSource, S3Bucket,
-    Sent, Source, Version,
+    Sent, Source, UploadLog, Version,
 };
 use atoll_object::ObjectOptions;
 use atoll_types::ByteRange;
@@ -83,9 +83,10 @@ impl Buckets {
     /// How volumes come to the buckets of their links.
     pub fn connect(self: &Arc<Self>) -> Connect {
         let buckets = self.clone();
-        Arc::new(move |settings| {
+        Arc::new(move |settings, uploads| {
             let url = format!("s3://{}", settings.bucket);
-            Ok(Arc::new(LinkedBucket { buckets: buckets.clone(), settings: settings.clone(), url }) as Arc<dyn Bucket>)
+            let (buckets, settings) = (buckets.clone(), settings.clone());
+            Ok(Arc::new(LinkedBucket { buckets, settings, url, uploads }) as Arc<dyn Bucket>)
         })
     }
 
@@ -206,6 +207,7 @@ struct LinkedBucket {
     buckets: Arc<Buckets>,
     settings: LinkSettings,
     url: String,
+    uploads: Arc<dyn UploadLog>,
 }
 
 impl std::fmt::Debug for LinkedBucket {
@@ -220,7 +222,7 @@ impl LinkedBucket {
     }
 
     async fn writable(&self) -> Result<S3Bucket, BucketError> {
-        self.buckets.writable(&self.settings).await
+        Ok(self.buckets.writable(&self.settings).await?.with_uploads(self.uploads.clone()))
     }
 }
 
@@ -290,6 +292,10 @@ impl Bucket for LinkedBucket {
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {
         self.writable().await?.delete(key, version).await
     }
+
+    async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError> {
+        self.readable()?.abort(key, upload).await
+    }
 }
 
 #[cfg(test)]
@@ -342,12 +348,24 @@ mod tests {
         assert!(buckets.options(&elsewhere).is_err());
     }
 
+    #[derive(Debug)]
+    struct Unheard;
+
+    #[async_trait]
+    impl UploadLog for Unheard {
+        async fn begun(&self, _: &ObjectKey, _: &str) -> Result<(), BucketError> {
+            Ok(())
+        }
+
+        fn ended(&self, _: &str, _: bool) {}
+    }
+
     #[tokio::test]
     async fn a_bucket_in_use_is_opened_anew_with_new_credentials() {
         let folder = tempfile::tempdir().unwrap();
         let buckets = Arc::new(buckets(folder.path()));
         let named = LinkSettings { credentials: Some("named".into()), ..LinkSettings::parse("s3://bucket").unwrap() };
-        let linked = buckets.connect()(&named).unwrap();
+        let linked = buckets.connect()(&named, Arc::new(Unheard)).unwrap();
         let key = ObjectKey::new("key").unwrap();
         assert!(matches!(linked.head(&key, None).await, Err(BucketError::Denied(_))));
         let credentials = |secret: &str| BucketCredentials {

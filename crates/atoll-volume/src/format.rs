@@ -43,9 +43,10 @@ const TRASH: u8 = b't';
 const LINK: u8 = b'l';
 const GONE: u8 = b'g';
 const UNPUBLISHED: u8 = b'u';
+const UPLOAD: u8 = b'p';
 
 /// All kinds of keys, in order.
-pub const TAGS: [u8; 16] = [
+pub const TAGS: [u8; 17] = [
     SUPERBLOCK,
     COUNTERS,
     DENTRY,
@@ -57,6 +58,7 @@ pub const TAGS: [u8; 16] = [
     LINK,
     SESSION,
     ORPHAN,
+    UPLOAD,
     QUOTA,
     SEGMENT,
     TRASH,
@@ -136,6 +138,10 @@ pub fn gone_key(root: InodeId, object: &ObjectKey) -> Bytes {
     key(GONE, root.0, object.as_str().as_bytes())
 }
 
+pub fn upload_key(root: InodeId, upload: &str) -> Bytes {
+    key(UPLOAD, root.0, upload.as_bytes())
+}
+
 pub fn unpublished_key(inode: InodeId) -> Bytes {
     key(UNPUBLISHED, inode.0, &[])
 }
@@ -212,6 +218,10 @@ pub fn all_gone() -> KeyRange {
     all(GONE)
 }
 
+pub fn all_uploads() -> KeyRange {
+    all(UPLOAD)
+}
+
 pub fn all_unpublished() -> KeyRange {
     all(UNPUBLISHED)
 }
@@ -227,7 +237,7 @@ pub fn everything() -> KeyRange {
 
 /// Whether a record means something outside its store. The others are what a server needs to go on after a crash.
 pub fn is_portable(key: &[u8]) -> bool {
-    !matches!(key.first(), Some(&FRAGMENT | &SESSION))
+    !matches!(key.first(), Some(&FRAGMENT | &SESSION | &UPLOAD))
 }
 
 /// Whether this can be a record of a volume, and one that [means something](is_portable) outside its store.
@@ -489,6 +499,20 @@ pub fn encode_gone(gone: &Gone) -> Bytes {
 
 pub fn decode_gone(bytes: &[u8]) -> Result<Gone> {
     record::decode(Fields::new(bytes, "gone object")?.rest, "gone object")
+}
+
+/// Of an upload in parts, by the key of its object.
+pub fn encode_upload(object: &ObjectKey) -> Bytes {
+    encode_record(object)
+}
+
+pub fn decode_upload(bytes: &[u8]) -> Result<ObjectKey> {
+    record::decode(Fields::new(bytes, "upload")?.rest, "upload")
+}
+
+/// The id of the upload that an [`upload_key`] is of.
+pub fn upload_id(key: &Bytes) -> Result<String> {
+    String::from_utf8(key_rest(key).to_vec()).map_err(|_| corrupt("upload"))
 }
 
 /// The key in the bucket that a [`gone_key`] is of.
@@ -924,7 +948,7 @@ mod tests {
 
     #[test]
     fn what_a_server_needs_after_a_crash_is_in_no_export() {
-        for key in [session_key(SessionId(1)), fragment_key(SegmentId(1), 2)] {
+        for key in [session_key(SessionId(1)), fragment_key(SegmentId(1), 2), upload_key(InodeId(1), "id")] {
             assert!(!is_portable(&key) && check(&key, &Bytes::from_static(&[FORMAT_VERSION])).is_err());
         }
         let name = Name::new(&b"n"[..]).unwrap();

@@ -146,6 +146,11 @@ impl<'a> Leasing<'a> {
         self.operation
     }
 
+    /// What the operation touches, as it was executed.
+    pub fn touched(&self) -> impl Iterator<Item = InodeId> {
+        self.claims.iter().map(|claim| claim.inode)
+    }
+
     /// What was earned, and what holds the answer back.
     pub fn end(mut self) -> (Earned, Unheard) {
         (std::mem::take(&mut self.earned), std::mem::take(&mut self.unheard))

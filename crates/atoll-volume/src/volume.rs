@@ -310,6 +310,10 @@ impl Volume {
             let object = (InodeId(format::key_number(&key)?), format::gone_object(&key)?);
             core.links.gone.insert(object, format::decode_gone(&value)?);
         }
+        for (key, value) in scan_all(&*store, format::all_uploads()).await? {
+            let link = InodeId(format::key_number(&key)?);
+            core.links.uploads.left(link, format::upload_id(&key)?, format::decode_upload(&value)?);
+        }
         let mut left_unpublished = Vec::new();
         for (key, _) in scan_all(&*store, format::all_unpublished()).await? {
             let inode = InodeId(format::key_number(&key)?);
@@ -551,7 +555,13 @@ impl Volume {
         }
         self.take_back(leasing.to_be_asked().chain(leasing.trashed()));
         self.take_back_roots(leasing.take_tightened());
+        let adopted = self.adopted(&leasing, &result);
         let (earned, unheard) = leasing.end();
+        if let Some(adopted) = adopted
+            && let Err(errno) = self.until_adopted(adopted).await
+        {
+            return (Err(errno), Earned::default());
+        }
         if !unheard.is_nothing()
             && !is_broken(Mutation::Unheard)
             && let Err(errno) = self.until_heard(unheard).await
@@ -906,6 +916,11 @@ impl Volume {
         }
     }
 
+    /// Up to which change all are durable.
+    pub(crate) fn durable_change(&self) -> u64 {
+        self.inner.progress.borrow().durable
+    }
+
     /// Whether a commit failed: nothing more is committed here.
     pub(crate) fn has_failed(&self) -> bool {
         self.inner.progress.borrow().failed.is_some()
@@ -1102,18 +1117,25 @@ impl Volume {
     // ---- data
 
     async fn read(&self, leasing: &mut Leasing<'_>, inode: InodeId, range: ByteRange) -> Result<Bytes, Errno> {
-        let plan = self
-            .claimed(leasing, |core, _| {
-                let plan = core.plan_read(inode, range)?;
-                // Asking for nothing is no access.
-                if !range.is_empty() {
-                    core.accessed(inode);
-                }
-                Ok(plan)
-            })
-            .await?;
-        let pattern = self.read_ahead(inode, plan.range, plan.base.as_ref());
-        self.fetch(plan, pattern).await
+        let began = tokio::time::Instant::now();
+        loop {
+            let plan = self
+                .claimed(leasing, |core, _| {
+                    let plan = core.plan_read(inode, range)?;
+                    // Asking for nothing is no access.
+                    if !range.is_empty() {
+                        core.accessed(inode);
+                    }
+                    Ok(plan)
+                })
+                .await?;
+            let pattern = self.read_ahead(inode, plan.range, plan.base.as_ref());
+            let base = plan.base.clone();
+            match (self.fetch(plan, pattern).await, base) {
+                (Err(Errno::ESTALE), Some((link, base))) if self.until_replaced(inode, link, &base, began).await? => {}
+                (read, _) => return read,
+            }
+        }
     }
 
     pub(crate) async fn fetch(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {

@@ -2,6 +2,9 @@
 
 mod linked;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use atoll_link::{Fault, Headers, LinkSettings, MemoryBucket, Request, RequestKind};
 use atoll_types::operation::{AttributeChanges, DirectoryEntry, OpenFlags, RenameMode};
 use atoll_types::{ByteRange, Errno, FileKind, Operation, Outcome};
@@ -82,7 +85,7 @@ async fn what_is_made_or_emptied_is_no_object_before_it_is_closed() {
     let new = entry(&volume, create).await.unwrap().inode;
     let old = walk(&volume, "old").await.unwrap().inode;
     entry(&volume, Operation::Open { inode: old, flags: OpenFlags { truncate: true, ..flags } }).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(site.objects(), tree(&[("old", "bytes")]));
     for inode in [new, old] {
         ask(&volume, Operation::Release { inode }).await.unwrap();
@@ -106,7 +109,7 @@ async fn a_file_that_is_rewritten_all_the_time_waits_when_its_budget_is_used_up(
         settle(&volume).await;
     }
     put(&volume, inode, 3, "x").await;
-    let minute = std::time::Duration::from_secs(60);
+    let minute = Duration::from_secs(60);
     tokio::time::sleep(minute).await;
     assert_eq!(site.requests(RequestKind::Put), 4);
     let held = report().await;
@@ -372,6 +375,57 @@ async fn an_open_file_never_mixes_two_versions() {
     }
 }
 
+/// The first request of this kind for `a` has its effect, and its answer after that, so many milliseconds late.
+fn first_is_late(kind: RequestKind, effect: u64, answer: u64) -> impl Fn(&Request) -> Fault + Send + Sync {
+    let was_seen = AtomicBool::new(false);
+    let late = Fault::Late { effect: Duration::from_millis(effect), answer: Duration::from_millis(answer) };
+    move |request| {
+        let is_of_it = request.kind == kind && request.key == key("a");
+        if is_of_it && !was_seen.swap(true, Ordering::Relaxed) { late } else { Fault::None }
+    }
+}
+
+/// The bucket is slow to answer the read, and the object is somewhere else meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_read_goes_on_where_its_object_was_moved() {
+    let site = Site::new().await;
+    site.put("a", "bytes");
+    let volume = site.linked().await;
+    let inode = walk(&volume, "a").await.unwrap().inode;
+    site.bucket.set_faults(first_is_late(RequestKind::Get, 3000, 0));
+    let change = async {
+        rename(&volume, ROOT, "a", ROOT, "b", RenameMode::Replace).await;
+        settle(&volume).await;
+        assert_eq!(site.objects(), tree(&[("b", "bytes")]));
+    };
+    assert_eq!(tokio::join!(read(&volume, inode), change).0.unwrap(), "bytes");
+}
+
+/// The same, and what it read was replaced: before, or by a publication of which nobody knows yet that it has had its effect.
+#[tokio::test(start_paused = true)]
+async fn a_read_goes_on_in_the_object_that_took_the_place_of_its_own() {
+    for (get, put_answer, is_lost) in [(3000, 0, false), (1000, 3000, false), (500, 0, true)] {
+        let site = Site::new().await;
+        site.put("a", "0123456789");
+        let volume = site.linked().await;
+        let inode = walk(&volume, "a").await.unwrap().inode;
+        let gets = first_is_late(RequestKind::Get, get, 0);
+        let puts = first_is_late(RequestKind::Put, 0, put_answer);
+        site.bucket.set_faults(move |request| match (gets(request), puts(request)) {
+            (Fault::None, Fault::Late { .. }) if is_lost => Fault::LostAnswer,
+            (Fault::None, put) => put,
+            (get, _) => get,
+        });
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            put(&volume, inode, 0, "abcdefghij").await;
+        };
+        assert_eq!(tokio::join!(read(&volume, inode), change).0.unwrap(), "abcdefghij");
+        settle(&volume).await;
+        assert_eq!(site.objects(), tree(&[("a", "abcdefghij")]));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_unlinked_file_that_is_open_is_read_on() {
     let site = Site::new().await;
@@ -468,7 +522,7 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     unlink(&volume, ROOT, "old").await;
     rename(&volume, ROOT, "d", ROOT, "e", RenameMode::Replace).await;
     ask(&volume, Operation::Sync).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     volume.close().await.unwrap();
     site.bucket.set_faults(|_| Fault::None);
     let volume = site.open().await;
@@ -477,6 +531,89 @@ async fn what_was_not_published_is_published_by_the_next_authority() {
     settle(&volume).await;
     assert_eq!(site.objects(), tree(&[("e/x", "2"), ("new", "3")]));
     assert_eq!(volume.links().await[0].conflicts, 0);
+}
+
+/// What a client holds when the authority dies without a word, the next one knows.
+#[tokio::test(start_paused = true)]
+async fn what_was_just_found_is_the_same_for_the_next_authority() {
+    let site = Site::new().await;
+    for at in ["a", "d/e/f", "b", "c"] {
+        site.put(at, at);
+    }
+    let volume = site.linked().await;
+    ask(&volume, Operation::Sync).await.unwrap();
+    let file = walk(&volume, "a").await.unwrap().inode;
+    ask(&volume, Operation::Open { inode: file, flags: OpenFlags::default() }).await.unwrap();
+    let directory = walk(&volume, "d/e").await.unwrap().inode;
+    site.cut();
+    let volume = site.open().await;
+    assert_eq!(read(&volume, file).await.unwrap(), "a");
+    assert_eq!(lookup(&volume, directory, "f").await.unwrap().inode, walk(&volume, "d/e/f").await.unwrap().inode);
+
+    // A listing goes on.
+    let list = |inode, after, entries_max| Operation::ReadDirectory {
+        inode,
+        after,
+        entries_max,
+        with_attributes: false,
+        ahead: false,
+    };
+    let Ok(Outcome::Listing { entries, end: false }) = ask(&volume, list(ROOT, 0, 2)).await else { panic!() };
+    let after = entries[1].cookie;
+    site.cut();
+    let volume = site.open().await;
+    let Ok(Outcome::Listing { entries, end: true }) = ask(&volume, list(ROOT, after, 10)).await else { panic!() };
+    assert_eq!(entries.iter().map(|entry| entry.name.as_bytes()).collect::<Vec<_>>(), [b"c", b"d"]);
+
+    // What was changed of it is said again, and finds it there; and so does what took the place of something that went.
+    let found = walk(&volume, "b").await.unwrap().inode;
+    let changes = AttributeChanges { permissions: Some(0o600), ..AttributeChanges::default() };
+    ask(&volume, Operation::SetAttributes { inode: found, changes }).await.unwrap();
+    site.bucket.delete_object(&key("c"));
+    assert_eq!(walk(&volume, "c").await.unwrap_err(), Errno::ENOENT);
+    make_directory(&volume, ROOT, "c").await;
+    site.cut();
+    let volume = site.open().await;
+    assert_eq!(entry(&volume, Operation::GetAttributes { inode: found }).await.unwrap().inode, found);
+    // The directory itself may be lost, and then it is made again.
+    let make = Operation::MakeDirectory { parent: ROOT, name: name("c"), permissions: 0o755, umask: 0 };
+    if walk(&volume, "c").await.is_err() {
+        ask(&volume, make).await.unwrap();
+    }
+    assert_eq!(walk(&volume, "c").await.unwrap().mode.kind(), Some(FileKind::Directory));
+}
+
+/// What was sent of an object in parts is nothing that anybody sees, and costs.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_an_upload_is_given_up() {
+    for is_killed in [false, true] {
+        let site = Site::new().await;
+        let mut volume = site.linked().await;
+        site.bucket.set_faults(|request| match request.kind {
+            RequestKind::CompleteUpload | RequestKind::AbortUpload => Fault::Away,
+            _ => Fault::None,
+        });
+        let inode = create(&volume, ROOT, "large", "").await;
+        for at in 0..17 {
+            put(&volume, inode, at << 20, &"x".repeat(1 << 20)).await;
+        }
+        ask(&volume, Operation::Release { inode }).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(site.bucket.uploads() > 0);
+        if is_killed {
+            site.cut();
+            volume = site.open().await;
+        }
+        site.bucket.set_faults(|_| Fault::None);
+        settle(&volume).await;
+        assert_eq!(site.objects()["large"].len(), 17 << 20);
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(site.bucket.uploads(), 0, "killed: {is_killed}");
+        // And nothing of it is remembered: a detached directory can be linked anew.
+        volume.detach(ROOT, false).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

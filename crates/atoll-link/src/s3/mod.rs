@@ -36,7 +36,7 @@ pub(crate) use failure::{TEXT_CHARS_MAX, chain};
 pub use probe::Capabilities;
 pub use sent::Sent;
 
-use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Source, Version};
+use crate::{Bucket, BucketError, Condition, Head, Headers, ObjectKey, Page, PartSource, Source, UploadLog, Version};
 
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Shorter than servers keep a silent connection: few requests meet one that is about to be closed.
@@ -60,6 +60,7 @@ pub(crate) fn http_client() -> SharedHttpClient {
 #[derive(Clone)]
 pub struct S3Bucket {
     inner: Arc<Inner>,
+    uploads: Option<Arc<dyn UploadLog>>,
 }
 
 struct Inner {
@@ -123,7 +124,13 @@ impl S3Bucket {
                 client: Client::from_conf(config.build()),
                 capabilities: RwLock::default(),
             }),
+            uploads: None,
         })
+    }
+
+    /// The same bucket, whose uploads in parts are told to the log.
+    pub fn with_uploads(self, uploads: Arc<dyn UploadLog>) -> S3Bucket {
+        S3Bucket { uploads: Some(uploads), ..self }
     }
 
     /// What the bucket was found to be able to do; nothing, before [`S3Bucket::probe`].
@@ -210,6 +217,10 @@ impl Bucket for S3Bucket {
 
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {
         Ok(self.remove(key, version).await?)
+    }
+
+    async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError> {
+        Ok(self.abort_upload(key, upload).await?)
     }
 }
 

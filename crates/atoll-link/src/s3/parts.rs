@@ -47,10 +47,14 @@ impl S3Bucket {
             return Ok(self.write_marked(key, bytes::Bytes::new(), headers, condition, mark).await?);
         };
         let upload = self.begin(key, headers).await?;
-        let written = match upload.send(first, &mut pieces).await {
-            Ok(parts) => upload.complete(parts, condition, mark).await.map_err(BucketError::from),
-            Err(error) => Err(error),
+        let written = async {
+            if let Some(uploads) = &self.uploads {
+                uploads.begun(key, &upload.target.id).await?;
+            }
+            let parts = upload.send(first, &mut pieces).await?;
+            upload.complete(parts, condition, mark).await.map_err(BucketError::from)
         };
+        let written = written.await;
         match written {
             Ok(_) => upload.keep(),
             Err(_) => upload.abort().await,
@@ -66,6 +70,18 @@ impl S3Bucket {
         .await?;
         let id = output.upload_id.ok_or_else(|| Failure::damaged("an upload without a name"))?;
         Ok(Upload { target: Target { bucket: self.clone(), key: key.clone(), id }, pending: true })
+    }
+
+    /// One that is not there any more is aborted.
+    pub(super) async fn abort_upload(&self, key: &ObjectKey, id: &str) -> Result<(), Failure> {
+        let aborted = attempts(Load::Light, || async {
+            self.client().abort_multipart_upload().bucket(self.name()).key(key.as_str()).upload_id(id).send().await?;
+            Ok(())
+        });
+        match aborted.await {
+            Err(failure) if failure.kind == Kind::NoUpload => Ok(()),
+            aborted => aborted,
+        }
     }
 }
 
@@ -184,6 +200,7 @@ impl Upload {
 
     fn keep(mut self) {
         self.pending = false;
+        self.target.ended(false);
     }
 
     async fn abort(mut self) {
@@ -267,17 +284,19 @@ impl Target {
         etag.ok_or_else(|| Failure::damaged("a part without an ETag"))
     }
 
-    /// Failing that, the parts lie in the bucket, and cost, until its rule for incomplete uploads takes them.
+    /// Failing that, the parts lie in the bucket, and cost, until somebody aborts the upload: who keeps the log, or the bucket's rule for
+    /// incomplete uploads.
     async fn abort(&self) {
-        let aborted = attempts(Load::Light, || async {
-            let request = self.bucket.client().abort_multipart_upload().bucket(self.bucket.name());
-            request.key(self.key.as_str()).upload_id(&self.id).send().await?;
-            Ok(())
-        });
-        if let Err(failure) = aborted.await
-            && failure.kind != Kind::NoUpload
-        {
+        let aborted = self.bucket.abort_upload(&self.key, &self.id).await;
+        if let Err(failure) = &aborted {
             tracing::warn!(key = %self.key, error = failure.text, "parts of an upload that failed are left in the bucket");
+        }
+        self.ended(aborted.is_err());
+    }
+
+    fn ended(&self, may_be_left: bool) {
+        if let Some(uploads) = &self.bucket.uploads {
+            uploads.ended(&self.id, may_be_left);
         }
     }
 }

@@ -95,6 +95,7 @@ impl Core {
         self.names_changed(parent);
         self.drop_link(dentry);
         self.order();
+        self.links.adopted.names_changed(parent, self.ordered());
     }
 
     fn gather_found(&mut self, parent: InodeId, found: &Found) -> Step<()> {
@@ -175,6 +176,8 @@ impl Core {
         }
         self.names_changed(parent);
         self.order();
+        self.links.adopted.names_changed(parent, self.ordered());
+        self.links.adopted.entered(inode, self.ordered());
         Ok(())
     }
 

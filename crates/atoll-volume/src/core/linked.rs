@@ -18,7 +18,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 
+use super::adopted::Adopted;
 use super::doubt::Doubts;
+use super::uploads::Uploads;
 use super::{Core, Step};
 use crate::extents::ExtentMap;
 use crate::format::{self, Dentry, InodeRecord};
@@ -56,6 +58,8 @@ pub(crate) struct Links {
     /// When a change of ours to an object last ended, as long as an older question is not answered.
     touched: BTreeMap<(InodeId, ObjectKey), u64>,
     pub doubts: Doubts,
+    pub adopted: Adopted,
+    pub uploads: Uploads,
     /// There is something to be published or deleted.
     pub work: Arc<Notify>,
 }
@@ -712,6 +716,9 @@ impl Core {
             self.links.gone.keys().filter(|(link, _)| *link == root).map(|(_, k)| k.clone()).collect();
         for key in gone {
             self.drop_gone(root, &key);
+        }
+        for upload in self.links.uploads.of(root) {
+            self.drop_upload(root, &upload);
         }
         self.write(format::link_key(root), None);
         self.links.roots.remove(&root);

@@ -8,6 +8,7 @@
 //! Start with [`Core::inode`] (how things are found) and [`Core::cut`] (how
 //! changes leave for the store).
 
+mod adopted;
 mod adopting;
 mod attributes;
 mod claims;
@@ -25,6 +26,7 @@ mod sessions;
 mod stamping;
 mod trash;
 mod unheard;
+mod uploads;
 mod xattr;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

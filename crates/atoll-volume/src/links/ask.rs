@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_link::names::{DIRECTORY_NAME_BYTES_MAX, Prefix, Shown, directory_prefix, object_key, shown};
 use atoll_link::{Bucket, BucketError, Freshness, Head, Listed, ObjectInfo, ObjectKey, posix};
-use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Operation, limits};
+use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Operation, Outcome, limits};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use super::list::PAGE_KEYS;
 use super::objects::bucket_errno;
 use super::record::BaseObject;
 use crate::core::{Belief, Core, Found, Step, kind_of};
+use crate::leases::Leasing;
 use crate::volume::Volume;
 
 /// Checks of names under way: who comes while one runs shares the next one.
@@ -119,6 +120,37 @@ impl Volume {
         }
     }
 
+    /// What of the bucket's must be durable before the operation is answered ([`crate::core`], `adopted`).
+    pub(crate) fn adopted(&self, leasing: &Leasing<'_>, result: &Result<Outcome, Errno>) -> Option<u64> {
+        if !self.inner.links.is_used() {
+            return None;
+        }
+        let durable = self.durable_change();
+        let mut core = self.inner.shared.core.lock();
+        let adopted = &mut core.links.adopted;
+        match (leasing.operation(), result.as_ref().ok()?) {
+            (Operation::Lookup { .. }, Outcome::Entry(attributes)) => {
+                let is_directory = attributes.mode.kind() == Some(FileKind::Directory);
+                adopted.of_inode(attributes.inode, durable).filter(|_| is_directory)
+            }
+            // It goes on at a name of this part.
+            (Operation::ReadDirectory { inode, .. }, Outcome::Listing { end: false, .. }) => {
+                adopted.of_change([*inode].into_iter(), durable)
+            }
+            (Operation::Open { .. }, _) => adopted.of_change(leasing.touched(), durable),
+            (operation, _) if operation.mutates() => adopted.of_change(leasing.touched(), durable),
+            _ => None,
+        }
+    }
+
+    pub(crate) async fn until_adopted(&self, adopted: u64) -> Result<(), Errno> {
+        match self.until_durable(adopted).await {
+            // A disk that is full keeps nobody from reading.
+            Err(Errno::ENOSPC) => Ok(()),
+            other => other,
+        }
+    }
+
     pub(super) fn question(&self) -> Question<'_> {
         let asked = self.inner.shared.core.lock().links.ask();
         Question { volume: self, asked, at: Instant::now() }
@@ -128,7 +160,7 @@ impl Volume {
     pub(crate) fn bucket(&self, link: InodeId) -> Result<Arc<dyn Bucket>, BucketError> {
         let settings = self.inner.shared.core.lock().links.roots.get(&link).cloned();
         let settings = settings.ok_or_else(|| BucketError::Unsupported("the link is no more".into()))?;
-        self.inner.links.open(link, &settings)
+        self.inner.links.open(&settings, self.upload_log(link))
     }
 
     /// `None` when the volume knows best, or the operation says itself what is wrong.

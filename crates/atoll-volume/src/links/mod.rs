@@ -16,6 +16,7 @@ mod publish;
 pub(crate) mod record;
 mod settle;
 pub(crate) mod under_way;
+mod uploads;
 mod write;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use atoll_lease::{Claim, Rights};
-use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Publish, Version};
+use atoll_link::{Bucket, BucketError, LinkSettings, ObjectKey, Publish, UploadLog, Version};
 use atoll_types::operation::DirectoryEntry;
 use atoll_types::{Errno, FileKind, InodeId, SessionId};
 
@@ -37,8 +38,8 @@ pub use budget::Traffic;
 pub use hints::HintReport;
 pub(crate) use objects::{Pattern, Reading};
 
-/// Opens the bucket of a link. Nothing is sent yet.
-pub type Connect = Arc<dyn Fn(&LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> + Send + Sync>;
+/// Opens the bucket of a link, which tells the log of its uploads. Nothing is sent yet.
+pub type Connect = Arc<dyn Fn(&LinkSettings, Arc<dyn UploadLog>) -> Result<Arc<dyn Bucket>, BucketError> + Send + Sync>;
 
 /// Why a link, or what was asked of it, cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -137,17 +138,18 @@ impl LinkService {
         self.is_used.store(true, Ordering::Release);
     }
 
-    fn connect(&self, settings: &LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> {
+    fn connect(&self, settings: &LinkSettings, uploads: uploads::Log) -> Result<Arc<dyn Bucket>, BucketError> {
         let connect = self.connect.get();
-        connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?(settings)
+        connect.ok_or_else(|| BucketError::Away("links are not served here".into()))?(settings, Arc::new(uploads))
     }
 
-    fn open(&self, link: InodeId, settings: &LinkSettings) -> Result<Arc<dyn Bucket>, BucketError> {
+    fn open(&self, settings: &LinkSettings, uploads: uploads::Log) -> Result<Arc<dyn Bucket>, BucketError> {
         let mut buckets = self.buckets.lock();
+        let link = uploads.link;
         if let Some(bucket) = buckets.get(&link) {
             return Ok(bucket.clone());
         }
-        let bucket = self.connect(settings)?;
+        let bucket = self.connect(settings, uploads)?;
         buckets.insert(link, bucket.clone());
         Ok(bucket)
     }
@@ -208,7 +210,8 @@ impl Volume {
         self.admit().await?;
         self.refuse_within_link(directory).await?;
         // It answers, before anything is made of it.
-        self.inner.links.connect(&settings)?.list(&settings.prefix, None, true, 1).await?;
+        let uploads = self.upload_log(directory);
+        self.inner.links.connect(&settings, uploads)?.list(&settings.prefix, None, true, 1).await?;
         self.inner.links.use_links();
         let claim = Claim { inode: directory, excludes: Rights::ALL };
         let began = self.excluding(claim, |core| core.begin_link(directory, &settings)).await;
@@ -351,20 +354,18 @@ impl Volume {
     async fn until_deleted(&self, link: InodeId) -> Result<(), LinkError> {
         loop {
             let ended = self.inner.links.performed.notified();
-            let left: Vec<ObjectKey> = {
-                let core = self.inner.shared.core.lock();
-                core.links
-                    .gone
-                    .iter()
-                    .filter(|((of, _), g)| *of == link && g.is_free())
-                    .map(|((_, k), _)| k.clone())
-                    .collect()
+            let left: Vec<publish::Task> = {
+                let links = &self.inner.shared.core.lock().links;
+                let gone = links.gone.iter().filter(|((of, _), gone)| *of == link && gone.is_free());
+                let deletions = gone.map(|((_, key), _)| publish::Task::Delete(link, key.clone()));
+                let uploads = links.uploads.of(link).into_iter().map(|upload| publish::Task::Abort(link, upload));
+                deletions.chain(uploads).collect()
             };
             if left.is_empty() {
                 return Ok(());
             }
-            for key in left {
-                let failed = self.inner.links.failed.lock().get(&publish::Task::Delete(link, key)).cloned();
+            for task in left {
+                let failed = self.inner.links.failed.lock().get(&task).cloned();
                 if let Some(failed) = failed.filter(|failed| failed.attempts >= ATTEMPTS_TOLD) {
                     return Err(failed.into());
                 }

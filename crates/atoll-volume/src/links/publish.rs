@@ -101,6 +101,7 @@ impl From<Trouble> for LinkError {
 pub(super) enum Task {
     Publish(InodeId),
     Delete(InodeId, ObjectKey),
+    Abort(InodeId, String),
 }
 
 pub(super) fn start(volume: &Volume) {
@@ -160,16 +161,16 @@ async fn run(inner: Weak<Inner>, work: Arc<tokio::sync::Notify>) {
 impl Volume {
     /// What an earlier authority had not published is to be published now. False when there is nothing of it.
     async fn go_on(&self) -> bool {
-        let has_gone = {
+        let has_changes = {
             let mut core = self.inner.shared.core.lock();
             let links = &mut core.links;
             for (link, key) in links.gone.keys() {
                 links.under_way.unanswered(*link, key);
             }
-            !links.gone.is_empty()
+            !links.gone.is_empty() || !links.uploads.is_empty()
         };
         let left = std::mem::take(&mut *self.inner.left_unpublished.lock());
-        let is_left = has_gone || !left.is_empty();
+        let is_left = has_changes || !left.is_empty();
         for inode in left {
             match self.alone(|core| core.install_unpublished(inode)).await {
                 // Its inode is gone, and with it what there was to be published.
@@ -191,11 +192,12 @@ impl Volume {
         let mut failed = links.failed.lock();
         let requested = links.requested.lock();
         let core = self.inner.shared.core.lock();
-        if failed.len() > core.links.unpublished.len() + core.links.gone.len() {
+        if failed.len() > core.links.unpublished.len() + core.links.gone.len() + core.links.uploads.len() {
             // What is over may have failed before.
             failed.retain(|task, _| match task {
                 Task::Publish(inode) => core.links.unpublished.contains_key(inode),
                 Task::Delete(link, key) => core.links.gone.contains_key(&(*link, key.clone())),
+                Task::Abort(link, upload) => core.links.uploads.object(*link, upload).is_some(),
             });
         }
         let mut may_try = |task: &Task| match failed.get(task) {
@@ -231,6 +233,15 @@ impl Volume {
                 ready.push(task);
             }
         }
+        for (link, upload) in core.links.uploads.to_abort() {
+            if ready.len() >= most {
+                break;
+            }
+            let task = Task::Abort(link, upload.to_owned());
+            if !running.contains(&task) && may_try(&task) {
+                ready.push(task);
+            }
+        }
         (ready, next)
     }
 
@@ -238,6 +249,7 @@ impl Volume {
         let result = match task {
             Task::Publish(inode) => self.settle(*inode).await,
             Task::Delete(link, key) => self.delete_gone(*link, key).await,
+            Task::Abort(link, upload) => self.abort_left(*link, upload).await,
         };
         self.inner.shared.work.notify_one();
         result

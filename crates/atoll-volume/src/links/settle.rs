@@ -115,6 +115,11 @@ impl Volume {
         Ok(self.bucket(link)?.refuses(key).await?)
     }
 
+    /// Whether its last attempt failed, and the next one is still to come.
+    pub(super) fn is_to_be_retried(&self, inode: InodeId) -> bool {
+        self.inner.links.failed.lock().contains_key(&Task::Publish(inode))
+    }
+
     /// Whether it waits for something else for so long that each may wait for the other.
     pub(super) fn is_stuck(&self, inode: InodeId) -> bool {
         let failed = self.inner.links.failed.lock();

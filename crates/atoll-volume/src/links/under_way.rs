@@ -6,14 +6,17 @@
 use std::time::Duration;
 
 use atoll_link::ObjectKey;
-use atoll_types::InodeId;
+use atoll_types::{Errno, InodeId};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::time::Instant;
 
+use super::record::BaseObject;
 use crate::volume::Volume;
 
 /// So late may a change still have its effect in the bucket, after nobody waits for its answer any more.
 const LATE: Duration = Duration::from_secs(5);
+/// So long is a read begun anew, or waits, when the file's object is replaced or moved meanwhile, before it fails with `ESTALE`.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is changed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -70,6 +73,29 @@ impl Volume {
     pub(super) fn under_way(&self, subject: Subject) -> Change<'_> {
         Change { volume: self, subject }
     }
+
+    /// A read did not find what was the file's object. True when that was our own doing, since it was published or moved: then another one is
+    /// its object by now, and the read is to be planned anew.
+    pub(crate) async fn until_replaced(
+        &self,
+        inode: InodeId,
+        link: InodeId,
+        base: &BaseObject,
+        began: Instant,
+    ) -> Result<bool, Errno> {
+        while began.elapsed() < READ_PATIENCE {
+            if !self.alone(|core| core.has_base(inode, base)).await? {
+                return Ok(true);
+            }
+            let is_begun = self.inner.shared.core.lock().links.under_way.is_begun(link, &base.key);
+            // An attempt may have had its effect without an answer: that is found out by the next one.
+            if !is_begun && !self.is_to_be_retried(inode) {
+                return Ok(false);
+            }
+            self.inner.links.until_performed().await;
+        }
+        Ok(false)
+    }
 }
 
 impl Drop for Change<'_> {
@@ -82,5 +108,6 @@ impl Drop for Change<'_> {
             core.links.under_way.unanswered(*link, key);
         }
         core.links.work.notify_one();
+        self.volume.inner.links.performed.notify_waiters();
     }
 }

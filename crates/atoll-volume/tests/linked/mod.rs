@@ -55,7 +55,10 @@ impl Site {
         let is_cut = Arc::<AtomicBool>::default();
         *self.is_cut.lock().unwrap() = is_cut.clone();
         let way = Arc::new(way::Way { bucket: self.bucket.clone(), is_cut, refused: self.refused });
-        volume.start_links(Arc::new(move |_| Ok(way.clone() as Arc<dyn Bucket>)));
+        volume.start_links(Arc::new(move |_, uploads| {
+            way.bucket.set_uploads(uploads);
+            Ok(way.clone() as Arc<dyn Bucket>)
+        }));
         volume
     }
 

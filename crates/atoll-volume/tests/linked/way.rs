@@ -102,4 +102,8 @@ impl Bucket for Way {
     async fn delete(&self, key: &ObjectKey, version: &Version) -> Result<(), BucketError> {
         self.send(self.bucket.delete(key, version)).await
     }
+
+    async fn abort(&self, key: &ObjectKey, upload: &str) -> Result<(), BucketError> {
+        self.send(self.bucket.abort(key, upload)).await
+    }
 }
