@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_blob::{Blob, BlobConfig, Staging};
+use atoll_link::{LinkSettings, ObjectKey};
 use atoll_store::{Batch, MemoryMedium, MemoryStore, Read, Scan, Store};
 use atoll_types::operation::{AllocateMode, AttributeChanges, OpenFlags, RenameMode, SeekTo, WriteAt, XattrMode};
 use atoll_types::{ByteRange, Caller, Errno, FileKind, InodeId, Name, Operation, Outcome, SegmentId, SessionId};
@@ -445,6 +446,27 @@ async fn what_is_charged_to_quotas_is_counted_and_mended() {
             assert_eq!(left, [(site.a, DirectoryQuota { used: Usage { inodes: 6, ..right[0].1.used }, ..right[0].1 })]);
         }
     }
+}
+
+#[tokio::test]
+async fn records_of_links_that_are_not_there_go() {
+    let site = site().await;
+    let settings = format::encode_link(&LinkSettings::parse("s3://bucket").unwrap());
+    let (object, none) = (ObjectKey::new("object").unwrap(), InodeId(1 << 40));
+    let (mark, malformed) = (Bytes::from_static(&[format::FORMAT_VERSION]), Bytes::from_static(b"\xff no record"));
+    let writes = [
+        (format::link_key(site.a), settings.clone()),
+        (format::link_key(site.b), malformed.clone()),
+        (format::link_key(none), settings),
+        (format::upload_key(site.a, "id"), format::encode_upload(&object)),
+        (format::upload_key(site.a, "malformed"), malformed.clone()),
+        (format::gone_key(site.a, &object), malformed),
+        (format::unpublished_key(site.plain), mark.clone()),
+        (format::unpublished_key(none), mark),
+    ];
+    let (found, tree) = mended(&site, writes.map(|(key, value)| (key, Some(value))).to_vec()).await;
+    assert_eq!(found, [Problem::Malformed, Problem::LinkRecord]);
+    assert_eq!(paths(&tree), WHOLE);
 }
 
 #[tokio::test]

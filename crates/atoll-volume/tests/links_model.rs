@@ -148,6 +148,12 @@ impl World {
         there.retain(|path, _| !self.is_refused(path));
         settle_but(&self.volume, self.files.len() - there.len()).await;
         assert_eq!(self.site.objects(), there, "in the bucket");
+        self.is_sound().await;
+    }
+
+    async fn is_sound(&self) {
+        let report = self.volume.check(false, &|_| ()).await.unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
     }
 
     async fn step(&mut self, step: &Step) {
@@ -243,6 +249,7 @@ impl World {
                 self.site.cut();
                 let next = self.site.open().await;
                 drop(std::mem::replace(&mut self.volume, next));
+                self.is_sound().await;
                 assert_eq!(self.shown().await, self.files);
             }
             Step::LoseAnswers(count) => {

@@ -1,4 +1,4 @@
-//! Inodes beside what belongs to them: extents, extended attributes, marks of orphans.
+//! Inodes beside what belongs to them: extents, extended attributes, marks of orphans and of what is to be published.
 
 use atoll_blob::Location;
 use atoll_types::{FileKind, InodeId, SegmentId, limits};
@@ -27,6 +27,7 @@ struct Beside<'a> {
     extents: Cursor<'a>,
     xattrs: Cursor<'a>,
     orphans: Cursor<'a>,
+    unpublished: Cursor<'a>,
 }
 
 impl Check<'_> {
@@ -38,6 +39,7 @@ impl Check<'_> {
             extents: Cursor::new(view, format::all_extents()),
             xattrs: Cursor::new(view, format::all_xattrs()),
             orphans: Cursor::new(view, format::all_orphans()),
+            unpublished: Cursor::new(view, format::all_unpublished()),
         };
         let mut done = 0;
         while let Some((key, value)) = records.next().await? {
@@ -94,6 +96,12 @@ impl Check<'_> {
             let text = format!("a mark to free an inode that is not there: {key:?}");
             self.report.delete(Problem::OrphanMark, None, text, key);
         }
+        while let Some((key, _)) = beside.unpublished.up_to(last).await? {
+            if !self.is_broken(&key) {
+                let text = format!("a mark to publish an inode that is not there: {key:?}");
+                self.report.delete(Problem::LinkRecord, None, text, key);
+            }
+        }
         Ok(())
     }
 
@@ -129,6 +137,8 @@ impl Check<'_> {
         while let Some((key, _)) = beside.orphans.up_to(inode.0).await? {
             marked |= key == format::orphan_key(inode);
         }
+        let unpublished = beside.unpublished.up_to(inode.0).await?.map(|(key, _)| key);
+        self.linked(inode, &stored, unpublished);
 
         let named = match self.inodes.directories.get(&inode.0).copied() {
             Some(directory) => {

@@ -9,6 +9,7 @@
 //! stay referred to, so that they are back when the object is.
 
 mod inodes;
+mod links;
 mod lost;
 mod names;
 mod paths;
@@ -79,6 +80,10 @@ pub enum Problem {
     QuotaRoot,
     /// A quota root says that something else is charged to it than is.
     QuotaUsage,
+    /// What a link knows of its bucket, where there is no such link, or no such directory or file.
+    LinkRecord,
+    /// A file or directory in a link that is not there.
+    LinkMissing,
     /// Bytes that are not what was written.
     Data,
     Counters,
@@ -116,6 +121,8 @@ impl Problem {
             P::ObjectShort => "object-short",
             P::QuotaRoot => "quota-root",
             P::QuotaUsage => "quota-usage",
+            P::LinkRecord => "link-record",
+            P::LinkMissing => "link-missing",
             P::Data => "data",
             P::Counters => "counters",
         }
@@ -283,6 +290,7 @@ struct Check<'a> {
     inodes: Inodes,
     segments: segments::Segments,
     quotas: quotas::Quotas,
+    links: links::Links,
     report: Report,
 }
 
@@ -296,11 +304,13 @@ impl Check<'_> {
     async fn run(&mut self) -> Result<()> {
         self.unknown_keys().await?;
         self.learn_quotas().await?;
+        self.learn_links().await?;
         self.learn_inodes().await?;
         self.names().await?;
         self.loops().await?;
         self.learn_segments().await?;
         self.inodes().await?;
+        self.links_without_directories();
         self.quotas();
         self.segments().await?;
         self.sessions().await?;
@@ -368,6 +378,7 @@ pub async fn check(subject: Subject<'_>, watch: Watch<'_>) -> Result<Report> {
         inodes: Inodes::default(),
         segments: segments::Segments::default(),
         quotas: quotas::Quotas::default(),
+        links: links::Links::default(),
         report: Report::default(),
     };
     check.run().await?;

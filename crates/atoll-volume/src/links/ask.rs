@@ -23,6 +23,7 @@ use super::list::PAGE_KEYS;
 use super::objects::bucket_errno;
 use super::record::BaseObject;
 use crate::core::{Belief, Core, Found, Step, kind_of};
+use crate::error::VolumeError;
 use crate::leases::Leasing;
 use crate::volume::Volume;
 
@@ -144,7 +145,8 @@ impl Volume {
     }
 
     pub(crate) async fn until_adopted(&self, adopted: u64) -> Result<(), Errno> {
-        match self.until_durable(adopted).await {
+        let durable = self.patiently(async { Ok::<_, VolumeError>(self.until_durable(adopted).await) }).await;
+        match durable.map_err(|error| error.errno())? {
             // A disk that is full keeps nobody from reading.
             Err(Errno::ENOSPC) => Ok(()),
             other => other,
