@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,6 +18,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::harness::*;
+use crate::leases::{OPERATIONS, metric};
 use crate::two_worlds::collect;
 
 /// How soon an object is what was written, at the latest.
@@ -157,6 +158,53 @@ fn what_another_tool_puts_is_seen_by_the_next_call_on_every_mount() {
     for mount in [&one, &other] {
         assert_eq!(fs::metadata(mount.join("new")).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(names(mount), ["before"]);
+    }
+}
+
+#[test]
+fn what_is_read_again_comes_from_the_mount_until_it_changes() {
+    let (mut site, plain) = site();
+    let large = words(1 << 20);
+    plain.put("data/file", &large);
+    link(&site, &[]);
+    let (one, other) = (site.mount("m1").join("data/file"), site.mount("m2").join("data/file"));
+    let port = site.address("http://").rsplit(':').next().unwrap().parse().unwrap();
+    let reads = || metric(port, &format!("{OPERATIONS}{{operation=\"read\"}}"));
+    let opens = || metric(port, &format!("{OPERATIONS}{{operation=\"open\"}}"));
+    eventually("the mounts keep what they read", || {
+        assert!(fs::read(&one).unwrap() == large && fs::read(&other).unwrap() == large);
+        let before = reads() + opens();
+        assert!(fs::read(&one).unwrap() == large && fs::read(&other).unwrap() == large);
+        reads() + opens() == before
+    });
+    let mut open = fs::File::open(&one).unwrap();
+    // Whoever changes it.
+    plain.put("data/file", b"by another tool");
+    for mount in [&other, &one] {
+        assert_eq!(fs::read(mount).unwrap(), b"by another tool");
+    }
+    let mut found = Vec::new();
+    match open.read_to_end(&mut found) {
+        Ok(_) => assert!(found == large, "what the kernel had of the old version, and no other bytes"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::StaleNetworkFileHandle),
+    }
+    eventually("it is kept again", || {
+        fs::metadata(&one).unwrap();
+        let before = opens();
+        fs::read(&one).unwrap();
+        opens() == before
+    });
+    // Who writes is known to do so: it is no object before it is closed.
+    let writing = fs::OpenOptions::new().write(true).open(&one).unwrap();
+    writing.write_all_at(b"BY", 0).unwrap();
+    assert_eq!(fs::read(&other).unwrap(), b"BY another tool");
+    std::thread::sleep(PUBLISHED);
+    assert_eq!(plain.get("data/file").unwrap(), b"by another tool");
+    drop(writing);
+    plain.must_become("data/file", b"BY another tool");
+    plain.delete("data/file");
+    for mount in [&one, &other] {
+        assert_eq!(fs::read(mount).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }
 

@@ -644,6 +644,7 @@ impl VolumeFs {
                     truncate: flags & libc::O_TRUNC as u32 != 0,
                     exclusive: false,
                     drop_privileges: open_flags & abi::OPEN_KILL_SUIDGID != 0,
+                    writes: writes(flags),
                 };
                 Parsed::Open(O::Open { inode, flags: open }, flags)
             }
@@ -653,6 +654,7 @@ impl VolumeFs {
                     truncate: flags & libc::O_TRUNC as u32 != 0,
                     exclusive: flags & libc::O_EXCL as u32 != 0,
                     drop_privileges: open_flags & abi::OPEN_KILL_SUIDGID != 0,
+                    writes: writes(flags),
                 };
                 let permissions = Mode(mode).permissions();
                 let create = O::Create { parent, name: name(f.string())?, permissions, umask, flags: open };

@@ -56,6 +56,10 @@ pub struct OpenFlags {
     pub exclusive: bool,
     /// See [`AttributeChanges::drop_privileges`]; only with `truncate`.
     pub drop_privileges: bool,
+    /// Something will be written. The authority is to know of it ahead, so a client does not answer it from what it keeps, unless it holds
+    /// the exclusive right; to the authority it makes no difference, and nobody sends it.
+    #[serde(skip)]
+    pub writes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -161,7 +161,7 @@ impl Committer {
         self.with_room(|| self.shared.store.durable(seq)).await?;
         self.last_commit = Instant::now();
         if let Some(cut) = cut {
-            self.shared.core.lock().unheard.durable(cut.ordered);
+            self.shared.core.lock().durable(cut.ordered);
             self.progress.send_modify(|p| {
                 p.durable = cut.ordered;
                 p.order = order;

@@ -11,16 +11,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::awake::Awake;
-use crate::core::{Asked, Core, Step, Stop, Unheard};
+use crate::core::{Asked, Core, NOBODY, Step, Stop, Unheard};
 use crate::grace::Grace;
 use crate::sessions::Mark;
 use crate::volume::{Asking, Volume};
 
 /// How long a client may take to say what it has heard of before changes are made durable instead.
 const HEARD_TIMEOUT: Duration = Duration::from_millis(2);
-
-/// Who asks for rights that no session is to have.
-pub(crate) const NOBODY: SessionId = SessionId(0);
 
 type Tell = Box<dyn Fn(Notice) + Send + Sync>;
 
@@ -67,7 +64,7 @@ impl Leases {
     }
 
     /// Until every holder has given up or was fenced.
-    async fn until_free(&self, blocked: Blocked) {
+    pub async fn until_free(&self, blocked: Blocked) {
         self.send(blocked.notices);
         // A sender is dropped unused only when the volume goes away.
         let _ = blocked.freed.await;
@@ -262,17 +259,17 @@ impl<'a> Leasing<'a> {
 }
 
 /// A place among those who wait for rights of others, until it is dropped.
-struct Waiting<'a> {
+pub(crate) struct Waiting<'a> {
     volume: &'a Volume,
     id: Option<WaiterId>,
 }
 
 impl<'a> Waiting<'a> {
-    fn new(volume: &'a Volume) -> Self {
+    pub fn new(volume: &'a Volume) -> Self {
         Waiting { volume, id: None }
     }
 
-    fn begin(&mut self, core: &mut Core, session: SessionId, claims: Vec<Claim>) -> Blocked {
+    pub fn begin(&mut self, core: &mut Core, session: SessionId, claims: Vec<Claim>) -> Blocked {
         let leases = &self.volume.inner.leases;
         let (waiter, notices) = core.leases.wait(session, claims, self.id, leases.now_ms());
         self.id = Some(waiter);
@@ -376,7 +373,9 @@ impl Volume {
                             core.evict();
                             return Ok(value);
                         }
-                        Err(stop) => Err(stop),
+                        Err(Stop::Error(errno)) => return Err(errno),
+                        Err(Stop::Load(need)) => Err(need),
+                        Err(Stop::Held(other)) => Ok(waiting.begin(&mut core, NOBODY, vec![claim, other])),
                     }
                 } else {
                     Ok(waiting.begin(&mut core, NOBODY, vec![claim]))
@@ -384,8 +383,7 @@ impl Volume {
             };
             match stopped {
                 Ok(blocked) => self.inner.leases.until_free(blocked).await,
-                Err(Stop::Error(errno)) => return Err(errno),
-                Err(Stop::Load(need)) => self.load(need).await?,
+                Err(need) => self.load(need).await?,
             }
         }
     }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use atoll_types::operation::DirectoryEntry;
 use atoll_types::{Caller, Errno, FileKind, Hidden, InodeId, Name, Operation, Timestamp};
 
+use crate::core::NOBODY;
 use crate::error::VolumeError;
 use crate::format::{self, InodeRecord, Retention};
-use crate::leases::NOBODY;
 use crate::volume::{Inner, Volume};
 
 /// Pause between two looks …

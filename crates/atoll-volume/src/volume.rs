@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use crate::committer::{self, Committer, Progress};
 use crate::compaction::{self, Compaction};
-use crate::core::{self, Context, Core, Listing, Need, ReadPlan, Step, Stop};
+use crate::core::{self, Context, Core, Listing, NOBODY, Need, ReadPlan, Step, Stop};
 use crate::error::VolumeError;
 use crate::extents::{ExtentMap, Piece};
 use crate::format::{
@@ -34,7 +34,7 @@ use crate::format::{
     VolumeSettings,
 };
 use crate::fsck;
-use crate::leases::{Earned, Leases, Leasing};
+use crate::leases::{Earned, Leases, Leasing, Waiting};
 use crate::links::record::BaseObject;
 use crate::links::{LinkService, Pattern, Reading};
 use crate::rebase;
@@ -832,7 +832,7 @@ impl Volume {
             match &result {
                 Ok(outcome) => leasing.earn(core, Ok(outcome)),
                 Err(Stop::Error(errno)) => leasing.earn(core, Err(*errno)),
-                Err(Stop::Load(_)) => {}
+                Err(Stop::Load(_) | Stop::Held(_)) => {}
             }
             result
         })
@@ -868,6 +868,7 @@ impl Volume {
                 Ok(blocked) => leasing.wait(blocked).await,
                 Err(Stop::Error(errno)) => return Err(errno),
                 Err(Stop::Load(need)) => self.load(need).await?,
+                Err(Stop::Held(claim)) => self.excluding(claim, |_| Ok(())).await?,
             }
         }
     }
@@ -898,10 +899,11 @@ impl Volume {
         Ok(())
     }
 
-    /// Run a step that is no session's until nothing is missing.
+    /// Run a step that is no session's until nothing is missing, and nobody keeps what it changes.
     pub(crate) async fn alone<T>(&self, mut run: impl FnMut(&mut Core) -> Step<T>) -> Result<T, Errno> {
+        let mut waiting = Waiting::new(self);
         loop {
-            let need = {
+            let stopped = {
                 let mut core = self.inner.shared.core.lock();
                 match run(&mut core) {
                     Ok(value) => {
@@ -909,16 +911,15 @@ impl Volume {
                         return Ok(value);
                     }
                     Err(Stop::Error(errno)) => return Err(errno),
-                    Err(Stop::Load(need)) => need,
+                    Err(Stop::Load(need)) => Err(need),
+                    Err(Stop::Held(claim)) => Ok(waiting.begin(&mut core, NOBODY, vec![claim])),
                 }
             };
-            self.load(need).await?;
+            match stopped {
+                Ok(blocked) => self.inner.leases.until_free(blocked).await,
+                Err(need) => self.load(need).await?,
+            }
         }
-    }
-
-    /// Up to which change all are durable.
-    pub(crate) fn durable_change(&self) -> u64 {
-        self.inner.progress.borrow().durable
     }
 
     /// Whether a commit failed: nothing more is committed here.
@@ -1078,7 +1079,7 @@ impl Volume {
             };
             match stopped {
                 Stop::Load(need) => Box::pin(self.try_load(need)).await?,
-                Stop::Error(_) => return Ok(false),
+                Stop::Error(_) | Stop::Held(_) => return Ok(false),
             }
         }
     }

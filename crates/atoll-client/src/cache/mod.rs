@@ -318,6 +318,10 @@ impl Cache {
                     return None;
                 }
                 let node = self.node(*inode);
+                // It may wait for the end of the writing.
+                if flags.writes && !node.holding.rights().contains(Rights::INODE_EXCLUSIVE) {
+                    return None;
+                }
                 node.local_opens += 1;
                 node.told = true;
                 Some((Ok(Outcome::Entry(attributes)), Kept { attributes: true, ..Kept::default() }))
@@ -1180,6 +1184,19 @@ mod tests {
         assert!(!cache.release(FILE), "the authority counts them");
         assert_eq!(cache.position(&Operation::Release { inode: FILE }), JournalPosition(2));
         assert!(!cache.journal.touches(FILE), "answers of the authority are as good as before");
+    }
+
+    #[test]
+    fn the_authority_hears_of_who_will_write_unless_it_can_change_nothing_meanwhile() {
+        let open = Operation::Open {
+            inode: FILE,
+            flags: atoll_types::operation::OpenFlags { writes: true, ..Default::default() },
+        };
+        let mut cache = Cache::default();
+        looked_up(&mut cache, 1, 1);
+        assert!(cache.answer(&open).is_none());
+        cache.node(FILE).holding.own(Rights::INODE_EXCLUSIVE);
+        assert!(cache.answer(&open).is_some());
     }
 
     #[test]

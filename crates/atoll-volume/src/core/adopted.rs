@@ -19,6 +19,7 @@ pub(crate) struct Adopted {
     /// The last of all, and of those that were too many to be remembered.
     last: u64,
     beyond: u64,
+    durable: u64,
 }
 
 impl Adopted {
@@ -42,33 +43,26 @@ impl Adopted {
         }
     }
 
-    /// Forget all, if all of it is durable.
-    fn is_over(&mut self, durable: u64) -> bool {
-        let is_over = self.last <= durable;
-        if is_over && !(self.inodes.is_empty() && self.names.is_empty()) {
+    /// The changes up to this one are durable.
+    pub fn durable(&mut self, ordered: u64) {
+        self.durable = ordered;
+        if self.last <= ordered {
             self.inodes.clear();
             self.names.clear();
         }
-        is_over
     }
 
     /// What must be durable before a client may refer to the inode.
-    pub fn of_inode(&mut self, inode: InodeId, durable: u64) -> Option<u64> {
-        if self.is_over(durable) {
-            return None;
-        }
+    pub fn of_inode(&self, inode: InodeId) -> Option<u64> {
         let entered = self.inodes.get(&inode).copied().unwrap_or_default();
-        Some(entered.max(self.beyond)).filter(|ordered| *ordered > durable)
+        Some(entered.max(self.beyond)).filter(|ordered| *ordered > self.durable)
     }
 
     /// What must be durable before a client may rely on a change that touches these inodes, and names in them.
-    pub fn of_change(&mut self, inodes: impl Iterator<Item = InodeId>, durable: u64) -> Option<u64> {
-        if self.is_over(durable) {
-            return None;
-        }
+    pub fn of_change(&self, inodes: impl Iterator<Item = InodeId>) -> Option<u64> {
         let of = |inode| [self.inodes.get(&inode), self.names.get(&inode)].into_iter().flatten().copied().max();
         let newest = inodes.filter_map(of).max().unwrap_or_default();
-        Some(newest.max(self.beyond)).filter(|ordered| *ordered > durable)
+        Some(newest.max(self.beyond)).filter(|ordered| *ordered > self.durable)
     }
 }
 
@@ -82,13 +76,17 @@ mod tests {
     #[test]
     fn what_is_not_durable_is_waited_for() {
         let mut adopted = Adopted::default();
-        assert_eq!((adopted.of_inode(A, 0), adopted.of_change([A].into_iter(), 0)), (None, None));
+        assert_eq!((adopted.of_inode(A), adopted.of_change([A].into_iter())), (None, None));
         adopted.entered(B, 7);
         adopted.names_changed(A, 8);
-        assert_eq!((adopted.of_inode(A, 6), adopted.of_inode(B, 6), adopted.of_inode(B, 7)), (None, Some(7), None));
-        assert_eq!(adopted.of_change([B, A].into_iter(), 6), Some(8));
-        assert_eq!(adopted.of_change([B].into_iter(), 7), None);
-        assert_eq!(adopted.of_change([A, B].into_iter(), 8), None);
+        adopted.durable(6);
+        assert_eq!((adopted.of_inode(A), adopted.of_inode(B)), (None, Some(7)));
+        assert_eq!(adopted.of_change([B, A].into_iter()), Some(8));
+        adopted.durable(7);
+        assert_eq!((adopted.of_inode(B), adopted.of_change([B].into_iter())), (None, None));
+        assert_eq!(adopted.of_change([A, B].into_iter()), Some(8));
+        adopted.durable(8);
+        assert_eq!(adopted.of_change([A, B].into_iter()), None);
         assert!(adopted.inodes.is_empty() && adopted.names.is_empty());
     }
 
@@ -98,8 +96,9 @@ mod tests {
         let many = KEPT_MAX as u64 + 1;
         (1..=many).for_each(|at| adopted.entered(InodeId(at), at));
         assert_eq!(adopted.inodes.len(), 1);
-        assert_eq!(adopted.of_inode(InodeId(1), 1), Some(many - 1));
-        assert_eq!(adopted.of_inode(InodeId(many), 1), Some(many));
-        assert_eq!(adopted.of_inode(InodeId(1), many - 1), None);
+        assert_eq!(adopted.of_inode(InodeId(1)), Some(many - 1));
+        assert_eq!(adopted.of_inode(InodeId(many)), Some(many));
+        adopted.durable(many - 1);
+        assert_eq!(adopted.of_inode(InodeId(1)), None);
     }
 }

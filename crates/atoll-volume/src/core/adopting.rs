@@ -73,6 +73,7 @@ impl Core {
         if is_directory && self.record(dentry.inode)?.size > 0 {
             return Ok(false);
         }
+        self.must_be_free(dentry.inode)?;
         self.gather_drop(dentry)?;
         if let Some(found) = found {
             self.gather_found(parent, found)?;
@@ -196,6 +197,7 @@ impl Core {
     pub fn replace_base(&mut self, inode: InodeId, link: InodeId, key: &ObjectKey, found: &Found) -> Step<()> {
         let Found::Object { info, target, .. } = found else { return Ok(()) };
         self.record(inode)?;
+        self.must_be_free(inode)?;
         let version = info.version.clone();
         let object =
             BaseObject { key: key.clone(), version: version.clone(), size: info.size, archived: info.archived };
@@ -207,7 +209,9 @@ impl Core {
         let (mut grown, mut root) = (0, InodeId::NONE);
         self.change(inode, |record| {
             record.size = info.size;
-            record.modified = info.modified;
+            // A kernel takes bytes of the same size and time for the same.
+            let is_alike = record.modified == info.modified;
+            record.modified = if is_alike { info.modified.successor() } else { info.modified };
             if record.kind() == FileKind::Regular {
                 grown = info.size.wrapping_sub(record.allocated) as i64;
                 record.allocated = info.size;

@@ -8,8 +8,8 @@
 //! something from others earns shared rights only: what several clients use would go back and forth, each time after
 //! its holder has written back.
 //!
-//! Nothing is granted in a linked directory, where the bucket has the last word, and on the directories of the trash: files come
-//! there that nobody has asked about.
+//! No names are granted in a linked directory, where the bucket has the last word ([`Core::keepable`]), and nothing on the directories of the
+//! trash: files come there that nobody has asked about.
 //!
 //! Invariant: the exclusive half on a directory itself is granted only while it has no default ACL. So a client that holds
 //! it knows what it makes there: new inodes get the mode that they are asked for, and no ACL. Only the holder itself can
@@ -247,10 +247,11 @@ impl Core {
             }
         }
         let mut grant = |inode, rights| {
-            if self.is_of_trash(inode) || self.is_linked(inode) {
+            if self.is_of_trash(inode) {
                 return;
             }
-            let rights = self.beside_locks(session, inode, rights);
+            let keepable = if self.is_linked(inode) { self.keepable(inode) } else { Rights::ALL };
+            let rights = self.beside_locks(session, inode, rights & keepable);
             grants.extend(self.leases.grant(session, inode, rights, now_ms));
         };
         earned.into_iter().for_each(|(inode, rights)| grant(inode, rights));

@@ -5,11 +5,13 @@
 //! everything else is the bucket's, and an answer of the bucket may change it ([`Core::adopt`]) unless one of ours has changed the bucket
 //! since it was asked ([`Links::touched_since`]).
 //!
-//! Nothing is granted on a linked inode: who uses it asks each time, since the bucket has the last word.
+//! No names are granted in a linked directory: who looks one up asks each time, since the bucket has the last word. What a file is then, its
+//! attributes and bytes, may be kept ([`Core::keepable`]): an object that was replaced is another file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use atoll_lease::Rights;
 use atoll_link::names::{Prefix, directory_prefix, object_key};
 use atoll_link::{LinkSettings, ObjectKey, Publish};
 use atoll_types::{Errno, FileKind, InodeId, Name, SessionId};
@@ -214,6 +216,16 @@ impl Core {
     /// Whether it is in a link, as far as is known: what an operation works on is.
     pub(super) fn is_linked(&self, inode: InodeId) -> bool {
         self.inodes.get(&inode).is_some_and(|cached| cached.record.linked.is_some())
+    }
+
+    /// What a session may keep of a linked inode: attributes and bytes of a file of which all is known. Nothing by which the next authority
+    /// would not know it.
+    pub(super) fn keepable(&self, inode: InodeId) -> Rights {
+        let is_known = self.inodes.get(&inode).is_some_and(|cached| {
+            let is_described = cached.record.linked.as_ref().is_some_and(|linked| linked.is_described);
+            is_described && cached.record.kind() == FileKind::Regular
+        });
+        if is_known && self.links.adopted.of_inode(inode).is_none() { Rights::INODE } else { Rights::NONE }
     }
 
     /// The link that an inode is in.
@@ -733,6 +745,7 @@ impl Core {
         if dentry.kind == FileKind::Directory {
             self.must_be_empty(dentry.inode)?;
         }
+        self.must_be_free(dentry.inode)?;
         self.gather_drop(dentry)?;
         self.publish_settled(dentry.inode);
         self.vanish(parent, name, dentry);

@@ -33,8 +33,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use atoll_lease::Authority;
 use atoll_lease::locks::LockTable;
+use atoll_lease::{Authority, Claim, Rights};
 use atoll_store::Page;
 use atoll_types::{Attributes, Caller, Errno, FileKind, InodeId, Mode, Name, SegmentId, SessionId, Timestamp};
 use bytes::Bytes;
@@ -59,6 +59,8 @@ pub(crate) enum Stop {
     Error(Errno),
     /// Load this and run the operation again.
     Load(Need),
+    /// Somebody holds what this excludes: wait until it is given up, and run the step again. Of steps that are no session's.
+    Held(Claim),
 }
 
 impl From<Errno> for Stop {
@@ -66,6 +68,9 @@ impl From<Errno> for Stop {
         Stop::Error(errno)
     }
 }
+
+/// Who asks for rights that no session is to have.
+pub(crate) const NOBODY: SessionId = SessionId(0);
 
 pub(crate) type Step<T> = Result<T, Stop>;
 
@@ -548,6 +553,18 @@ impl Core {
 
     pub fn ordered(&self) -> u64 {
         self.ordered
+    }
+
+    /// The changes up to this one are durable.
+    pub fn durable(&mut self, ordered: u64) {
+        self.unheard.durable(ordered);
+        self.links.adopted.durable(ordered);
+    }
+
+    /// Nobody keeps anything of the inode: what is about to be changed of it is no session's doing.
+    pub fn must_be_free(&self, inode: InodeId) -> Step<()> {
+        let claim = Claim { inode, excludes: Rights::INODE_EXCLUSIVE };
+        if self.leases.is_free(NOBODY, &[claim]) { Ok(()) } else { Err(Stop::Held(claim)) }
     }
 
     pub fn has_changes(&self) -> bool {

@@ -126,20 +126,19 @@ impl Volume {
         if !self.inner.links.is_used() {
             return None;
         }
-        let durable = self.durable_change();
-        let mut core = self.inner.shared.core.lock();
-        let adopted = &mut core.links.adopted;
+        let core = self.inner.shared.core.lock();
+        let adopted = &core.links.adopted;
         match (leasing.operation(), result.as_ref().ok()?) {
             (Operation::Lookup { .. }, Outcome::Entry(attributes)) => {
                 let is_directory = attributes.mode.kind() == Some(FileKind::Directory);
-                adopted.of_inode(attributes.inode, durable).filter(|_| is_directory)
+                adopted.of_inode(attributes.inode).filter(|_| is_directory)
             }
             // It goes on at a name of this part.
             (Operation::ReadDirectory { inode, .. }, Outcome::Listing { end: false, .. }) => {
-                adopted.of_change([*inode].into_iter(), durable)
+                adopted.of_change([*inode].into_iter())
             }
-            (Operation::Open { .. }, _) => adopted.of_change(leasing.touched(), durable),
-            (operation, _) if operation.mutates() => adopted.of_change(leasing.touched(), durable),
+            (Operation::Open { .. }, _) => adopted.of_change(leasing.touched()),
+            (operation, _) if operation.mutates() => adopted.of_change(leasing.touched()),
             _ => None,
         }
     }

@@ -47,6 +47,7 @@ impl Volume {
             OnConflict::BucketWins => {
                 let found = self.found(&self.bucket(link)?, key.clone(), info).await?;
                 self.alone(|core| {
+                    core.must_be_free(inode)?;
                     core.drop_gone(link, key);
                     core.yield_to(inode, Some(&found))
                 })
@@ -99,6 +100,7 @@ impl Volume {
             let linked = core.linked(inode)?.cloned();
             let Some((parent, own)) = linked.and_then(|linked| linked.home) else { return Ok(()) };
             let own = Name::new(own)?;
+            core.must_be_free(inode)?;
             core.forget_base(inode, link, key)?;
             core.drop_gone(link, key);
             core.rename(context, parent, &own, directory, &kept, RenameMode::NoReplace)?;

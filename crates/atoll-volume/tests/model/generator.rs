@@ -175,6 +175,7 @@ impl Generator {
             truncate: self.random.chance(15),
             exclusive: self.random.chance(15),
             drop_privileges: self.random.chance(50),
+            writes: false,
         }
     }
 
