@@ -7,7 +7,8 @@
 //!
 //! `cargo test -p atoll --test history` runs the cases below within about 110 s.
 //! `cargo test -p atoll --test history -- --steps 5000000 [--seed S] [--mounts N]
-//! [--workers N] [--no-faults] [--faults Crash,Kill] [--alone]` runs one long scenario. With `--s3` the volume is durable in a real S3 server.
+//! [--workers N] [--no-faults] [--faults Crash,Kill] [--alone]` runs one long scenario. With `--s3` the volume is durable in a real S3 server, with
+//! `--linked` it is linked to a bucket of one.
 //! Clients that are killed or fenced may lose what they have acknowledged and not flushed where a plan says so, with
 //! `--may-lose-unflushed` everywhere. Words, `--skip`, `--exact` and `--list` select and name cases as in any other test.
 //!
@@ -40,7 +41,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use options::Options;
-use scenario::{Finding, Plan, Work};
+use scenario::{Finding, Place, Plan, Work};
 
 fn fresh_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 16
@@ -60,7 +61,7 @@ fn plan(name: &str, seed: u64, mounts: usize, steps: u64, seconds: u64) -> Plan 
         freeze_max: Duration::from_secs(8),
         may_lose_unflushed: false,
         has_broken_mount: false,
-        in_s3: false,
+        place: Place::Folder,
     }
 }
 
@@ -120,6 +121,12 @@ fn plans() -> Vec<Plan> {
             freeze_min: Duration::from_secs(6),
             may_lose_unflushed: true,
             ..plan("three mounts alone, fences", fresh_seed(), 3, 200_000, 10)
+        },
+        Plan { place: Place::Link, ..plan("three mounts in a link", fresh_seed(), 3, 15_000, 10) },
+        Plan {
+            place: Place::Link,
+            faults: vec![Kind::Crash, Kind::Cut, Kind::Replace],
+            ..plan("three mounts in a link, crashes, cuts, and replaced", fresh_seed(), 3, 15_000, 12)
         },
         // The first scenario once more, with one mount of another kind.
         Plan {
@@ -197,7 +204,7 @@ fn main() -> ExitCode {
     };
     for plan in &mut plans {
         plan.may_lose_unflushed |= options.may_lose_unflushed;
-        plan.in_s3 = options.s3;
+        plan.place = options.place.unwrap_or(plan.place);
         if options.steps.is_none() {
             plan.seed = options.seed.unwrap_or(plan.seed);
             plan.mounts = options.mounts.unwrap_or(plan.mounts);

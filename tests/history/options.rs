@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 
 use crate::faults::Kind;
+use crate::scenario::Place;
 
 /// Of libtest, without a meaning here.
 const IGNORED_FLAGS: [&str; 7] =
@@ -21,7 +22,7 @@ pub struct Options {
     pub no_faults: bool,
     /// Of the long scenario: these instead of all.
     pub faults: Option<Vec<Kind>>,
-    pub s3: bool,
+    pub place: Option<Place>,
     pub alone: bool,
     pub may_lose_unflushed: bool,
     /// Name the cases instead of running them.
@@ -60,7 +61,8 @@ impl Options {
                 },
                 "--no-faults" => options.no_faults = true,
                 "--faults" => options.faults = Some(kinds(&text()?)?),
-                "--s3" => options.s3 = true,
+                "--s3" => options.place = Some(Place::S3),
+                "--linked" => options.place = Some(Place::Link),
                 "--alone" => options.alone = true,
                 "--may-lose-unflushed" => options.may_lose_unflushed = true,
                 "--list" => options.is_list = true,
@@ -73,7 +75,7 @@ impl Options {
                 other => {
                     return Err(format!(
                         "no option {other}: there are --steps, --seed, --mounts, --workers, --no-faults, --faults, \
-                         --s3, --alone, --may-lose-unflushed, and of libtest --list, --exact, --skip, words, and what says how to print"
+                         --s3, --linked, --alone, --may-lose-unflushed, and of libtest --list, --exact, --skip, words, and what says how to print"
                     ));
                 }
             }

@@ -56,8 +56,18 @@ pub struct Plan {
     pub may_lose_unflushed: bool,
     /// The last mount breaks its promises, which the check has to find out.
     pub has_broken_mount: bool,
-    /// Its volume is durable in a real S3 server, not in a folder.
-    pub in_s3: bool,
+    pub place: Place,
+}
+
+/// Where its volume is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Durable in a folder.
+    Folder,
+    /// Durable in a real S3 server.
+    S3,
+    /// Durable in a folder, and linked as a whole to a bucket of a real S3 server.
+    Link,
 }
 
 #[derive(Default)]
@@ -137,14 +147,18 @@ fn living<T>(outcome: Outcome<T>) -> Result<T, Finding> {
 
 impl Scenario<'_> {
     fn start(plan: &Plan) -> Result<Scenario<'_>, Finding> {
-        let mut site = if plan.in_s3 { Site::with_s3() } else { Site::empty() };
+        let mut site = if plan.place == Place::Folder { Site::empty() } else { Site::with_s3() };
         site.serve = ["--http", "127.0.0.1:0"].map(String::from).to_vec();
-        if plan.in_s3 {
+        if plan.place == Place::S3 {
             site.serve.extend(["--store", "s3://bucket/history"].map(String::from));
         }
         site.start();
-        let durability = if plan.in_s3 { "object" } else { "local" };
-        site.atoll(["volume", "create", "vol", "--durability", durability]).must_succeed();
+        let settings: &[_] = match plan.place {
+            Place::Folder => &["--durability", "local"],
+            Place::S3 => &["--durability", "object"],
+            Place::Link => &["--durability", "local", "--link", "s3://bucket/history"],
+        };
+        site.atoll([&["volume", "create", "vol"], settings].concat()).must_succeed();
         let kind = |number: usize| match number {
             last if plan.has_broken_mount && last + 1 == plan.mounts => Kind::Broken,
             odd if odd % 2 == 1 => Kind::Proxied,
