@@ -2,6 +2,7 @@
 //! killed: neither side is told anything old after the other one's call has returned, nothing is lost, and in the end the tree and the bucket
 //! are the same, byte by byte.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
@@ -37,6 +38,8 @@ struct Worlds {
     /// Roots of the mounts; the linked directory is in each.
     mounts: Vec<PathBuf>,
     kills: Kills,
+    /// Objects may still lie where renamed files were: who replaces one there replaces their bytes.
+    is_moving: Cell<bool>,
     seed: u64,
     random: Random,
     /// What both sides show, by path.
@@ -57,6 +60,7 @@ impl Worlds {
             boto,
             mounts,
             kills: Kills::default(),
+            is_moving: Cell::new(false),
             seed,
             random: Random(seed),
             files: BTreeMap::new(),
@@ -114,6 +118,7 @@ impl Worlds {
     fn publish(&self) {
         self.site.atoll(["publish", "vol:/data"]).must_succeed();
         self.must_settle();
+        self.is_moving.set(false);
     }
 
     fn must_settle(&self) {
@@ -246,6 +251,7 @@ impl Worlds {
     fn rename(&mut self) {
         let (Some(from), to, mount) = (self.existing(), self.path(), self.mount()) else { return };
         self.note(format!("rename {from} to {to} on {}", mount.display()));
+        self.is_moving.set(true);
         fs::create_dir_all(mount.join(&to).parent().unwrap()).unwrap();
         fs::rename(mount.join(&from), mount.join(&to)).unwrap();
         if let Some(bytes) = self.files.remove(&from) {
@@ -265,6 +271,7 @@ impl Worlds {
             fs::remove_dir_all(mount.join(to)).unwrap();
         }
         self.note(format!("rename {from} to {to} on {}", mount.display()));
+        self.is_moving.set(true);
         fs::rename(mount.join(from), mount.join(to)).unwrap();
         let moved: Vec<String> =
             self.files.keys().filter(|path| path.starts_with(&format!("{from}/"))).cloned().collect();
@@ -296,6 +303,9 @@ impl Worlds {
 
     /// Both sides change one file: the bucket's keeps the name, and the other one is kept, unless it was there before.
     fn race(&mut self) {
+        if self.is_moving.get() {
+            self.publish();
+        }
         let (path, mount) = (self.path(), self.mount());
         let (ours, theirs) = (self.bytes(), self.bytes());
         self.note(format!("race for {path} on {}", mount.display()));
