@@ -537,6 +537,9 @@ impl Volume {
         {
             return (Err(errno), Earned::default());
         }
+        if let Err(errno) = self.until_known(&operation).await {
+            return (Err(errno), Earned::default());
+        }
         let mut leasing = Leasing::new(self, asking, &operation, keeps);
         let result = match &operation {
             // What the session has open and locked, it says apart.

@@ -61,11 +61,12 @@ async fn of_a_file_all_is_kept_but_its_name() {
     site.put("a", "bytes");
     site.put("d/x", "bytes");
     let (volume, recalls) = volume(&site).await;
-    // The next authority would not know it.
+    // The next authority would not know it; who opens it waits for that.
     let (inode, kept) = look_up(&volume, A, "a").await;
     assert_eq!(kept, []);
     let inode = inode.unwrap();
-    ask(&volume, Operation::Sync).await.unwrap();
+    let open = Operation::Open { inode, flags: OpenFlags::default() };
+    assert_eq!(ask_as(&volume, A, open).await.1, [(inode, Rights::INODE)]);
     for session in [A, B] {
         assert_eq!(look_up(&volume, session, "a").await, (Ok(inode), vec![(inode, Rights::INODE)]));
     }

@@ -318,7 +318,7 @@ impl Cache {
                     return None;
                 }
                 let node = self.node(*inode);
-                // It may wait for the end of the writing.
+                // It publishes a linked file when nobody has it open for writing any more.
                 if flags.writes && !node.holding.rights().contains(Rights::INODE_EXCLUSIVE) {
                     return None;
                 }

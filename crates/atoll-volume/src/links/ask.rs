@@ -137,9 +137,21 @@ impl Volume {
             (Operation::ReadDirectory { inode, .. }, Outcome::Listing { end: false, .. }) => {
                 adopted.of_change([*inode].into_iter())
             }
-            (Operation::Open { .. }, _) => adopted.of_change(leasing.touched()),
             (operation, _) if operation.mutates() => adopted.of_change(leasing.touched()),
             _ => None,
+        }
+    }
+
+    /// Before a file is opened: its client may keep what the open answers only of what is durable.
+    pub(crate) async fn until_known(&self, operation: &Operation) -> Result<(), Errno> {
+        let Operation::Open { inode, .. } = operation else { return Ok(()) };
+        if !self.inner.links.is_used() {
+            return Ok(());
+        }
+        let adopted = self.inner.shared.core.lock().links.adopted.of_inode(*inode);
+        match adopted {
+            Some(adopted) => self.until_adopted(adopted).await,
+            None => Ok(()),
         }
     }
 
