@@ -22,7 +22,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// The protocol of this release. A server refuses others.
-pub const VERSION: u16 = 12;
+pub const VERSION: u16 = 13;
 /// Largest frame behind its length, in bytes: the largest I/O and room for its header.
 pub const FRAME_BYTES_MAX: usize = limits::IO_BYTES_MAX + 64 * 1024;
 /// Largest first frame, from a peer that is not known yet, in bytes.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_link::names::{DIRECTORY_NAME_BYTES_MAX, Prefix, Shown, directory_prefix, object_key, shown};
 use atoll_link::{Bucket, BucketError, Freshness, Head, Listed, ObjectInfo, ObjectKey, posix};
-use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Operation, Outcome, limits};
+use atoll_types::{ByteRange, Errno, FileKind, InodeId, Name, Operation, limits};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -23,8 +23,6 @@ use super::list::PAGE_KEYS;
 use super::objects::bucket_errno;
 use super::record::BaseObject;
 use crate::core::{Belief, Core, Found, Step, kind_of};
-use crate::error::VolumeError;
-use crate::leases::Leasing;
 use crate::volume::Volume;
 
 /// Checks of names under way: who comes while one runs shares the next one.
@@ -118,49 +116,6 @@ impl Volume {
                 self.until_moved(*new_parent, new_name).await
             }
             _ => Ok(()),
-        }
-    }
-
-    /// What of the bucket's must be durable before the operation is answered ([`crate::core`], `adopted`).
-    pub(crate) fn adopted(&self, leasing: &Leasing<'_>, result: &Result<Outcome, Errno>) -> Option<u64> {
-        if !self.inner.links.is_used() {
-            return None;
-        }
-        let core = self.inner.shared.core.lock();
-        let adopted = &core.links.adopted;
-        match (leasing.operation(), result.as_ref().ok()?) {
-            (Operation::Lookup { .. }, Outcome::Entry(attributes)) => {
-                let is_directory = attributes.mode.kind() == Some(FileKind::Directory);
-                adopted.of_inode(attributes.inode).filter(|_| is_directory)
-            }
-            // It goes on at a name of this part.
-            (Operation::ReadDirectory { inode, .. }, Outcome::Listing { end: false, .. }) => {
-                adopted.of_change([*inode].into_iter())
-            }
-            (operation, _) if operation.mutates() => adopted.of_change(leasing.touched()),
-            _ => None,
-        }
-    }
-
-    /// Before a file is opened: its client may keep what the open answers only of what is durable.
-    pub(crate) async fn until_known(&self, operation: &Operation) -> Result<(), Errno> {
-        let Operation::Open { inode, .. } = operation else { return Ok(()) };
-        if !self.inner.links.is_used() {
-            return Ok(());
-        }
-        let adopted = self.inner.shared.core.lock().links.adopted.of_inode(*inode);
-        match adopted {
-            Some(adopted) => self.until_adopted(adopted).await,
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) async fn until_adopted(&self, adopted: u64) -> Result<(), Errno> {
-        let durable = self.patiently(async { Ok::<_, VolumeError>(self.until_durable(adopted).await) }).await;
-        match durable.map_err(|error| error.errno())? {
-            // A disk that is full keeps nobody from reading.
-            Err(Errno::ENOSPC) => Ok(()),
-            other => other,
         }
     }
 

@@ -4,6 +4,7 @@
 //! a directory, `objects` for bytes, `hints` is what it says unasked. `publish` finds what is to be done and when, `settle` does it, with `write`, `moving` and `conflicts`, within a
 //! `budget`.
 
+mod adopted;
 mod ask;
 mod budget;
 mod conflicts;
