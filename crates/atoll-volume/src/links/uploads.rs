@@ -11,6 +11,8 @@ use crate::volume::{Inner, Volume};
 
 /// Longest id that is recorded, in bytes; S3's have some hundred.
 const ID_BYTES_MAX: usize = 1024;
+/// Most uploads of a volume that are recorded; a bucket that lets nobody abort any leaves one with each attempt that fails.
+const UPLOADS_MAX: usize = 10_000;
 
 impl Volume {
     pub(super) fn upload_log(&self, link: InodeId) -> Log {
@@ -53,7 +55,14 @@ impl UploadLog for Log {
             tracing::warn!(%key, bytes = upload.len(), "the id of an upload is too long: should it be left, it is not aborted");
             return Ok(());
         }
-        let ordered = volume.inner.shared.core.lock().begin_upload(self.link, upload, key);
+        let ordered = {
+            let mut core = volume.inner.shared.core.lock();
+            (core.links.uploads.len() < UPLOADS_MAX).then(|| core.begin_upload(self.link, upload, key))
+        };
+        let Some(ordered) = ordered else {
+            tracing::warn!(%key, "{UPLOADS_MAX} uploads are recorded: should this one be left, it is not aborted");
+            return Ok(());
+        };
         let recorded = volume.until_durable(ordered).await;
         recorded.map_err(|errno| BucketError::Away(format!("an upload cannot be recorded: {errno}")))
     }
