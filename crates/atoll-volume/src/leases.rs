@@ -363,29 +363,11 @@ impl Volume {
         claim: Claim,
         mut run: impl FnMut(&mut Core) -> Step<T>,
     ) -> Result<T, Errno> {
-        let mut waiting = Waiting::new(self);
-        loop {
-            let stopped = {
-                let mut core = self.inner.shared.core.lock();
-                if core.leases.is_free(NOBODY, &[claim]) {
-                    match run(&mut core) {
-                        Ok(value) => {
-                            core.evict();
-                            return Ok(value);
-                        }
-                        Err(Stop::Error(errno)) => return Err(errno),
-                        Err(Stop::Load(need)) => Err(need),
-                        Err(Stop::Held(other)) => Ok(waiting.begin(&mut core, NOBODY, vec![claim, other])),
-                    }
-                } else {
-                    Ok(waiting.begin(&mut core, NOBODY, vec![claim]))
-                }
-            };
-            match stopped {
-                Ok(blocked) => self.inner.leases.until_free(blocked).await,
-                Err(need) => self.load(need).await?,
-            }
-        }
+        let run = |core: &mut Core| {
+            core.must_exclude(claim)?;
+            run(core)
+        };
+        self.alone(run).await
     }
 
     /// An earlier authority may have granted these sessions rights that end with their terms, `term` from now at

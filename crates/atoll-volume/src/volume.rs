@@ -1134,15 +1134,14 @@ impl Volume {
                 })
                 .await?;
             let pattern = self.read_ahead(inode, plan.range, plan.base.as_ref());
-            let base = plan.base.clone();
-            match (self.fetch(plan, pattern).await, base) {
-                (Err(Errno::ESTALE), Some((link, base))) if self.until_replaced(inode, link, &base, began).await? => {}
+            match (self.fetch(&plan, pattern).await, &plan.base) {
+                (Err(Errno::ESTALE), Some((link, base))) if self.until_replaced(inode, *link, base, began).await? => {}
                 (read, _) => return read,
             }
         }
     }
 
-    pub(crate) async fn fetch(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
+    pub(crate) async fn fetch(&self, plan: &ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
         if plan.pieces.iter().any(Piece::is_of_object) {
             return self.fetch_linked(plan, pattern).await;
         }
@@ -1169,7 +1168,7 @@ impl Volume {
     }
 
     /// The same, where some pieces are an object's.
-    async fn fetch_linked(&self, plan: ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
+    async fn fetch_linked(&self, plan: &ReadPlan, pattern: Pattern) -> Result<Bytes, Errno> {
         let (link, object) = plan.base.as_ref().ok_or(Errno::EIO)?;
         let bucket = self.bucket(*link).map_err(|error| self.told(*link, error))?;
         let reading = Reading { bucket: &bucket, link: *link, object, pattern };

@@ -250,8 +250,7 @@ impl Core {
             if self.is_of_trash(inode) {
                 return;
             }
-            let keepable = if self.is_linked(inode) { self.keepable(inode) } else { Rights::ALL };
-            let rights = self.beside_locks(session, inode, rights & keepable);
+            let rights = self.beside_locks(session, inode, rights & self.keepable(inode));
             grants.extend(self.leases.grant(session, inode, rights, now_ms));
         };
         earned.into_iter().for_each(|(inode, rights)| grant(inode, rights));

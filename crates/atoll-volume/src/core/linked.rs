@@ -218,13 +218,14 @@ impl Core {
         self.inodes.get(&inode).is_some_and(|cached| cached.record.linked.is_some())
     }
 
-    /// What a session may keep of a linked inode: attributes and bytes of a file of which all is known. Nothing by which the next authority
-    /// would not know it.
+    /// What a session may keep of an inode. Of a linked one: attributes and bytes of a file of which all is known. Nothing by which the next
+    /// authority would not know it.
     pub(super) fn keepable(&self, inode: InodeId) -> Rights {
-        let is_known = self.inodes.get(&inode).is_some_and(|cached| {
-            let is_described = cached.record.linked.as_ref().is_some_and(|linked| linked.is_described);
-            is_described && cached.record.kind() == FileKind::Regular
-        });
+        let record = self.inodes.get(&inode).map(|cached| &cached.record);
+        let Some((record, linked)) = record.and_then(|record| Some((record, record.linked.as_ref()?))) else {
+            return Rights::ALL;
+        };
+        let is_known = linked.is_described && record.kind() == FileKind::Regular;
         if is_known && self.links.adopted.of_inode(inode).is_none() { Rights::INODE } else { Rights::NONE }
     }
 

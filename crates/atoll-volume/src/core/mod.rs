@@ -563,7 +563,11 @@ impl Core {
 
     /// Nobody keeps anything of the inode: what is about to be changed of it is no session's doing.
     pub fn must_be_free(&self, inode: InodeId) -> Step<()> {
-        let claim = Claim { inode, excludes: Rights::INODE_EXCLUSIVE };
+        self.must_exclude(Claim { inode, excludes: Rights::INODE_EXCLUSIVE })
+    }
+
+    /// No session holds what it excludes.
+    pub fn must_exclude(&self, claim: Claim) -> Step<()> {
         if self.leases.is_free(NOBODY, &[claim]) { Ok(()) } else { Err(Stop::Held(claim)) }
     }
 

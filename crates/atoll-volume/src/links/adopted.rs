@@ -12,18 +12,16 @@ impl Volume {
         if !self.inner.links.is_used() {
             return None;
         }
-        let core = self.inner.shared.core.lock();
-        let adopted = &core.links.adopted;
+        let core = || self.inner.shared.core.lock();
         match (leasing.operation(), result.as_ref().ok()?) {
-            (Operation::Lookup { .. }, Outcome::Entry(attributes)) => {
-                let is_directory = attributes.mode.kind() == Some(FileKind::Directory);
-                adopted.of_inode(attributes.inode).filter(|_| is_directory)
+            (Operation::Lookup { .. }, Outcome::Entry(found)) if found.kind() == FileKind::Directory => {
+                core().links.adopted.of_inode(found.inode)
             }
             // It goes on at a name of this part.
             (Operation::ReadDirectory { inode, .. }, Outcome::Listing { end: false, .. }) => {
-                adopted.of_change([*inode].into_iter())
+                core().links.adopted.of_change([*inode].into_iter())
             }
-            (operation, _) if operation.mutates() => adopted.of_change(leasing.touched()),
+            (operation, _) if operation.mutates() => core().links.adopted.of_change(leasing.touched()),
             _ => None,
         }
     }

@@ -145,7 +145,7 @@ impl Volume {
     ) -> Result<Bytes, Errno> {
         let pieces = map.read(range);
         let plan = ReadPlan { range, pieces, base: base.map(|base| (link, base.clone())) };
-        self.fetch(plan, Pattern::Sequential).await
+        self.fetch(&plan, Pattern::Sequential).await
     }
 
     /// True when it is to be begun anew.
